@@ -1,0 +1,96 @@
+"""Structured pruning of spiking vision transformers: the engine of the PSViT explorer.
+
+Importing this package is cheap and imports no torch; names load what they need when first used.
+
+Example:
+    >>> import psvit_core as psvit
+    >>> psvit.list_models()
+    ['sdt_v1_digits', 'e_spikeformer_digits']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psvit_core.data import EvalSet, load_data
+    from psvit_core.errors import PsvitError
+    from psvit_core.evaluate import measure
+    from psvit_core.export.pruned import save_pruned
+    from psvit_core.groups import find_groups, plan_from_kept
+    from psvit_core.planners import make_plan
+    from psvit_core.records import (
+        ChannelGroup,
+        Measurement,
+        PrunePlan,
+        SensitivityTable,
+    )
+    from psvit_core.runtime import Run
+    from psvit_core.sensitivity.sweep import sweep
+    from psvit_core.store import Store
+    from psvit_core.surgery import apply_plan, silenced
+    from psvit_core.workspace import Workspace
+    from psvit_core.zoo.cards import list_models, model_card
+    from psvit_core.zoo.checkpoint import load_model
+    from psvit_core.zoo.registry import build_model
+
+_HOMES = {
+    "ChannelGroup": "records",
+    "EvalSet": "data",
+    "Measurement": "records",
+    "PrunePlan": "records",
+    "PsvitError": "errors",
+    "Run": "runtime",
+    "SensitivityTable": "records",
+    "Store": "store",
+    "Workspace": "workspace",
+    "apply_plan": "surgery",
+    "build_model": "zoo.registry",
+    "find_groups": "groups",
+    "list_models": "zoo.cards",
+    "load_data": "data",
+    "load_model": "zoo.checkpoint",
+    "make_plan": "planners",
+    "measure": "evaluate",
+    "model_card": "zoo.cards",
+    "plan_from_kept": "groups",
+    "save_pruned": "export.pruned",
+    "silenced": "surgery",
+    "sweep": "sensitivity.sweep",
+}
+
+__all__ = [
+    "ChannelGroup",
+    "EvalSet",
+    "Measurement",
+    "PrunePlan",
+    "PsvitError",
+    "Run",
+    "SensitivityTable",
+    "Store",
+    "Workspace",
+    "apply_plan",
+    "build_model",
+    "find_groups",
+    "list_models",
+    "load_data",
+    "load_model",
+    "make_plan",
+    "measure",
+    "model_card",
+    "plan_from_kept",
+    "save_pruned",
+    "silenced",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'psvit_core' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"psvit_core.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

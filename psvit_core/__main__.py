@@ -1,0 +1,7 @@
+"""``python -m psvit_core``: the command line."""
+
+import sys
+
+from psvit_core.cli import main
+
+sys.exit(main())

@@ -1,0 +1,283 @@
+"""The command line: everything that the app does, for a shell.
+
+``--json`` prints one JSON object on stdout and nothing else; progress goes to stderr. Exit status:
+0 done, 1 failed while running, 2 bad input (one line on stderr), 130 cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError
+from psvit_core.files import check_writable
+from psvit_core.jobs import tasks
+from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
+from psvit_core.planners import POLICIES, SCOPES
+from psvit_core.records import Interval, Measurement, PrunePlan, SensitivityTable
+from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
+from psvit_core.size import memory_saving, plan_size
+from psvit_core.store import Store
+from psvit_core.zoo.cards import list_models, model_card
+
+Result = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
+    try:
+        result, text = command(options)
+    except PsvitError as error:
+        print(f"psvit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("psvit: cancelled; finished cells are kept.", file=sys.stderr)
+        return 130
+    print(json.dumps(result) if options.json else text)
+    return 0
+
+
+# ---- commands: options in, (JSON object, text) out -------------------------------------------
+
+
+def _models(options: argparse.Namespace) -> tuple[Result, str]:
+    cards = [model_card(name) for name in list_models()]
+    rows = [
+        {
+            "name": card.name,
+            "title": card.title,
+            "family": card.family,
+            "data": card.data,
+            "paper": card.paper,
+            "shipped_weights": card.weights is not None,
+            "training": dict(card.training),
+        }
+        for card in cards
+    ]
+    return {"models": rows}, "\n".join(f"{r['name']:24} {r['title']}" for r in rows)
+
+
+def _groups(options: argparse.Namespace) -> tuple[Result, str]:
+    summary = tasks.summarize_model(_engine(options))
+    size = plan_size(summary, None)
+    head = f"{summary.model}: {len(summary.groups)} channel groups, {_size_text(size.to_dict())}"
+    lines = [
+        f"{g.group_id:36} {g.n_units:5} units  {'per head' if g.heads else '':8} {g.label}"
+        for g in summary.groups
+    ]
+    result = {
+        "model": summary.model,
+        "weights_hash": summary.weights_hash,
+        "size": size.to_dict(),
+        "groups": [g.to_dict() for g in summary.groups],
+        "unused": [t.name for t in summary.shapes.tensors if t.role == "unused"],
+    }
+    return result, "\n".join([head, *lines])
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[Result, str]:
+    result = tasks.evaluate(_engine(options))
+    return result.to_dict(), _measurement_text(result)
+
+
+def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
+    check_writable(options.out)
+    settings = SweepSettings(ratios=check_ratios(options.ratios), criterion=options.criterion)
+    engine = _engine(options)
+    with tqdm(unit="cell", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        table = tasks.run_sweep(engine, settings, progress=progress)
+    table.save(options.out)
+    text = f"{options.out}: {len(table.rows)} cells, baseline {_percent(table.baseline_accuracy)}"
+    return table.to_dict(), text
+
+
+def _plan(options: argparse.Namespace) -> tuple[Result, str]:
+    check_writable(options.out)
+    table = SensitivityTable.load(options.sweep)
+    settings = PlanSettings(
+        policy=options.policy,
+        memory_saving=options.memory_saving,
+        max_drop=options.max_drop,
+        scope=options.scope,
+        round_to=options.round_to,
+    )
+    engine = None
+    if options.model is not None:
+        options.limit = options.measure
+        engine = _engine(options)
+        if tasks.summarize_model(engine).weights_hash != table.summary.weights_hash:
+            raise InvalidPlanError(
+                f"{options.sweep} was swept on {table.summary.model} with other weights than "
+                f"{options.model}. Sweep this model, or name the one that was swept."
+            )
+    with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
+        plan, measured = tasks.run_plan(
+            engine, table, settings, progress=lambda done, total, what: bar.update(done - bar.n) or None
+        )
+    plan.save(options.out)
+    summary = table.summary
+    result = {
+        "plan": plan.to_dict(),
+        "memory_saving": memory_saving(summary, plan),
+        "size": plan_size(summary, plan).to_dict(),
+        "measured": measured.to_dict() if measured else None,
+    }
+    text = (
+        f"{options.out}: {plan.policy}, saves {result['memory_saving']:.2%} of the memory, "
+        f"{plan.note}"
+    )
+    return result, text + (f"\n{_measurement_text(measured)}" if measured else "")
+
+
+def _prune(options: argparse.Namespace) -> tuple[Result, str]:
+    check_writable(options.out)
+    plan = PrunePlan.load(options.plan)
+    engine = _engine(options)
+    path = tasks.prune(engine, plan, options.out)
+    summary = tasks.summarize_model(engine)
+    size = plan_size(summary, plan)
+    result = {
+        "out": str(path),
+        "file_bytes": path.stat().st_size,
+        "memory_saving": memory_saving(summary, plan),
+        "size": size.to_dict(),
+        "baseline_size": plan_size(summary, None).to_dict(),
+    }
+    text = f"{path}: {_size_text(size.to_dict())}, saves {result['memory_saving']:.2%} of the memory"
+    return result, text
+
+
+# ---- helpers ---------------------------------------------------------------------------------
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    from psvit_core.runtime import use_default_threads
+
+    use_default_threads()
+    subject = Subject(
+        model=options.model,
+        checkpoint=options.checkpoint,
+        data=getattr(options, "data", None),
+        split=getattr(options, "split", "val"),
+        limit=getattr(options, "limit", None),
+        batch=getattr(options, "batch", 125),
+        device=getattr(options, "device", "cpu"),
+        time_steps=getattr(options, "time_steps", None),
+    )
+    return Engine(subject, Store())
+
+
+def _size_text(size: Result) -> str:
+    return f"{size['params']:,} parameters, {size['bytes'] / 1e6:.2f} MB, {size['macs']:,} MACs a step"
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
+
+
+def _measurement_text(m: Measurement) -> str:
+    c = m.conditions
+    lines = [
+        f"accuracy  {_percent(m.accuracy)} (95 %) on {c.data} {c.split}, {c.n_images} images, "
+        f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}",
+        f"size      {_size_text(m.size.to_dict())}, memory saving {m.memory_saving:.2%}",
+        f"compute   {m.sops:,.0f} SOPs an image, theoretical {m.energy_pj / 1e6:.2f} uJ",
+    ]
+    if m.drop is not None:
+        lines.append(f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired")
+    return "\n".join(lines)
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidRatioError(
+            f"--ratios is a list of fractions removed, such as 0.25,0.5; got {text!r}."
+        ) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line, as all other errors."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"psvit: {message}. See {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m psvit_core", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        return command
+
+    add("models", _models, "list the registered models")
+    _model_arguments(add("groups", _groups, "list a model's channel groups"))
+
+    evaluate = add("evaluate", _evaluate, "measure a model")
+    _model_arguments(evaluate)
+    _data_arguments(evaluate)
+
+    sweep = add("sweep", _sweep, "measure every group at every prune ratio; resumes")
+    _model_arguments(sweep)
+    _data_arguments(sweep)
+    sweep.add_argument(
+        "--ratios", type=_ratios, default=DEFAULT_RATIOS, help="fractions removed, e.g. 0.25,0.5"
+    )
+    sweep.add_argument("--criterion", default="l2", help="importance criterion: l1 or l2")
+    sweep.add_argument("--out", required=True, help="JSON file for the table")
+
+    plan = add("plan", _plan, "choose what to prune; with MODEL and --data, measured")
+    _model_arguments(plan, optional=True)
+    _data_arguments(plan, limit=False)
+    plan.add_argument("--sweep", required=True, help="table written by sweep")
+    plan.add_argument("--policy", default="psvit", help=f"one of {', '.join(POLICIES)}")
+    target = plan.add_mutually_exclusive_group(required=True)
+    target.add_argument("--memory-saving", type=float, help="fraction of bytes to save, e.g. 0.224")
+    target.add_argument("--max-drop", type=float, help="accuracy drop allowed, e.g. 0.03")
+    plan.add_argument("--scope", default="all", help=f"groups to prune: {' or '.join(SCOPES)}")
+    plan.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
+    plan.add_argument("--measure", type=int, metavar="N", help="measure on N images (default all)")
+    plan.add_argument("--out", required=True, help="JSON file for the plan")
+
+    prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
+    _model_arguments(prune)
+    prune.add_argument("--plan", required=True, help="plan written by plan")
+    prune.add_argument("--out", required=True, help=".safetensors file for the pruned model")
+    return parser
+
+
+def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    command.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?" if optional else None,
+        help="registered name, or a pruned .safetensors",
+    )
+    command.add_argument("--checkpoint", metavar="F", help="weights for a registered name")
+
+
+def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:
+    command.add_argument("--data", metavar="SPEC", help="digits, folder:DIR or npz:FILE")
+    command.add_argument("--split", default="val", help="train, calib, val (default) or test")
+    if limit:
+        command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
+    command.add_argument("--batch", type=int, default=125, metavar="B")
+    command.add_argument("--time-steps", type=int, metavar="T")
+    command.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda")

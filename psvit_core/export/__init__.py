@@ -1,0 +1,1 @@
+"""Writing pruned models to files that load anywhere and run nothing."""

@@ -1,0 +1,153 @@
+"""LIF kernels: the bits of SpikingJelly's multi-step LIF, in one pass over time.
+
+``lif`` runs the neuron of every LIF family (tau 2, input decayed, hard reset to 0) from zero state
+and returns spikes only. SpikingJelly's CPU module walks the tensor four to six times a step; here
+the recurrence is either compiled into one loop (``torch.compile``, after ``use_compiled()``) or,
+needing no compiler, done in place on cache-sized pieces. Both give the module's bits
+(``tests/test_fused.py``); gradients are those of SpikingJelly's sigmoid surrogate with the reset
+detached.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_PIECE = 1 << 15  # elements a piece: fits the L2 cache, and below the size at which torch forks threads
+SURROGATE_ALPHA = 4.0  # slope of the sigmoid surrogate in all published LIF models
+
+_compiled = False
+
+
+def use_compiled(on: bool = True) -> bool:
+    """Choose compiled kernels for this process, if they compile and agree bit for bit.
+
+    Compiling takes seconds once a process, so short commands leave it off.
+
+    Returns:
+        Whether compiled kernels are in use now.
+    """
+    global _compiled
+    _compiled = on and _compiled_kernels_agree()
+    return _compiled
+
+
+@functools.cache
+def _compiled_kernels_agree() -> bool:
+    """Compile once and compare with the plain recurrence on values around the threshold."""
+    x = torch.linspace(-3, 3, 4 * 257).reshape(257, 4).T.contiguous()
+    try:
+        got = _compiled_kernel(_recurrence)(x, 1.0)
+    except Exception as error:  # any failure of a compiler we do not control: say so, go on without
+        log.warning("compiled LIF kernels are off: %s", str(error).splitlines()[0])
+        return False
+    if torch.equal(got, _recurrence(x, 1.0)):
+        return True
+    log.warning("compiled LIF kernels are off: their bits differ from the plain recurrence")
+    return False
+
+
+@functools.cache
+def _compiled_kernel(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
+
+
+def lif(x: Tensor, v_threshold: float) -> Tensor:
+    """Spikes of a LIF layer that starts from zero state and leaves none.
+
+    Args:
+        x: (T, ...) input current; time first.
+        v_threshold: Firing threshold, above 0.
+
+    Returns:
+        Tensor shaped like ``x`` holding 0.0 or 1.0.
+
+    Source:
+        ``h = v + (x - v) / 2``, spike where ``h >= v_threshold``, then ``v = 0`` there.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        spikes: Tensor = _LIF.apply(x, v_threshold)  # type: ignore[no-untyped-call]
+        return spikes
+    if _compiled:
+        with torch.no_grad():
+            return _compiled_kernel(_recurrence)(x.contiguous(), v_threshold)
+    return _in_pieces(x, v_threshold)
+
+
+def _recurrence(x: Tensor, v_threshold: float) -> Tensor:
+    v = torch.zeros_like(x[0])
+    spikes = []
+    for t in range(x.shape[0]):
+        h = v + (x[t] - v) * 0.5
+        fired = h >= v_threshold
+        spikes.append(fired.to(x.dtype))
+        v = torch.where(fired, 0.0, h)
+    return torch.stack(spikes)
+
+
+def _in_pieces(x: Tensor, v_threshold: float) -> Tensor:
+    flat = x.detach().reshape(x.shape[0], -1)
+    spikes = torch.empty_like(flat)
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    for low in range(0, flat.shape[1], _PIECE):
+        piece = slice(low, min(low + _PIECE, flat.shape[1]))
+        v = torch.zeros_like(flat[0, piece])
+        for current, out in zip(flat[:, piece], spikes[:, piece], strict=True):
+            torch.sub(current, v, out=out)
+            v.add_(out.mul_(0.5))
+            torch.ge(v, v_threshold, out=out)
+            torch.where(out > 0, zero, v, out=v)
+    return spikes.view(x.shape)
+
+
+def _membrane(x: Tensor, v_threshold: float) -> Tensor:
+    """Membrane potential before the reset, (T, ...): all that the backward pass needs."""
+    v = torch.zeros_like(x[0])
+    potentials = []
+    for t in range(x.shape[0]):
+        h = v + (x[t] - v) * 0.5
+        potentials.append(h)
+        v = torch.where(h >= v_threshold, 0.0, h)
+    return torch.stack(potentials)
+
+
+def _spikes(h: Tensor, v_threshold: float) -> Tensor:
+    return (h >= v_threshold).to(h.dtype)
+
+
+def _gradient(grad: Tensor, h: Tensor, v_threshold: float) -> Tensor:
+    carry = torch.zeros_like(h[0])
+    out: list[Tensor] = []
+    for t in range(h.shape[0] - 1, -1, -1):
+        gate = torch.sigmoid((h[t] - v_threshold) * SURROGATE_ALPHA)
+        kept = torch.where(h[t] >= v_threshold, 0.0, carry)
+        grad_x = (grad[t] * (1.0 - gate) * gate * SURROGATE_ALPHA + kept) * 0.5
+        out.append(grad_x)
+        carry = grad_x
+    return torch.stack(out[::-1])
+
+
+class _LIF(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, v_threshold: float) -> Tensor:  # type: ignore[no-untyped-def]
+        run = _compiled_kernel if _compiled else _plainly
+        h = run(_membrane)(x.contiguous(), v_threshold)
+        ctx.save_for_backward(h)
+        ctx.v_threshold = v_threshold
+        return _spikes(h, v_threshold)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+        (h,) = ctx.saved_tensors
+        run = _compiled_kernel if _compiled else _plainly
+        return run(_gradient)(grad.contiguous(), h, ctx.v_threshold), None
+
+
+def _plainly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return function

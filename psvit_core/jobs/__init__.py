@@ -1,0 +1,1 @@
+"""Background work: ``client`` (no torch), ``worker`` (the detached process), ``tasks`` (the work)."""

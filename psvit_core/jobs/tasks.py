@@ -1,0 +1,211 @@
+"""The heavy work behind the command line and the app's worker: names in, records out.
+
+Every task takes its settings as plain data, the store, and callbacks for progress and stopping, so
+that a shell and a background process run the very same code. Torch is imported inside, so that this
+module can be named without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psvit_core.files import check_writable
+from psvit_core.records import (
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    Record,
+    SensitivityTable,
+)
+from psvit_core.sensitivity.table import DEFAULT_RATIOS, save_spec
+from psvit_core.store import Store
+from psvit_core.zoo.cards import DEFAULT_MODEL, ModelCard
+
+if TYPE_CHECKING:
+    from psvit_core.data import EvalSet
+    from psvit_core.runtime import Run
+    from psvit_core.zoo.base import SpikingModel
+
+Progress = Callable[[int, int, str], None]
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject(Record):
+    """Which model on which images, and how it is run."""
+
+    model: str = DEFAULT_MODEL  # registered name or pruned file
+    checkpoint: str | None = None
+    data: str | None = None  # None: what the model was trained for
+    split: str = "val"
+    limit: int | None = None
+    batch: int = 125
+    device: str = "cpu"
+    precision: str = "float32"
+    time_steps: int | None = None  # None: the model's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(Record):
+    """What a sweep measures."""
+
+    ratios: tuple[float, ...] = DEFAULT_RATIOS
+    criterion: str = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(Record):
+    """What a planner is asked for."""
+
+    policy: str = "psvit"
+    memory_saving: float | None = None
+    max_drop: float | None = None
+    scope: str = "all"
+    round_to: int = 1
+
+
+@dataclass
+class Engine:
+    """A model and its images, loaded; what tasks run on.
+
+    Args:
+        subject: What to load.
+        store: Where results are kept.
+    """
+
+    subject: Subject
+    store: Store
+    _model: SpikingModel | None = field(default=None, repr=False)
+    _data: EvalSet | None = field(default=None, repr=False)
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of the model, or of the one that it was pruned from."""
+        from psvit_core.zoo.checkpoint import find_card
+
+        return find_card(self.subject.model)
+
+    @property
+    def model(self) -> SpikingModel:
+        """The model, loaded once."""
+        if self._model is None:
+            from psvit_core.zoo.checkpoint import load_model
+
+            self._model = load_model(self.subject.model, self.subject.checkpoint)
+            if self.subject.time_steps is not None:
+                self._model.set_time_steps(self.subject.time_steps)
+        return self._model
+
+    @property
+    def data(self) -> EvalSet:
+        """The images, loaded once."""
+        if self._data is None:
+            from psvit_core.data import load_data
+
+            card, s = self.card, self.subject
+            whole = load_data(s.data or card.data, split=s.split, transform=card.transform)
+            self._data = whole.limit(s.limit)
+        return self._data
+
+    @property
+    def run(self) -> Run:
+        """Device, batch, precision."""
+        from psvit_core.runtime import Run
+
+        s = self.subject
+        return Run(device=s.device, batch=s.batch, precision=s.precision)
+
+
+def summarize_model(engine: Engine) -> ModelSummary:
+    """The model's summary with its rankings by every criterion."""
+    from psvit_core.groups import summarize
+    from psvit_core.importance import CRITERIA, rank
+
+    return summarize(engine.model, {name: rank(engine.model, name) for name in CRITERIA})
+
+
+def evaluate(engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None) -> Measurement:
+    """Measure the model, or what a plan makes of it."""
+    from psvit_core.evaluate import measure
+
+    return measure(
+        engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick
+    )
+
+
+def _compile_kernels(engine: Engine) -> None:
+    """Use compiled LIF kernels for long work: compiling takes seconds once a process."""
+    from psvit_core import fused, neurons
+
+    has_lif = any(isinstance(module, neurons.LIF) for module in engine.model.modules())
+    if has_lif and engine.run.device == "cpu":
+        fused.use_compiled()
+
+
+def run_sweep(
+    engine: Engine,
+    settings: SweepSettings,
+    started: Callable[[str], None] = lambda key: None,
+    progress: Progress = lambda done, total, what: None,
+    tick: Tick = lambda: None,
+) -> SensitivityTable:
+    """Run or resume a sweep; ``started`` is told its key in the store before the first cell."""
+    from psvit_core.sensitivity.sweep import make_spec, run_spec
+
+    spec = make_spec(
+        engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
+        run=engine.run,
+    )  # fmt: skip
+    save_spec(engine.store, spec)
+    started(spec.key)
+    _compile_kernels(engine)
+    return run_spec(
+        spec, engine.model, engine.data, run=engine.run, store=engine.store,
+        progress=progress, tick=tick,
+    )  # fmt: skip
+
+
+def run_plan(
+    engine: Engine | None,
+    table: SensitivityTable,
+    settings: PlanSettings,
+    progress: Progress = lambda done, total, what: None,
+    tick: Tick = lambda: None,
+) -> tuple[PrunePlan, Measurement | None]:
+    """Choose a plan; with an engine, measured while planning and at the end."""
+    from psvit_core.planners import make_plan
+
+    measure_plan = None
+    if engine is not None:
+        from psvit_core.sensitivity.sweep import refuse_test
+
+        refuse_test(engine.data)
+        _compile_kernels(engine)
+        measured = 0
+
+        def measure_plan(plan: PrunePlan) -> Measurement:
+            nonlocal measured
+            result = evaluate(engine, plan, tick)
+            measured += 1
+            progress(measured, 0, "plans measured")
+            return result
+
+    plan = make_plan(
+        table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
+        scope=settings.scope, measure=measure_plan, round_to=settings.round_to,
+    )  # fmt: skip
+    return plan, measure_plan(plan) if measure_plan else None
+
+
+def prune(engine: Engine, plan: PrunePlan, out: str | Path) -> Path:
+    """Apply a plan and write the pruned checkpoint."""
+    from psvit_core.export.pruned import save_pruned
+    from psvit_core.surgery import apply_plan
+
+    check_writable(out)
+    return save_pruned(apply_plan(engine.model, plan), out)
+
+

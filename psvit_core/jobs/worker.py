@@ -1,0 +1,226 @@
+"""The detached worker: ``python -m psvit_core.jobs.worker STORE DEVICE``.
+
+Takes queued jobs one after the other, short ones also between two batches of a long one, and stays
+for a while with the model loaded. One per device and store, by a file lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from psvit_core.errors import CancelledError, PsvitError
+from psvit_core.jobs import client
+from psvit_core.jobs.client import SHORT, Job
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    Subject,
+    SweepSettings,
+    evaluate,
+    prune,
+    run_plan,
+    run_sweep,
+    summarize_model,
+)
+from psvit_core.records import PrunePlan, SensitivityTable
+from psvit_core.sensitivity.table import load_spec, read_table
+from psvit_core.store import Store, digest
+
+log = logging.getLogger("psvit.worker")
+
+IDLE_SECONDS = 900.0  # how long a worker without work keeps its model loaded
+_POLL_SECONDS = 0.2
+_LOCK_SECONDS = 2.0  # a client that looks whether a worker is there holds the lock for a moment
+_SAVE_SECONDS = 0.3  # progress is written at most this often
+_LOOK_SECONDS = 0.2  # between batches, look for cancelling and short jobs at most this often
+
+
+def main(arguments: list[str]) -> None:
+    """Work until nothing has come for ``IDLE_SECONDS``."""
+    folder, device = arguments
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    os.nice(10)  # the browser and the app come first
+    store = Store(folder)
+    while True:
+        with client.worker_lock(store, device, timeout=_LOCK_SECONDS) as free:
+            if not free:
+                return
+            from psvit_core.runtime import use_default_threads
+
+            use_default_threads()
+            Worker(store, device).work()
+        # A job may have come after the last look and before the lock was free again.
+        if not _waiting(store, device):
+            return
+
+
+def _waiting(store: Store, device: str, tasks: tuple[str, ...] = client.KINDS) -> list[Job]:
+    jobs = (j for j in client.list_jobs(store) if j.state == "queued" and j.device == device)
+    short_first = sorted(jobs, key=lambda j: (j.task not in SHORT, j.created))
+    return [job for job in short_first if job.task in tasks]
+
+
+class Worker:
+    """One process's work on one device."""
+
+    def __init__(self, store: Store, device: str) -> None:
+        self.store = store
+        self.device = device
+        self._engines: dict[str, Engine] = {}
+        self._looked = 0.0
+
+    def work(self) -> None:
+        """Run jobs until idle for long."""
+        last = time.monotonic()
+        while time.monotonic() - last < IDLE_SECONDS:
+            waiting = _waiting(self.store, self.device)
+            if waiting:
+                self.run_job(waiting[0])
+                last = time.monotonic()
+            else:
+                time.sleep(_POLL_SECONDS)
+
+    def run_job(self, job: Job) -> None:
+        """Run one job to its end and keep how it ended."""
+        job = dataclasses.replace(
+            job, state="running", started=time.time(), pid=os.getpid(),
+            pid_started=client.process_started(os.getpid()), fresh=0,
+        )  # fmt: skip
+        runner = _Runner(self, client.save(self.store, job))
+        log.info("%s %s: start", job.id, job.title)
+        try:
+            result = runner.run()
+            ended = dataclasses.replace(runner.job, state="done", result=result)
+        except CancelledError:
+            ended = dataclasses.replace(runner.job, state="cancelled")
+        except PsvitError as error:
+            ended = dataclasses.replace(runner.job, state="failed", error=str(error))
+        except Exception as error:  # a defect or lack of memory: tell it and live on
+            log.error("%s", traceback.format_exc())
+            text = f"{type(error).__name__}: {error}. The whole story is in the log."
+            ended = dataclasses.replace(runner.job, state="failed", error=text)
+        client.save(self.store, dataclasses.replace(ended, ended=time.time()))
+        log.info("%s %s: %s %s", job.id, job.title, ended.state, ended.error)
+
+    def engine(self, subject: Subject) -> Engine:
+        """The loaded model and images of a subject; kept for the next job."""
+        key = digest([subject.to_dict(), _stamp(subject.model), _stamp(subject.checkpoint)])
+        if key not in self._engines:
+            self._engines.clear()  # one model at a time in memory
+            self._engines[key] = Engine(subject, self.store)
+        return self._engines[key]
+
+    def look(self, job: Job) -> None:
+        """Between batches: stop a cancelled job, let short ones in."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        if client.cancel_asked(self.store, job.id):
+            raise CancelledError(f"{job.title} was cancelled.")
+        if job.task not in SHORT:
+            for short in _waiting(self.store, self.device, SHORT):
+                self.run_job(short)
+
+
+def _stamp(path: str | None) -> list[float]:
+    """Size and time of a file, so that a changed checkpoint is loaded anew."""
+    if not path or not os.path.exists(path):  # noqa: PTH110
+        return []
+    stat = os.stat(path)  # noqa: PTH116
+    return [stat.st_size, stat.st_mtime]
+
+
+class _Runner:
+    """One job's run: its task, its progress."""
+
+    def __init__(self, worker: Worker, job: Job) -> None:
+        self.worker = worker
+        self.job = job
+        self._saved = 0.0
+        self._work = 0
+        self._counted = 0
+
+    def run(self) -> dict[str, Any]:
+        """Run the task; returns what is kept as the job's result."""
+        params = self.job.params
+        engine = self.worker.engine(Subject.from_dict(params["subject"]))
+        return {
+            "summary": self._summary,
+            "measure": self._measure,
+            "sweep": self._sweep,
+            "plan": self._plan,
+            "export": self._export,
+        }[self.job.task](engine, params)
+
+    def tick(self) -> None:
+        """Called before each batch."""
+        self._work += 1
+        self.worker.look(self.job)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Called after each step."""
+        worked = self._work > self._counted  # no batch was run: the step came from the store
+        self._counted = self._work
+        self.job = dataclasses.replace(
+            self.job, done=done, total=total, what=what, fresh=self.job.fresh + worked
+        )
+        now = time.monotonic()
+        if now - self._saved >= _SAVE_SECONDS or done == total:
+            self._saved = now
+            client.save(self.worker.store, self.job)
+
+    def _summary(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        return {"summary": summarize_model(engine).to_dict()}
+
+    def _measure(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None
+        return {"measurement": evaluate(engine, plan, self.tick).to_dict()}
+
+    def _sweep(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        settings = SweepSettings.from_dict(params["settings"])
+        table = run_sweep(engine, settings, self._started, self.progress, self.tick)
+        return {**self.job.result, "cells": len(table.rows)}
+
+    def _started(self, sweep_key: str) -> None:
+        self.job = dataclasses.replace(self.job, result={"sweep_key": sweep_key})
+        client.save(self.worker.store, self.job)
+
+    def _plan(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        table = self._table(params["sweep_key"])
+        settings = PlanSettings.from_dict(params["settings"])
+        plan, measurement = run_plan(engine, table, settings, self.progress, self.tick)
+        return {
+            "plan": plan.to_dict(),
+            "measurement": measurement.to_dict() if measurement else None,
+        }
+
+    def _table(self, sweep_key: str) -> SensitivityTable:
+        spec = load_spec(self.worker.store, sweep_key)
+        table = read_table(self.worker.store, spec)
+        if table is None or len(table.rows) < len(spec.ratios) * len(spec.summary.groups):
+            raise PsvitError("The sweep is not finished. Let it finish, then plan.")
+        return table
+
+    def _export(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        plan = PrunePlan.from_dict(params["plan"])
+        out = self.worker.store.place("exports", self.job.id, params["file_name"])
+        path = prune(engine, plan, out)
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Any) -> str:
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Spike-side measurements: firing, synaptic operations, theoretical energy."""

@@ -1,0 +1,168 @@
+"""Counting spikes while a model runs: firing rates and synaptic operations (SOPs).
+
+A SOP is one accumulate that a spike triggers. For every layer that reads spikes: the spikes at its
+input (an integer level k counts k) times the outputs that each really reaches - at image borders
+and under strides exactly, not on average. Attention: a query spike meets every key token, a value
+spike every attention row; SDSA accumulates where key and value spike together. The image-fed layer
+is multiply-accumulates, done once for a static image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from psvit_core.groups import COMPUTE_LAYERS, axis_groups
+from psvit_core.neurons import NEURONS, spikes_per_unit
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.e_spikeformer import SpikeProduct
+from psvit_core.zoo.sdt import SpikeGate
+
+
+@dataclass
+class SpikeCount:
+    """What the hooks of ``count_spikes`` gather; ``sops`` per image of the batches so far."""
+
+    sops: list[Tensor] = field(default_factory=list)  # one (B,) float64 a batch
+    fired: dict[str, float] = field(default_factory=dict)  # neuron layer -> sum of spike values
+    seen: dict[str, float] = field(default_factory=dict)  # neuron layer -> neurons x steps x images
+
+    def firing_rates(self) -> dict[str, float]:
+        """Mean spike value per neuron and time step, by neuron layer."""
+        return {name: self.fired[name] / self.seen[name] for name in self.fired}
+
+
+@contextmanager
+def count_spikes(
+    model: SpikingModel, widths: Mapping[str, int] | None = None
+) -> Iterator[SpikeCount]:
+    """Count while the block runs ``model``; hooks are removed at its end.
+
+    Args:
+        model: The model that runs.
+        widths: Group widths that fan-outs are counted at, where ``model`` is a full model that
+            stands for a pruned one (``surgery.silenced``).
+    """
+    counter = _Counter(model, widths or {})
+    handles = []
+    for name, module in model.named_modules():
+        hook = counter.hook_for(name, module)
+        if hook is not None:
+            handles.append(module.register_forward_hook(hook))
+    handles.append(model.register_forward_pre_hook(counter.start_batch))
+    try:
+        yield counter.count
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+
+
+class _Counter:
+    def __init__(self, model: SpikingModel, widths: Mapping[str, int]) -> None:
+        self.count = SpikeCount()
+        self._model = model
+        self._widths = widths
+        self._owners = axis_groups(model.channel_groups())
+        self._covers: dict[tuple[str, torch.Size], Tensor] = {}
+        self._summed: tuple[Tensor, Tensor] | None = None  # the last tensor and its row sums
+
+    def start_batch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        self.count.sops.append(torch.zeros(x.shape[0], dtype=torch.float64, device=x.device))
+
+    def hook_for(self, name: str, module: nn.Module) -> _Hook | None:
+        if isinstance(module, NEURONS):
+            return self._on_neuron(name)
+        if isinstance(module, SpikeGate):
+            return self._on_gate
+        if isinstance(module, SpikeProduct):
+            return self._on_product(name)
+        if isinstance(module, COMPUTE_LAYERS) and name not in self._model.image_fed:
+            return self._on_layer(name)
+        return None
+
+    def _add(self, per_row: Tensor) -> None:
+        """Add operations, (T * B,) merged time-major or (B,), to their images."""
+        total = self.count.sops[-1]
+        total += per_row.double().view(-1, total.shape[0]).sum(0)
+
+    def _row_sums(self, x: Tensor) -> Tensor:
+        """Sum of each row of (rows, ...), float32: exact for spike counts below 2^22.
+
+        Several layers read the same spikes, so the last result is kept (with its tensor, so that
+        the memory cannot be another tensor's by then).
+        """
+        if self._summed is not None:
+            last, sums = self._summed
+            if last.data_ptr() == x.data_ptr() and last.numel() == x.numel():
+                return sums.view(x.shape[0], -1).sum(1)
+        sums = x.flatten(1).sum(1)
+        self._summed = (x, sums)
+        return sums
+
+    def _on_neuron(self, name: str) -> _Hook:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            count = self.count
+            merged = output.flatten(0, 1) if output.dim() in (3, 5) else output
+            value = float(self._row_sums(merged).double().sum()) * spikes_per_unit(module)
+            count.fired[name] = count.fired.get(name, 0.0) + value
+            count.seen[name] = count.seen.get(name, 0.0) + output.numel()
+
+        return hook
+
+    def _on_gate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._add(output.flatten(0, 1).flatten(1).sum(1))
+
+    def _on_product(self, name: str) -> _Hook:
+        unit = self._model.spike_unit(name)
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            q, _, v = inputs
+            tokens = q.shape[-1]
+            self._add(q.flatten(1).sum(1) * (unit * tokens))
+            self._add(v.flatten(1).sum(1) * (unit * tokens))
+
+        return hook
+
+    def _on_layer(self, name: str) -> _Hook:
+        unit = self._model.spike_unit(name)
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0]
+            fan_out = self._fan_out(name, module) * unit
+            if isinstance(module, nn.Linear):
+                self._add(x.flatten(0, -2).sum(1) * fan_out)
+            elif isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+                cover = self._cover(name, module, x, output)
+                self._add((x.sum(1) * cover).flatten(1).sum(1) * fan_out)
+            else:
+                self._add(self._row_sums(x) * fan_out)
+
+        return hook
+
+    def _fan_out(self, name: str, module: nn.Module) -> int:
+        """Output channels that one input spike reaches at one position."""
+        if getattr(module, "groups", 1) > 1:
+            return 1  # depthwise
+        full: int = module.weight.shape[0]  # type: ignore[union-attr,index,assignment]
+        return self._widths.get(self._owners.get((f"{name}.weight", 0), ""), full)
+
+    def _cover(self, name: str, conv: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
+        """How many output positions each input position reaches, (H, W)."""
+        key = (name, x.shape[2:])
+        if key not in self._covers:
+            ones = torch.ones(1, 1, *output.shape[2:], dtype=x.dtype, device=x.device)
+            kernel = torch.ones(1, 1, *conv.kernel_size, dtype=x.dtype, device=x.device)
+            padding = (int(conv.padding[0]), int(conv.padding[1]))
+            reached = F.conv_transpose2d(ones, kernel, stride=conv.stride, padding=padding)
+            missing = [n - r for n, r in zip(x.shape[2:], reached.shape[2:], strict=True)]
+            self._covers[key] = F.pad(reached, (0, missing[1], 0, missing[0]))[0, 0]
+        return self._covers[key]

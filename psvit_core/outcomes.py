@@ -1,0 +1,138 @@
+"""What each image gave under one model: predictions, KL and SOPs per image id; no torch.
+
+Kept per image, so that other images, other ratios and equal kept sets reuse it, and paired drops,
+agreement and per-class changes follow without running a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from psvit_core.errors import StoreError
+from psvit_core.records import Interval
+from psvit_core.stats import paired_drop_interval, wilson_interval
+from psvit_core.store import ENGINE_VERSION, Store, digest
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results by image; all arrays are (n_images,)."""
+
+    ids: Array  # str
+    labels: Array  # int
+    predictions: Array  # int
+    kl: Array  # float64, nats, from the baseline's outputs; 0 for the baseline
+    sops: Array  # float64, accumulates triggered by spikes, all T
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, ids: Sequence[str]) -> Outcome:
+        """The results of these images, in this order; all must be there."""
+        where = {name: i for i, name in enumerate(self.ids.tolist())}
+        index = np.array([where[name] for name in ids], dtype=int)
+        return Outcome(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def missing(self, ids: Sequence[str]) -> list[int]:
+        """Positions in ``ids`` that have no result here."""
+        there = set(self.ids.tolist())
+        return [i for i, name in enumerate(ids) if name not in there]
+
+    def joined(self, other: Outcome) -> Outcome:
+        """These results and ``other``'s."""
+        return Outcome(
+            **{
+                f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)])
+                for f in fields(self)
+            }
+        )
+
+    @property
+    def correct(self) -> Array:
+        """Whether each image is classified correctly."""
+        return self.predictions == self.labels
+
+    def accuracy(self) -> Interval:
+        """Top-1 accuracy, a fraction, with its Wilson interval."""
+        n_correct = int(self.correct.sum())
+        low, high = wilson_interval(n_correct, len(self))
+        return Interval(value=n_correct / len(self), low=low, high=high)
+
+    def drop_from(self, baseline: Outcome) -> Interval:
+        """Paired accuracy drop in percentage points; positive: worse than the baseline."""
+        ours, theirs = self.correct, baseline.select(self.ids.tolist()).correct
+        drop, low, high = paired_drop_interval(
+            int((theirs & ours).sum()),
+            int((theirs & ~ours).sum()),
+            int((~theirs & ours).sum()),
+            int((~theirs & ~ours).sum()),
+        )
+        return Interval(value=100 * drop, low=100 * low, high=100 * high)
+
+    def agreement_with(self, baseline: Outcome) -> float:
+        """Fraction of images with the baseline's prediction."""
+        return float(
+            (self.predictions == baseline.select(self.ids.tolist()).predictions).mean()
+        )
+
+
+def kl_divergence(baseline_logits: Array, logits: Array) -> Array:
+    """KL(baseline || model) of the softmax outputs per image, nats, (n_images,) float64."""
+    p, q = _log_softmax(baseline_logits), _log_softmax(logits)
+    return np.maximum((np.exp(p) * (p - q)).sum(axis=1), 0.0)
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def outcome_key(
+    weights_hash: str,
+    kept: Mapping[str, Sequence[int]],
+    *,
+    transform: str,
+    T: int,
+    precision: str,
+    form: str,
+) -> str:
+    """The key of a model's results: all that determines them but the image.
+
+    Args:
+        weights_hash: Of the full model.
+        kept: Units that stay, of every group that loses some.
+        transform: Name of the transform.
+        T: Time steps.
+        precision: Of the arithmetic.
+        form: ``silenced`` (a sweep's cells) or ``pruned`` (surgery): in float32 their reduction
+            orders may flip a spike.
+    """
+    chosen = {group: list(units) for group, units in kept.items()}
+    parts = [ENGINE_VERSION, weights_hash, digest(chosen), transform, T, precision, form]
+    return digest(parts)
+
+
+def load_outcome(store: Store, key: str) -> Outcome | None:
+    """The results kept under ``key``, or None.
+
+    Raises:
+        StoreError: If the entry is damaged.
+    """
+    arrays = store.get_arrays(key)
+    if arrays is None:
+        return None
+    names = [f.name for f in fields(Outcome)]
+    if any(name not in arrays for name in names):
+        raise StoreError(f"Entry {key} in {store.folder} lacks arrays. Delete it; it is made anew.")
+    return Outcome(**{name: arrays[name] for name in names})
+
+
+def save_outcome(store: Store, key: str, outcome: Outcome) -> None:
+    """Keep results under ``key``."""
+    store.put_arrays(key, {f.name: getattr(outcome, f.name) for f in fields(outcome)})

@@ -1,0 +1,17 @@
+"""Uniform channel-wise filter pruning: one ratio for every group."""
+
+from __future__ import annotations
+
+from psvit_core.planners._base import Problem, largest_uniform, smallest_uniform
+from psvit_core.records import PrunePlan
+
+
+def uniform(problem: Problem) -> PrunePlan:
+    """The smallest one ratio that saves the memory, or the largest within the drop."""
+    target = problem.target
+    if target.memory_saving is not None:
+        ratio = smallest_uniform(problem, target.memory_saving)
+    else:
+        assert target.max_drop is not None
+        ratio = largest_uniform(problem, target.max_drop)
+    return problem.plan(problem.uniform_ratios(ratio), "uniform", problem.note())

@@ -1,0 +1,152 @@
+"""What pages and scripts call: names in, records out; no torch.
+
+A ``Workspace`` is one model on one data set over a store. Cheap questions (groups, sizes of plans,
+the table so far, plans by hand) are answered at once from records; heavy work is submitted to the
+background worker (``jobs``), and its results are read from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.tasks import PlanSettings, Subject, SweepSettings
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import (
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    SensitivityTable,
+    Size,
+)
+from psvit_core.sensitivity.table import SweepSpec, load_spec, read_table, sweep_keys
+from psvit_core.size import memory_saving, plan_size
+from psvit_core.store import Store
+from psvit_core.zoo.cards import ModelCard, list_models, model_card, shipped_summary
+
+
+class Workspace:
+    """One model on one data set.
+
+    Args:
+        subject: Which model on which images, and how it is run.
+        store: Where results are kept; the default folder's when None.
+
+    Raises:
+        UnknownNameError: If there is no such model.
+    """
+
+    def __init__(self, subject: Subject | None = None, store: Store | None = None) -> None:
+        self.subject = subject or Subject()
+        self.store = store or Store()
+        if self.subject.model in list_models():
+            self.card: ModelCard | None = model_card(self.subject.model)
+        else:
+            self.card = None
+
+    # ---- the model ---------------------------------------------------------------------------
+
+    def summary(self) -> ModelSummary | None:
+        """The model's summary: shipped, or from the store; None until ``request_summary`` is done."""
+        if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
+            return shipped
+        for job in self.jobs("summary"):
+            if job.state == "done":
+                return ModelSummary.from_dict(job.result["summary"])
+        return None
+
+    def request_summary(self) -> Job:
+        """Have the worker describe the model."""
+        return self._submit("summary", f"Describe {self.subject.model}", {})
+
+    def size(self, plan: PrunePlan | None = None, precision: str = "float32") -> Size:
+        """Exact size of the model, or of what a plan makes of it."""
+        return plan_size(self._known(), plan, precision)
+
+    def memory_saving(self, plan: PrunePlan) -> float:
+        """Fraction of the memory that a plan saves."""
+        return memory_saving(self._known(), plan)
+
+    def plan_by_hand(self, ratios: Mapping[str, float], criterion: str = "l2") -> PrunePlan:
+        """The plan of these prune ratios."""
+        return plan_from_ratios(self._known(), ratios, criterion=criterion)
+
+    def _known(self) -> ModelSummary:
+        summary = self.summary()
+        if summary is None:
+            raise RuntimeError("ask for summary() first and wait until it is there")
+        return summary
+
+    # ---- sweeps ------------------------------------------------------------------------------
+
+    def start_sweep(self, settings: SweepSettings) -> Job:
+        """Run or resume a sweep in the background."""
+        title = f"Sweep {self.subject.model}: {len(settings.ratios)} ratios"
+        return self._submit("sweep", title, {"settings": settings.to_dict()})
+
+    def sweep_key(self) -> str | None:
+        """The sweep of this model, split and images that was started last; None without one."""
+        summary = self.summary()
+        for key in sweep_keys(self.store) if summary else []:
+            if self._is_mine(load_spec(self.store, key), summary):
+                return key
+        return None
+
+    def _is_mine(self, spec: SweepSpec, summary: ModelSummary | None) -> bool:
+        assert summary is not None
+        s, c = self.subject, spec.conditions
+        data = s.data or (self.card.data if self.card else None)
+        return (spec.summary.weights_hash, c.split, c.precision, c.data) == (
+            summary.weights_hash, s.split, s.precision, data or c.data,
+        )  # fmt: skip
+
+    def table(self, spec: SweepSpec) -> SensitivityTable | None:
+        """The sweep's table of the cells finished so far; None before its baseline is there."""
+        return read_table(self.store, spec)
+
+    # ---- measurements, plans, exports ----------------------------------------------------------
+
+    def measure(self, plan: PrunePlan | None) -> Job:
+        """Measure a plan (None: the model itself) in the background."""
+        what = f"plan of {len(plan.kept)} groups" if plan else "unpruned model"
+        params = {"plan": plan.to_dict() if plan else None}
+        return self._submit("measure", f"Measure {what}", params)
+
+    def measurement(self, plan: PrunePlan | None) -> Measurement | None:
+        """The newest measurement of a plan with these kept units on this subject, if any."""
+        kept = plan.kept if plan else None
+        for job in self.jobs("measure", "plan"):
+            data = job.result.get("measurement") if job.state == "done" else None
+            if data is None:
+                continue
+            found = Measurement.from_dict(data)
+            if (found.plan.kept if found.plan else None) == kept:
+                return found
+        return None
+
+    def start_plan(self, spec: SweepSpec, settings: PlanSettings) -> Job:
+        """Have a planner choose and measure a plan in the background."""
+        params = {"sweep_key": spec.key, "settings": settings.to_dict()}
+        return self._submit("plan", f"Plan by {settings.policy}", params)
+
+    def export(self, plan: PrunePlan, file_name: str) -> Job:
+        """Prune and write the checkpoint in the background."""
+        params = {"plan": plan.to_dict(), "file_name": file_name}
+        return self._submit("export", f"Export {file_name}", params)
+
+    # ---- jobs --------------------------------------------------------------------------------
+
+    def jobs(self, *tasks: str) -> list[Job]:
+        """Jobs of this subject, newest first."""
+        subject = self.subject.to_dict()
+        return [
+            job
+            for job in client.list_jobs(self.store)
+            if job.params.get("subject") == subject and (not tasks or job.task in tasks)
+        ]
+
+    def _submit(self, task: str, title: str, params: dict[str, Any]) -> Job:
+        params = {"subject": self.subject.to_dict(), **params}
+        return client.submit(self.store, task, title, params, device=self.subject.device)

@@ -1,0 +1,1 @@
+"""Registry, model cards, families and checkpoints."""

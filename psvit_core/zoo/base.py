@@ -1,0 +1,185 @@
+"""What every model of the zoo has in common: explicit widths, declared channel groups.
+
+A model is built from its family's *original* arguments plus the present width of every group. So a
+pruned network is built directly and loaded strictly, and whatever follows from the original width
+(an attention scale, the head structure) keeps its value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from psvit_core.errors import ModelError
+from psvit_core.records import ChannelGroup
+
+BN_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """A channel group as its family declares it: modules, not tensors.
+
+    ``out`` names what produces the channels (convolutions with their BatchNorms, depthwise ones
+    included), ``into`` what consumes them.
+    """
+
+    group_id: str
+    kind: str
+    width: int  # unpruned
+    block: str
+    title: str
+    out: tuple[str, ...]
+    into: tuple[str, ...] = ()
+    heads: int | None = None
+
+
+class SpikingModel(nn.Module):
+    """Base of the five families.
+
+    Args:
+        arguments: The family's original constructor arguments.
+        specs: The family's channel groups, in network order.
+        widths: Present width of groups that differ from the original, by ``group_id``.
+
+    Raises:
+        ModelError: If ``widths`` names an unknown group or an illegal width.
+    """
+
+    family: str = ""
+    #: Tensors that official checkpoints hold and no computation reads.
+    unused: tuple[str, ...] = ()
+    #: Layers that read the image instead of spikes.
+    image_fed: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        specs: Sequence[GroupSpec],
+        widths: Mapping[str, int] | None,
+    ) -> None:
+        super().__init__()
+        self.arguments = dict(arguments)
+        self.name = self.family
+        self.provenance: dict[str, Any] = {}
+        self._specs = tuple(specs)
+        self.widths = _resolve_widths(specs, widths or {})
+
+    @property
+    def T(self) -> int:
+        """Time steps that a static image is repeated for."""
+        return int(self.arguments.get("T", 1))
+
+    def set_time_steps(self, T: int) -> None:
+        """Run static images for ``T`` steps from now on.
+
+        Raises:
+            ModelError: If ``T`` is below 1, or the family has no time axis.
+        """
+        if T < 1 or ("T" not in self.arguments and T != 1):
+            raise ModelError(
+                f"{self.family} cannot run for {T} time steps"
+                + ("." if "T" in self.arguments else "; it has no time axis (leave T away).")
+            )
+        if "T" in self.arguments:
+            self.arguments["T"] = T
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+        return int(self.arguments["num_classes"])
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that the model was made for."""
+        a = self.arguments
+        return int(a["in_channels"]), int(a["img_size_h"]), int(a["img_size_w"])
+
+    def spike_unit(self, layer: str) -> int:
+        """How many spikes an input of 1.0 stands for at this layer."""
+        return 1
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """The model's channel groups with their present widths, in network order."""
+        return tuple(self._resolve(spec) for spec in self._specs)
+
+    def _resolve(self, spec: GroupSpec) -> ChannelGroup:
+        writers: list[tuple[str, int]] = []
+        for name in spec.out:
+            module = self.get_submodule(name)
+            tensors = BN_TENSORS if isinstance(module, nn.modules.batchnorm._BatchNorm) else (
+                ("weight",) if getattr(module, "bias", None) is None else ("weight", "bias")
+            )
+            writers += [(f"{name}.{tensor}", 0) for tensor in tensors]
+        return ChannelGroup(
+            group_id=spec.group_id,
+            kind=spec.kind,
+            n_units=self.get_submodule(spec.out[0]).weight.shape[0],  # type: ignore[union-attr,index]
+            heads=spec.heads,
+            writers=tuple(writers),
+            readers=tuple((f"{name}.weight", 1) for name in spec.into),
+            block=spec.block,
+            title=spec.title,
+        )
+
+
+def _resolve_widths(specs: Sequence[GroupSpec], widths: Mapping[str, int]) -> dict[str, int]:
+    resolved = {spec.group_id: spec.width for spec in specs}
+    if unknown := sorted(set(widths) - set(resolved)):
+        raise ModelError(f"No channel groups {unknown} in this model; it has {list(resolved)}.")
+    for spec in specs:
+        width = widths.get(spec.group_id, spec.width)
+        step = spec.heads or 1
+        if not 1 <= width <= spec.width or width % step:
+            raise ModelError(
+                f"Group {spec.group_id!r} can be {step} to {spec.width} wide in steps of {step}, "
+                f"not {width!r}."
+            )
+        resolved[spec.group_id] = width
+    return resolved
+
+
+def accept_unused(family: str, arguments: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
+    """Accept official arguments that change nothing; refuse others by name.
+
+    Args:
+        family: For the message.
+        arguments: Leftover keyword arguments of a constructor.
+        allowed: Official names, each with the one value that this code computes, or ``...`` where
+            any value gives the same numbers.
+
+    Raises:
+        ModelError: For an unknown name, or a value that would change the numbers.
+    """
+    for name, value in arguments.items():
+        if name not in allowed:
+            raise ModelError(f"{family} takes no argument {name!r}.")
+        if allowed[name] is not ... and value != allowed[name]:
+            raise ModelError(f"{family} supports only {name}={allowed[name]!r}, got {value!r}.")
+
+
+def over_time(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer for images to (T, B, ...), time-major merged as in the official code."""
+    merged: Tensor = layer(x.flatten(0, 1))
+    return merged.unflatten(0, (x.shape[0], x.shape[1]))
+
+
+def repeat_over_time(x: Tensor, T: int) -> Tensor:
+    """(B, C, H, W) to (T, B, C, H, W) without copying."""
+    return x.unsqueeze(0).expand(T, *x.shape)
+
+
+def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    """``names`` under a module path."""
+    return tuple(f"{prefix}.{name}" for name in names)
+
+
+def scaled_head_width(width: int, heads: int) -> float:
+    """``head_dim ** -0.5`` of the *original* width."""
+    return math.pow(width // heads, -0.5)
+
+
