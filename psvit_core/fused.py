@@ -19,7 +19,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_PIECE = 1 << 15  # elements a piece: fits the L2 cache, and below the size at which torch forks threads
+_PIECE = (
+    1 << 15
+)  # elements a piece: fits the L2 cache, and below the size at which torch forks threads
 SURROGATE_ALPHA = 4.0  # slope of the sigmoid surrogate in all published LIF models
 
 _compiled = False
@@ -72,8 +74,7 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
         ``h = v + (x - v) / 2``, spike where ``h >= v_threshold``, then ``v = 0`` there.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        spikes: Tensor = _LIF.apply(x, v_threshold)  # type: ignore[no-untyped-call]
-        return spikes
+        return _LIF.apply(x, v_threshold)
     if _compiled:
         with torch.no_grad():
             return _compiled_kernel(_recurrence)(x.contiguous(), v_threshold)

@@ -47,9 +47,7 @@ def plan_from_kept(model: SpikingModel, kept: Mapping[str, Sequence[int]]) -> Pr
 
 def axis_groups(groups: Sequence[ChannelGroup]) -> dict[tuple[str, int], str]:
     """Which group owns each (tensor, axis)."""
-    return {
-        (tensor, axis): g.group_id for g in groups for tensor, axis in (*g.writers, *g.readers)
-    }
+    return {(tensor, axis): g.group_id for g in groups for tensor, axis in (*g.writers, *g.readers)}
 
 
 def shape_table(model: SpikingModel) -> ShapeTable:
@@ -97,7 +95,7 @@ def _compute_terms(
     def on_layer(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             positions = 1 if isinstance(module, nn.Linear) else output[0, 0].numel()
-            shape = module.weight.shape  # type: ignore[union-attr]
+            shape = empty.get_parameter(f"{name}.weight").shape
             named = [owners.get((f"{name}.weight", axis)) for axis in range(len(shape))]
             fixed = [n for n, group in zip(shape, named, strict=True) if group is None]
             factor = positions * torch.Size(fixed).numel()

@@ -55,7 +55,7 @@ class LIF(neuron.LIFNode):  # type: ignore[misc]
         if not _eager:
             return fused.lif(x_seq, self.v_threshold)
         functional.reset_net(self)
-        spikes: Tensor = super().forward(x_seq)
+        spikes = super().forward(x_seq)
         functional.reset_net(self)
         return spikes
 
@@ -94,8 +94,7 @@ class IntegerLIF(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Levels over ``norm``, shaped like ``x``."""
         if torch.is_grad_enabled() and x.requires_grad:
-            level: Tensor = _RoundClamped.apply(x, self.levels)  # type: ignore[no-untyped-call]
-            return level / self.norm
+            return _RoundClamped.apply(x, self.levels) / self.norm
         return x.clamp(0, self.levels).round_().div_(self.norm)
 
 

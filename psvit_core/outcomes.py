@@ -77,9 +77,7 @@ class Outcome:
 
     def agreement_with(self, baseline: Outcome) -> float:
         """Fraction of images with the baseline's prediction."""
-        return float(
-            (self.predictions == baseline.select(self.ids.tolist()).predictions).mean()
-        )
+        return float((self.predictions == baseline.select(self.ids.tolist()).predictions).mean())
 
 
 def kl_divergence(baseline_logits: Array, logits: Array) -> Array:

@@ -74,6 +74,6 @@ def plan_from_ratios(
 def reached_ratios(summary: ModelSummary, plan: PrunePlan) -> dict[str, float]:
     """Fraction of each group's units that ``plan`` really removes."""
     return {
-        g.group_id: 1 - len(plan.kept.get(g.group_id, range(g.n_units))) / g.n_units
+        g.group_id: (g.n_units - len(plan.kept.get(g.group_id, range(g.n_units)))) / g.n_units
         for g in summary.groups
     }

@@ -89,9 +89,11 @@ class Record:
                     f"Expected a {cls.document!r} document of version {cls.version}, found "
                     f"{found[0]!r} of version {found[1]!r}."
                 )
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
         if set(body) - set(hints):
-            raise RecordError(f"Unknown fields in {cls.__name__}: {sorted(set(body) - set(hints))}.")
+            raise RecordError(
+                f"Unknown fields in {cls.__name__}: {sorted(set(body) - set(hints))}."
+            )
         try:
             return cls(**{name: _typed(hints[name], value) for name, value in body.items()})
         except (TypeError, ValueError, KeyError) as error:
@@ -116,7 +118,7 @@ class Record:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"{path} is not a JSON document ({error}).") from error
         return cls.from_dict(data)
 
@@ -158,7 +160,9 @@ def _typed(hint: Any, value: Any) -> Any:
         return hint.from_dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
+    ):
         raise TypeError(f"expected {hint.__name__}, got {value!r:.40}")
     return value
 

@@ -37,7 +37,7 @@ class Run:
             raise DeviceError(f"There is no device {self.device!r}; use cpu or cuda.") from error
         if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
             raise DeviceError(
-                f"This machine has no device {self.device!r} that PyTorch can use. Use --device cpu."
+                f"PyTorch can use no device {self.device!r} on this machine. Use --device cpu."
             )
 
     @property

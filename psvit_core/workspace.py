@@ -49,7 +49,7 @@ class Workspace:
     # ---- the model ---------------------------------------------------------------------------
 
     def summary(self) -> ModelSummary | None:
-        """The model's summary: shipped, or from the store; None until ``request_summary`` is done."""
+        """The model's summary, shipped or kept; None until ``request_summary`` is done."""
         if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
             return shipped
         for job in self.jobs("summary"):

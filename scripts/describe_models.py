@@ -1,6 +1,6 @@
 """Write the summary beside each shipped model's weights, so that the app opens without torch.
 
-    python scripts/describe_models.py
+python scripts/describe_models.py
 """
 
 from __future__ import annotations

@@ -137,13 +137,16 @@ def count_correct(model: nn.Module, data: EvalSet) -> int:
     return int((predictions == torch.tensor(data.labels)).sum())
 
 
-def write(name: str, model: SpikingModel, arguments: dict[str, Any], record: dict[str, Any]) -> None:
+def write(
+    name: str, model: SpikingModel, arguments: dict[str, Any], record: dict[str, Any]
+) -> None:
     """Write the weights and the training record."""
     from safetensors.torch import save_file
 
     OUT.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), OUT / f"{name}.safetensors")
-    text = json.dumps({"family": model.family, "arguments": arguments, "training": record}, indent=1)
+    document = {"family": model.family, "arguments": arguments, "training": record}
+    text = json.dumps(document, indent=1)
     (OUT / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(f"{name}: {record}", file=sys.stderr)
 

@@ -1,1 +1,1 @@
-"""Background work: ``client`` (no torch), ``worker`` (the detached process), ``tasks`` (the work)."""
+"""Background work: ``client`` (no torch), ``worker`` (detached process), ``tasks`` (the work)."""

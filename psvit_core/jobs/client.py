@@ -81,8 +81,10 @@ def process_started(pid: int) -> float | None:
 
 def _alive(job: Job) -> bool:
     started = process_started(job.pid) if job.pid is not None else None
-    return started is not None and job.pid_started is not None and (
-        abs(started - job.pid_started) < 1.0
+    return (
+        started is not None
+        and job.pid_started is not None
+        and (abs(started - job.pid_started) < 1.0)
     )
 
 

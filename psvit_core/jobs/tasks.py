@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,13 +128,13 @@ def summarize_model(engine: Engine) -> ModelSummary:
     return summarize(engine.model, {name: rank(engine.model, name) for name in CRITERIA})
 
 
-def evaluate(engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None) -> Measurement:
+def evaluate(
+    engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None
+) -> Measurement:
     """Measure the model, or what a plan makes of it."""
     from psvit_core.evaluate import measure
 
-    return measure(
-        engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick
-    )
+    return measure(engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick)
 
 
 def _compile_kernels(engine: Engine) -> None:
@@ -178,26 +179,30 @@ def run_plan(
     """Choose a plan; with an engine, measured while planning and at the end."""
     from psvit_core.planners import make_plan
 
-    measure_plan = None
-    if engine is not None:
-        from psvit_core.sensitivity.sweep import refuse_test
-
-        refuse_test(engine.data)
-        _compile_kernels(engine)
-        measured = 0
-
-        def measure_plan(plan: PrunePlan) -> Measurement:
-            nonlocal measured
-            result = evaluate(engine, plan, tick)
-            measured += 1
-            progress(measured, 0, "plans measured")
-            return result
-
+    measure = _measuring(engine, progress, tick) if engine else None
     plan = make_plan(
         table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
-        scope=settings.scope, measure=measure_plan, round_to=settings.round_to,
+        scope=settings.scope, measure=measure, round_to=settings.round_to,
     )  # fmt: skip
-    return plan, measure_plan(plan) if measure_plan else None
+    return plan, measure(plan) if measure else None
+
+
+def _measuring(
+    engine: Engine, progress: Progress, tick: Tick
+) -> Callable[[PrunePlan], Measurement]:
+    """What measures a planner's plans; counts them as progress."""
+    from psvit_core.sensitivity.sweep import refuse_test
+
+    refuse_test(engine.data)
+    _compile_kernels(engine)
+    measured = count(1)
+
+    def measure(plan: PrunePlan) -> Measurement:
+        result = evaluate(engine, plan, tick)
+        progress(next(measured), 0, "plans measured")
+        return result
+
+    return measure
 
 
 def prune(engine: Engine, plan: PrunePlan, out: str | Path) -> Path:
@@ -207,5 +212,3 @@ def prune(engine: Engine, plan: PrunePlan, out: str | Path) -> Path:
 
     check_writable(out)
     return save_pruned(apply_plan(engine.model, plan), out)
-
-

@@ -152,7 +152,7 @@ class _Counter:
         """Output channels that one input spike reaches at one position."""
         if getattr(module, "groups", 1) > 1:
             return 1  # depthwise
-        full: int = module.weight.shape[0]  # type: ignore[union-attr,index,assignment]
+        full = self._model.get_parameter(f"{name}.weight").shape[0]
         return self._widths.get(self._owners.get((f"{name}.weight", 0), ""), full)
 
     def _cover(self, name: str, conv: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
@@ -161,8 +161,15 @@ class _Counter:
         if key not in self._covers:
             ones = torch.ones(1, 1, *output.shape[2:], dtype=x.dtype, device=x.device)
             kernel = torch.ones(1, 1, *conv.kernel_size, dtype=x.dtype, device=x.device)
-            padding = (int(conv.padding[0]), int(conv.padding[1]))
-            reached = F.conv_transpose2d(ones, kernel, stride=conv.stride, padding=padding)
-            missing = [n - r for n, r in zip(x.shape[2:], reached.shape[2:], strict=True)]
-            self._covers[key] = F.pad(reached, (0, missing[1], 0, missing[0]))[0, 0]
+            pads = [int(p) for p in conv.padding]
+            # Inputs after the last window's crop are reached too: they need output padding.
+            extra = [
+                size - ((out - 1) * stride - 2 * pad + k)
+                for size, out, stride, pad, k in zip(
+                    x.shape[2:], output.shape[2:], conv.stride, pads, conv.kernel_size, strict=True
+                )
+            ]
+            self._covers[key] = F.conv_transpose2d(
+                ones, kernel, stride=conv.stride, padding=pads, output_padding=extra
+            )[0, 0]
         return self._covers[key]

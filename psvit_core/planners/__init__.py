@@ -6,7 +6,7 @@ predicted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from psvit_core.errors import UnknownNameError
 from psvit_core.planners._base import SCOPES, Measure, Problem, Target
@@ -48,10 +48,18 @@ def make_plan(
     if scope not in SCOPES:
         raise UnknownNameError("scope", scope, SCOPES)
     target = Target(memory_saving=memory_saving, max_drop=max_drop)
-    problem = Problem(
-        table=table, target=target, scope=scope, measure=measure, round_to=round_to
-    )
+    problem = Problem(table=table, target=target, scope=scope, measure=measure, round_to=round_to)
     return POLICIES[policy](problem)
 
 
-__all__ = ["POLICIES", "SCOPES", "Measure", "Problem", "Target", "make_plan"]
+def predict_drop(table: SensitivityTable, ratios: Mapping[str, float]) -> float:
+    """Predicted accuracy drop of these prune ratios together, percentage points.
+
+    The sum of the groups' own measured drops, linear between measured ratios, gains counted as 0.
+    A prediction: groups interact, so the true drop of many groups is usually larger.
+    """
+    problem = Problem(table=table, target=Target(memory_saving=0.5))
+    return problem.predicted_drop(ratios)
+
+
+__all__ = ["POLICIES", "SCOPES", "Measure", "Problem", "Target", "make_plan", "predict_drop"]

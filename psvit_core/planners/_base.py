@@ -85,6 +85,10 @@ class Problem:
         """True joint memory saving of these ratios, a fraction."""
         return memory_saving(self.summary, self.plan(ratios, ""))
 
+    def reaches(self, ratios: Mapping[str, float], saving: float) -> bool:
+        """Whether the true joint memory saving of these ratios is at least ``saving``."""
+        return self.saving(ratios) >= saving - 1e-9  # 1 - 0.8 is a little less than 0.2
+
     def uniform_ratios(self, ratio: float) -> Ratios:
         """One ratio for every group in scope."""
         return {g.group_id: ratio for g in self.groups()}
@@ -146,7 +150,7 @@ def smallest_uniform(problem: Problem, saving: float) -> float:
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
-        if problem.saving(problem.uniform_ratios(candidates[middle])) >= saving:
+        if problem.reaches(problem.uniform_ratios(candidates[middle]), saving):
             high = middle
         else:
             low = middle + 1

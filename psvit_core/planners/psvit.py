@@ -108,7 +108,7 @@ def _reach_saving(
     low, high = 0, len(tolerances) - 1
     while low < high:
         middle = (low + high) // 2
-        if problem.saving(_raised(base, ladders, tolerances[middle])) >= saving:
+        if problem.reaches(_raised(base, ladders, tolerances[middle]), saving):
             high = middle
         else:
             low = middle + 1
@@ -133,15 +133,13 @@ def _give_back(
             return ratios
         worst = max(raised, key=lambda group: raised[group][0])
         lower = ladders[worst][raised[worst][1] - 1][0]
-        if problem.saving({**ratios, worst: lower}) >= saving:
+        if problem.reaches({**ratios, worst: lower}, saving):
             ratios[worst] = lower
         else:
             stuck.add(worst)
 
 
-def _stay_within(
-    problem: Problem, base: float, ladders: dict[str, Ladder], limit: float
-) -> Ratios:
+def _stay_within(problem: Problem, base: float, ladders: dict[str, Ladder], limit: float) -> Ratios:
     tolerances = _tolerances(ladders)
     best = problem.uniform_ratios(base)
     low, high = 0, len(tolerances) - 1

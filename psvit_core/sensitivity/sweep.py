@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from psvit_core.data import EvalSet
 from psvit_core.errors import DataError
-from psvit_core.evaluate import Baseline, Tick, go_on, conditions_of, outcome_of, place, predict
+from psvit_core.evaluate import Baseline, Tick, conditions_of, go_on, outcome_of, place, predict
 from psvit_core.groups import summarize
 from psvit_core.importance import DEFAULT_CRITERION, rank
 from psvit_core.outcomes import load_outcome, save_outcome

@@ -20,9 +20,9 @@ from psvit_core.records import (
     Conditions,
     ModelSummary,
     PrunePlan,
+    Record,
     SensitivityRow,
     SensitivityTable,
-    Record,
     check_ratio,
     n_pruned,
 )

@@ -111,14 +111,16 @@ class SpikingModel(nn.Module):
         writers: list[tuple[str, int]] = []
         for name in spec.out:
             module = self.get_submodule(name)
-            tensors = BN_TENSORS if isinstance(module, nn.modules.batchnorm._BatchNorm) else (
-                ("weight",) if getattr(module, "bias", None) is None else ("weight", "bias")
+            tensors = (
+                BN_TENSORS
+                if isinstance(module, nn.modules.batchnorm._BatchNorm)
+                else (("weight",) if getattr(module, "bias", None) is None else ("weight", "bias"))
             )
             writers += [(f"{name}.{tensor}", 0) for tensor in tensors]
         return ChannelGroup(
             group_id=spec.group_id,
             kind=spec.kind,
-            n_units=self.get_submodule(spec.out[0]).weight.shape[0],  # type: ignore[union-attr,index]
+            n_units=self.get_parameter(f"{spec.out[0]}.weight").shape[0],
             heads=spec.heads,
             writers=tuple(writers),
             readers=tuple((f"{name}.weight", 1) for name in spec.into),
@@ -181,5 +183,3 @@ def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
 def scaled_head_width(width: int, heads: int) -> float:
     """``head_dim ** -0.5`` of the *original* width."""
     return math.pow(width // heads, -0.5)
-
-

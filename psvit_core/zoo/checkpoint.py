@@ -89,7 +89,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+                keys = list(file.keys())
+                return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
         except (SafetensorError, OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path} is not a whole .safetensors file ({error}). Copy or download it again."

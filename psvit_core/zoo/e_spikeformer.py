@@ -179,7 +179,15 @@ class TransformerBlock(nn.Module):
     """Separable convolution, attention and MLP, each with a membrane shortcut."""
 
     def __init__(
-        self, stream: int, sep_hidden: int, qk: int, v: int, hidden: int, heads: int, scale: float
+        self,
+        stream: int,
+        *,
+        sep_hidden: int,
+        qk: int,
+        v: int,
+        hidden: int,
+        heads: int,
+        scale: float,
     ) -> None:
         super().__init__()
         self.conv = SepConv(stream, sep_hidden, kernel=3)
@@ -246,9 +254,15 @@ class ESpikeFormer(SpikingModel):
             return nn.ModuleList([ConvBlock(stream, *hidden)])
 
         def transformer_block(name: str, stream: int, original: int) -> TransformerBlock:
-            inner = [w[f"{name}.{x}"] for x in ("conv.hidden", "attn.qk", "attn.v", "mlp.hidden")]
-            scale = scaled_head_width(original, num_heads) * 2
-            return TransformerBlock(stream, *inner, num_heads, scale)
+            return TransformerBlock(
+                stream,
+                sep_hidden=w[f"{name}.conv.hidden"],
+                qk=w[f"{name}.attn.qk"],
+                v=w[f"{name}.attn.v"],
+                hidden=w[f"{name}.mlp.hidden"],
+                heads=num_heads,
+                scale=scaled_head_width(original, num_heads) * 2,
+            )
 
         self.downsample1_1 = Downsample(in_channels, s1a, 7, 2, spiking=False)
         self.ConvBlock1_1 = conv_block("ConvBlock1_1", s1a)
@@ -366,9 +380,7 @@ def _conv_block_specs(name: str, width: int) -> list[GroupSpec]:
     ]
 
 
-def _transformer_block_specs(
-    name: str, width: int, heads: int, mlp_ratios: int
-) -> list[GroupSpec]:
+def _transformer_block_specs(name: str, width: int, heads: int, mlp_ratios: int) -> list[GroupSpec]:
     stage, index = name.removeprefix("block").split(".")
     block = f"Block {stage}.{int(index) + 1}"
     qk = prefixed(f"{name}.attn", ("q_conv.0", "q_conv.1", "k_conv.0", "k_conv.1"))

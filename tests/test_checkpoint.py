@@ -1,0 +1,209 @@
+"""Reading and writing weights: strict, safe, whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from psvit_core.data import load_data
+from psvit_core.errors import CheckpointError, OutputError, UnknownNameError
+from psvit_core.export.pruned import save_pruned
+from psvit_core.groups import find_groups, plan_from_kept
+from psvit_core.surgery import apply_plan
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.cards import WEIGHTS, list_models, model_card
+from psvit_core.zoo.checkpoint import METADATA_KEY, load_model, weights_hash
+from tests.tiny import tiny_input, tiny_model
+
+NAME = "sdt_v1_digits"
+
+
+def half(model: SpikingModel) -> SpikingModel:
+    kept = {}
+    for g in find_groups(model):
+        width = g.n_units // (g.heads or 1)
+        kept[g.group_id] = [i for i in range(g.n_units) if i % width < max(1, width // 2)]
+    return apply_plan(model, plan_from_kept(model, kept))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_shipped_weights(name: str) -> None:
+    card = model_card(name)
+    assert card.weights is not None
+    assert card.weights.stat().st_size <= 3.5e6
+    model = load_model(name)
+    assert not model.training
+    assert sum(p.numel() for p in model.parameters()) == card.training["parameters"]
+    assert card.training["val_correct"] / card.training["val_images"] >= 0.97
+
+
+def test_round_trip_in_a_fresh_process(tmp_path: Path) -> None:
+    small = half(load_model(NAME))
+    path = save_pruned(small, tmp_path / "small.safetensors")
+    code = (
+        "import sys, torch, psvit_core as p\n"
+        "torch.set_num_threads(1)\n"
+        "x = next(p.load_data('digits').limit(20).batches(20))\n"
+        "with torch.no_grad(): torch.save(p.load_model(sys.argv[1])(x), sys.argv[2])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / "logits.pt")],
+        check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = small(next(load_data("digits").limit(20).batches(20)))
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+
+def test_a_pruned_file_tells_its_origin(tmp_path: Path) -> None:
+    model = load_model(NAME)
+    small = half(model)
+    again = load_model(save_pruned(small, tmp_path / "a.safetensors"))
+    assert again.provenance["origin"] == NAME
+    assert again.provenance["origin_weights_hash"] == weights_hash(model)
+    twice = half(again)
+    third = load_model(save_pruned(twice, tmp_path / "b.safetensors"))
+    assert third.provenance["origin_weights_hash"] == weights_hash(model)
+    for group, kept in third.provenance["kept"].items():
+        first = small.provenance["kept"][group]
+        assert set(kept) <= set(first)
+    assert [p["weights_hash"] for p in third.provenance["plans"]] == [
+        weights_hash(model), weights_hash(again),
+    ]  # fmt: skip
+    assert b"pickle" not in (tmp_path / "a.safetensors").read_bytes()[:2000]
+
+
+def test_unpruned_models_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="apply a plan first"):
+        save_pruned(load_model(NAME), tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["missing/x.safetensors", "."])
+def test_unwritable_places(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OutputError):
+        save_pruned(half(load_model(NAME)), tmp_path / place)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+        lambda s: {"model": s, "optimizer": {"lr": 0.1}},
+        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    ],
+    ids=["plain", "timm", "mae", "module"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".pth.tar"])
+def test_official_wrappers(tmp_path: Path, wrap: Any, suffix: str) -> None:
+    state = load_file(WEIGHTS / f"{NAME}.safetensors")
+    torch.save(wrap(state), tmp_path / f"w{suffix}")
+    model = load_model(NAME, tmp_path / f"w{suffix}")
+    assert weights_hash(model) == weights_hash(load_model(NAME))
+
+
+class Harm:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch harmed",)
+
+
+def corpus() -> dict[str, Any]:
+    """Bad files: name -> (suffix, how to make it, what the message says)."""
+    good = (WEIGHTS / f"{NAME}.safetensors").read_bytes()
+    state = load_file(WEIGHTS / f"{NAME}.safetensors")
+    key = "head.weight"
+    return {
+        "truncated": (".safetensors", good[: len(good) // 2], "not a whole .safetensors"),
+        "empty": (".safetensors", b"", "not a whole .safetensors"),
+        "huge header": (".safetensors", b"\xff" * 64, "not a whole .safetensors"),
+        "text": (".pth", b"hello", "not a whole PyTorch checkpoint|would run code"),
+        "code": (".pth", {"state_dict": Harm()}, "would run code"),
+        "module": (".pth", tiny_model("sdt_v1"), "would run code"),
+        "no tensors": (".pt", {"state_dict": {"a": 1}}, "no state dict"),
+        "wrong keys": (".pth", {"x": torch.zeros(2)}, "missing.*unexpected"),
+        "other model": (".pth", tiny_model("sdt_v1").state_dict(), "wrongly shaped"),
+        "NaN": (".pth", {**state, key: torch.full_like(state[key], float("nan"))}, "NaN"),
+        "integers": (".pth", {**state, key: state[key].int()}, "expected a float"),
+    }
+
+
+@pytest.mark.parametrize("name", list(corpus()))
+def test_bad_files_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    suffix, content, message = corpus()[name]
+    path = tmp_path / f"bad{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(NAME, path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header: dict[str, Any] = json.loads(json.loads(raw[8 : 8 + size])["__metadata__"][METADATA_KEY])
+    return header
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(format=99), "format"),
+        (lambda h: h.update(family="nothing"), "No family"),
+        (lambda h: h["arguments"].update(depths=10**9), "format"),
+        (lambda h: h["arguments"].update(embed_dims=10**9), "format"),
+        (lambda h: h["arguments"].update(pooling_stat="xx"), "fits no model"),
+        (lambda h: h["widths"].update(stream=0), "fits no model"),
+        (lambda h: h["widths"].update(stream=3), "does not fit|wrongly shaped"),
+        (lambda h: h.pop("provenance"), "damaged"),
+        (lambda h: h.update(arguments=[1]), "damaged"),
+    ],
+)
+def test_hostile_metadata(tmp_path: Path, change: Any, message: str) -> None:
+    path = save_pruned(half(load_model(NAME)), tmp_path / "a.safetensors")
+    header = header_of(path)
+    change(header)
+    save_file(load_file(path), tmp_path / "b.safetensors", {METADATA_KEY: json.dumps(header)})
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "b.safetensors")
+
+
+def test_names_and_files() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'sdt_v1_digits'"):
+        load_model("sdt_v1_digit")
+    with pytest.raises(CheckpointError, match="no model or file"):
+        load_model("missing.safetensors")
+    with pytest.raises(CheckpointError, match="carries no architecture"):
+        load_model(WEIGHTS / f"{NAME}.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint file"):
+        load_model(NAME, "missing.pth")
+
+
+def test_a_pruned_file_is_not_a_checkpoint_for_a_name(tmp_path: Path) -> None:
+    path = save_pruned(half(load_model(NAME)), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="in place of the model name"):
+        load_model(NAME, path)
+
+
+def test_hash_changes_with_any_bit() -> None:
+    model = tiny_model("sdt_v3")
+    before = weights_hash(model)
+    with torch.no_grad():
+        model(tiny_input("sdt_v3"))
+    assert weights_hash(model) == before
+    model.get_buffer("downsample2.encode_bn.running_var")[0] += 1e-6
+    assert weights_hash(model) != before

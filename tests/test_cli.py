@@ -1,0 +1,202 @@
+"""The command line as a user calls it: JSON, exit codes, one-line errors, killed sweeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from psvit_core.cli import main
+from psvit_core.records import PrunePlan, SensitivityTable
+from psvit_core.zoo.base import SpikingModel
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PSVIT_CACHE", str(folder))
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    assert main([*map(str, arguments), "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The message of a command that must end with exit status 2 and one line."""
+    try:
+        status = main([*map(str, arguments)])
+    except SystemExit as stop:  # argparse
+        status = int(str(stop.code))
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, sweep, plan, out = "e_spikeformer_digits", *(
+        tmp_path / name for name in ("s.json", "plan.json", "small.safetensors")
+    )  # fmt: skip
+    names = [m["name"] for m in run(capsys, "models")["models"]]
+    assert names == ["sdt_v1_digits", "e_spikeformer_digits"]
+    groups = run(capsys, "groups", model)
+    assert len(groups["groups"]) == 45
+
+    table = run(capsys, "sweep", model, "--data", "digits", "--limit", "40", "--ratios",
+                "0.25,0.5", "--out", sweep)  # fmt: skip
+    assert len(table["rows"]) == 90
+    assert SensitivityTable.load(sweep).to_dict() == table
+
+    predicted = run(capsys, "plan", "--sweep", sweep, "--policy", "psvit", "--memory-saving",
+                    "0.224", "--out", plan)  # fmt: skip
+    assert predicted["measured"] is None
+    assert "predicted" in predicted["plan"]["note"]
+    measured = run(capsys, "plan", model, "--data", "digits", "--measure", "20", "--sweep", sweep,
+                   "--policy", "uniform", "--memory-saving", "0.224", "--out", plan)  # fmt: skip
+    assert measured["measured"]["conditions"]["n_images"] == 20
+    assert measured["memory_saving"] >= 0.224
+
+    pruned = run(capsys, "prune", model, "--plan", plan, "--out", out)
+    assert pruned["memory_saving"] == pytest.approx(measured["memory_saving"])
+    result = run(capsys, "evaluate", out, "--data", "digits", "--limit", "20")
+    assert result["accuracy"] == measured["measured"]["accuracy"]
+    assert result["memory_saving"] == pytest.approx(pruned["memory_saving"])
+    assert len(run(capsys, "groups", out)["groups"]) == 45  # a pruned model is a model
+    test = run(capsys, "evaluate", out, "--data", "digits", "--split", "test", "--limit", "30")
+    assert test["conditions"]["split"] == "test"
+
+
+def test_text_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "sdt_v1_digits", "--limit", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "digits val, 20 images, T=4" in out
+    assert "[" in out.splitlines()[0]
+    assert main(["evaluate", "sdt_v1_digits", "--limit", "20", "--time-steps", "2"]) == 0
+    assert "T=2" in capsys.readouterr().out
+
+
+def count_cells(store: Path) -> int:
+    return len(list(store.glob("arrays/*/*.npz")))
+
+
+def test_a_killed_sweep_resumes(
+    tmp_path: Path, own_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", "sdt_v1_digits", "--data", "digits", "--limit", "60", "--ratios",
+                 "0.25,0.5"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psvit_core", *arguments, "--out", str(tmp_path / "s.json")],
+        cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while count_cells(own_store) < 12 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = count_cells(own_store) - 2  # the baseline's results and logits
+    assert 0 < finished < 32
+    assert not (tmp_path / "s.json").exists()
+
+    images = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal images
+        if isinstance(module, SpikingModel) and inputs[0].device.type == "cpu":
+            images += len(inputs[0])
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        resumed = run(capsys, *arguments, "--out", tmp_path / "s.json")
+    finally:
+        handle.remove()
+    # The cell that was being written when it was killed may be there whole or not at all.
+    assert images == (32 - finished) * 60
+    os.environ["PSVIT_CACHE"] = str(tmp_path / "another")
+    uninterrupted = run(capsys, *arguments, "--out", tmp_path / "t.json")
+    assert resumed == uninterrupted
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    foreign = tmp_path / "foreign.safetensors"
+    foreign.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    cases = [
+        (("evaluate", "sdt_v1_digit"), "Did you mean 'sdt_v1_digits'"),
+        (("sweep", "sdt_v1_digits", "--ratios", "0.5,1.0", "--out", out), r"in [0, 1); got 1.0"),
+        (("sweep", "sdt_v1_digits", "--ratios", "-0.5", "--out", out), "got -0.5"),
+        (("sweep", "sdt_v1_digits", "--ratios", "half", "--out", out), "got 'half'"),
+        (("sweep", "sdt_v1_digits", "--split", "test", "--out", out), "never use the test split"),
+        (("sweep", "sdt_v1_digits", "--criterion", "l3", "--out", out), "No criterion 'l3'"),
+        (("evaluate", foreign), "not a whole .safetensors"),
+        (("evaluate", "sdt_v1_digits", "--checkpoint", foreign), "not a whole .safetensors"),
+        (("evaluate", "sdt_v1_digits", "--data", f"folder:{empty}"), "holds no images"),
+        (("evaluate", "sdt_v1_digits", "--data", "folder:/nowhere"), "There is no folder"),
+        (("evaluate", "sdt_v1_digits", "--data", "digit"), "Did you mean 'digits'"),
+        (("evaluate", "sdt_v1_digits", "--split", "dev"), "No split 'dev'"),
+        (("evaluate", "sdt_v1_digits", "--batch", "0"), "at least one image"),
+        (("evaluate", "sdt_v1_digits", "--limit", "0"), "at least one image"),
+        (("evaluate", "sdt_v1_digits", "--time-steps", "0"), "0 time steps"),
+        (("evaluate", "e_spikeformer_digits", "--time-steps", "4"), "no time axis"),
+        (("evaluate", "sdt_v1_digits", "--device", "gpu"), "no device"),
+        (("sweep", "sdt_v1_digits", "--out", tmp_path / "no" / "s.json"), "no folder"),
+        (("sweep", "sdt_v1_digits", "--out", tmp_path), "it is a folder"),
+        (("plan", "--sweep", foreign, "--memory-saving", "0.2", "--out", out), "not a JSON"),
+        (("plan", "--sweep", "none.json", "--memory-saving", "0.2", "--out", out), "Cannot read"),
+        (("plan", "--sweep", "none.json", "--out", out), "required"),
+        (("nothing",), "invalid choice"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append((("evaluate", "sdt_v1_digits", "--device", "cuda"), "no device 'cuda'"))
+    before = sorted(p.name for p in tmp_path.iterdir() if p.name != "cache")
+    for arguments, message in cases:
+        assert message in fails(capsys, *arguments), arguments
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == before
+
+
+def test_a_plan_for_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = PrunePlan(model="other", weights_hash="ab" * 16, criterion="l2", kept={"stem0": (0,)})
+    plan.save(tmp_path / "plan.json")
+    out = tmp_path / "x.safetensors"
+    message = fails(
+        capsys, "prune", "sdt_v1_digits", "--plan", tmp_path / "plan.json", "--out", out
+    )
+    assert "made for other" in message
+    assert not out.exists()
+
+
+def test_a_sweep_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "sweep", "sdt_v1_digits", "--limit", "10", "--ratios", "0.5", "--out",
+        tmp_path / "s.json")  # fmt: skip
+    message = fails(capsys, "plan", "e_spikeformer_digits", "--sweep", tmp_path / "s.json",
+                    "--memory-saving", "0.2", "--out", tmp_path / "plan.json")  # fmt: skip
+    assert "other weights" in message
+    message = fails(capsys, "plan", "--sweep", tmp_path / "s.json", "--memory-saving", "0.95",
+                    "--out", tmp_path / "plan.json")  # fmt: skip
+    assert "the most is" in message
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_npz_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.RandomState(0)
+    images = random.randint(0, 256, (6, 28, 28)).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=images, labels=np.arange(6))
+    result = run(capsys, "evaluate", "sdt_v1_digits", "--data", f"npz:{tmp_path / 'd.npz'}")
+    assert result["conditions"]["n_images"] == 6

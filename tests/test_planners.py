@@ -1,0 +1,207 @@
+"""Planners on hand-made tables: targets met, unequal ratios, labels, errors that say the most."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.planners import POLICIES, make_plan, predict_drop
+from psvit_core.planners._base import Problem, Target, group_drop
+from psvit_core.plans import reached_ratios
+from psvit_core.records import (
+    ChannelGroup,
+    Conditions,
+    Interval,
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    SensitivityRow,
+    SensitivityTable,
+    ShapeTable,
+    TensorShape,
+)
+from psvit_core.size import memory_saving, plan_size
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+N = 20
+CONDITIONS = Conditions(
+    data="made", split="val", n_images=100, T=4, batch=10, precision="float32", device="cpu",
+    transform="none",
+)  # fmt: skip
+
+
+def exactly(value: float) -> Interval:
+    return Interval(value=value, low=value, high=value)
+
+
+def hand_made(slopes: dict[str, float]) -> SensitivityTable:
+    """Groups of 20 units whose sizes add up; the drop at a ratio is ``100 * slope * ratio^2``."""
+    groups = tuple(
+        ChannelGroup(
+            group_id=name, kind="residual" if name == "stream" else "mlp", n_units=N, heads=None,
+            writers=((f"{name}.weight", 0),), readers=(), block=name, title="hidden",
+        )
+        for name in slopes
+    )  # fmt: skip
+    tensors = tuple(
+        TensorShape(name=f"{name}.weight", role="weight", sizes=(N, 50), groups=(name, None))
+        for name in slopes
+    )
+    summary = ModelSummary(
+        model="made", family="made", weights_hash="0", T=4, input_shape=(1, 8, 8), num_classes=10,
+        image_fed=(), groups=groups, shapes=ShapeTable(tensors=tensors, terms=()),
+        rankings={"l2": {name: tuple(range(N)) for name in slopes}},
+    )  # fmt: skip
+    rows = tuple(
+        SensitivityRow(
+            group_id=name, prune_ratio=r, n_pruned=round(r * N), accuracy=exactly(0.9),
+            drop=exactly(100 * slope * r * r), kl=slope * r * r, agreement=0.9,
+            size=plan_size(summary, None), sops=0.0, n_images=100,
+        )
+        for name, slope in slopes.items()
+        for r in RATIOS
+    )  # fmt: skip
+    return SensitivityTable(
+        summary=summary, criterion="l2", conditions=CONDITIONS, ratios=RATIOS,
+        baseline_accuracy=exactly(0.98), rows=rows,
+    )  # fmt: skip
+
+
+TABLE = hand_made({"robust": 0.001, "middle": 0.05, "fragile": 0.5, "stream": 1.0})
+
+
+def measured_as(
+    table: SensitivityTable, interaction: float = 1.0, log: list[PrunePlan] | None = None
+):  # noqa: E501
+    """A ``measure`` whose drops are the table's, times an interaction factor."""
+
+    def measure(plan: PrunePlan) -> Measurement:
+        if log is not None:
+            log.append(plan)
+        ratios = reached_ratios(table.summary, plan)
+        drop = interaction * sum(
+            group_drop(table, g, ratios[g.group_id]) for g in table.summary.groups
+        )
+        return Measurement(
+            model="made", weights_hash="0", conditions=CONDITIONS, accuracy=exactly(0.9),
+            size=plan_size(table.summary, plan), sops=0, macs_input=0, energy_pj=0, firing={},
+            drop=exactly(drop), plan=plan,
+        )  # fmt: skip
+
+    return measure
+
+
+def test_uniform_is_the_smallest_one_ratio() -> None:
+    plan = make_plan(TABLE, "uniform", memory_saving=0.224)
+    assert set(reached_ratios(TABLE.summary, plan).values()) == {0.25}  # 5 of 20; 4 are too few
+    assert memory_saving(TABLE.summary, plan) == pytest.approx(0.25)
+
+
+def test_psvit_prunes_unequally_and_hurts_less() -> None:
+    plan = make_plan(TABLE, "psvit", memory_saving=0.4)
+    ratios = reached_ratios(TABLE.summary, plan)
+    assert memory_saving(TABLE.summary, plan) >= 0.4 - 1e-9
+    assert ratios["robust"] > ratios["middle"] > ratios["fragile"] >= ratios["stream"] > 0
+    uniform = reached_ratios(TABLE.summary, make_plan(TABLE, "uniform", memory_saving=0.4))
+    assert predict_drop(TABLE, ratios) < predict_drop(TABLE, uniform) / 2
+
+
+def test_psvit_takes_half_of_the_target_uniformly() -> None:
+    log: list[PrunePlan] = []
+    make_plan(TABLE, "psvit", memory_saving=0.4, measure=measured_as(TABLE, log=log))
+    uniform = reached_ratios(TABLE.summary, log[0])
+    assert set(uniform.values()) == {0.2}
+    for plan in log[1:]:  # the sensitivities are measured on that uniformly pruned model
+        raised = {g: r for g, r in reached_ratios(TABLE.summary, plan).items() if r != 0.2}
+        assert len(raised) == 1
+        assert min(raised.values()) > 0.2
+    assert len(log) == 1 + 4 * 7
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("saving", [0.05, 0.224, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("measured", [False, True])
+def test_memory_targets_are_met(policy: str, saving: float, measured: bool) -> None:
+    measure = measured_as(TABLE, 1.3) if measured else None
+    plan = make_plan(TABLE, policy, memory_saving=saving, measure=measure)
+    assert memory_saving(TABLE.summary, plan) >= saving - 1e-9
+    assert ("predicted" in plan.note) != measured
+    assert plan.policy == policy
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("interaction", [0.5, 1.0, 3.0])
+def test_drop_limits_are_kept(policy: str, interaction: float) -> None:
+    measure = measured_as(TABLE, interaction)
+    plan = make_plan(TABLE, policy, max_drop=0.03, measure=measure)
+    assert measure(plan).drop.value <= 3.0
+    assert memory_saving(TABLE.summary, plan) > 0.04
+    if policy == "psvit":
+        uniform = make_plan(TABLE, "uniform", max_drop=0.03, measure=measure)
+        assert memory_saving(TABLE.summary, plan) > memory_saving(TABLE.summary, uniform)
+
+
+def test_a_lucky_cell_behind_a_bad_one_is_not_trusted() -> None:
+    rows = tuple(
+        r if not (r.group_id == "fragile" and r.prune_ratio == 0.9)
+        else SensitivityRow(**{**r.__dict__, "drop": exactly(-1.0)})
+        for r in TABLE.rows
+    )  # fmt: skip
+    lucky = SensitivityTable(**{**TABLE.__dict__, "rows": rows})
+    plan = make_plan(lucky, "psvit", memory_saving=0.4)
+    assert plan.kept == make_plan(TABLE, "psvit", memory_saving=0.4).kept
+
+
+def test_inner_scope_leaves_the_residual_stream_whole() -> None:
+    for policy in POLICIES:
+        plan = make_plan(TABLE, policy, memory_saving=0.3, scope="inner")
+        assert "stream" not in plan.kept
+        assert memory_saving(TABLE.summary, plan) >= 0.3 - 1e-9
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_unreachable_targets_say_the_most(policy: str) -> None:
+    with pytest.raises(TargetError, match=r"not reachable.*the most is \d"):
+        make_plan(TABLE, policy, memory_saving=0.99)
+
+
+def test_targets_and_names_are_checked() -> None:
+    for target in ({}, {"memory_saving": 0.2, "max_drop": 0.1}, {"memory_saving": 1.0},
+                   {"max_drop": 0.0}):  # fmt: skip
+        with pytest.raises(InvalidRatioError, match="one target"):
+            make_plan(TABLE, "uniform", **target)  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="Did you mean 'psvit'"):
+        make_plan(TABLE, "psvit2", memory_saving=0.2)
+    with pytest.raises(UnknownNameError, match="inner"):
+        make_plan(TABLE, "uniform", memory_saving=0.2, scope="inside")
+
+
+def test_unfinished_tables_are_refused() -> None:
+    rows = tuple(r for r in TABLE.rows if r.group_id != "middle")
+    partial = SensitivityTable(**{**TABLE.__dict__, "rows": rows})
+    with pytest.raises(TargetError, match="Finish the sweep"):
+        make_plan(partial, "psvit", memory_saving=0.2)
+
+
+@given(st.lists(st.floats(0.0, 2.0), min_size=2, max_size=6), st.floats(0.05, 0.85))
+def test_psvit_on_random_tables(slopes: list[float], saving: float) -> None:
+    table = hand_made({f"g{i}": s for i, s in enumerate(slopes)})
+    plan = make_plan(table, "psvit", memory_saving=saving)
+    ratios = reached_ratios(table.summary, plan)
+    assert memory_saving(table.summary, plan) >= saving - 1e-9
+    # Nothing more can be given back: lowering any raised group one grid step misses the target.
+    problem = Problem(table=table, target=Target(memory_saving=saving))
+    base = min(ratios.values())
+    for group, ratio in ratios.items():
+        lower = max([base, *(r for r in RATIOS if r < ratio - 1e-9)])
+        if ratio > base:
+            assert problem.saving({**ratios, group: lower}) < saving - 1e-9
+
+
+def test_interpolation_between_cells() -> None:
+    group = TABLE.summary.groups[2]
+    at = {r: group_drop(TABLE, group, r) for r in (0.0, 0.1, 0.15, 0.2)}
+    assert at[0.0] == 0
+    assert at[0.15] == pytest.approx((at[0.1] + at[0.2]) / 2)

@@ -1,0 +1,149 @@
+"""SOPs and firing rates: hand-made counts, SpikingJelly's counter, totals over batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
+from torch import Tensor
+
+from psvit_core.metrics.energy import energy_pj
+from psvit_core.metrics.spikes import count_spikes
+from psvit_core.neurons import NEURONS, eager_neurons
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.registry import build_model
+from tests.tiny import tiny_input, tiny_model
+
+
+def naive_sops(model: SpikingModel, x: Tensor) -> Tensor:
+    """SOPs per image by brute force: every reader run once more on its spikes with unit weights."""
+    total = torch.zeros(len(x), dtype=torch.float64)
+
+    def add(rows: Tensor) -> None:
+        total.add_(rows.flatten(1).sum(1).view(-1, len(x)).sum(0))
+
+    def on_conv(name: str):
+        def hook(module, inputs, output) -> None:
+            weight, bias = module.weight.data.clone(), module.bias
+            module.weight.data.fill_(1.0)
+            if bias is not None:
+                kept = bias.data.clone()
+                bias.data.zero_()
+            add(
+                module.forward(inputs[0]).flatten(0, -2)
+                if module.__class__.__name__ == "Linear"
+                else module.forward(inputs[0]) * 1.0
+            )
+            module.weight.data.copy_(weight)
+            if bias is not None:
+                bias.data.copy_(kept)
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind in ("Conv2d", "Conv1d", "Linear") and name not in model.image_fed:
+            handles.append(module.register_forward_hook(on_conv(name)))
+        elif kind == "SpikeGate":
+            handles.append(
+                module.register_forward_hook(lambda _m, i, _o: add((i[0] * i[1]).flatten(0, 1)))
+            )
+        elif kind == "SpikeProduct":
+            handles.append(
+                module.register_forward_hook(
+                    lambda _m, i, _o: add((i[0].sum(1) + i[2].sum(1)) * i[0].shape[-1])
+                )
+            )
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v1_cifar", "sdt_v3"])
+def test_equal_to_brute_force(name: str) -> None:
+    model, x = tiny_model(name, torch.float64), tiny_input(name, torch.float64)
+    with torch.no_grad(), count_spikes(model) as count:
+        model(x)
+    # Integer levels are divided by 4 everywhere but before the head.
+    if name == "sdt_v3":
+        head = naive_head_sops(model, x)
+        expected = (naive_sops(model, x) - head) * 4 + head
+    else:
+        expected = naive_sops(model, x)
+    torch.testing.assert_close(torch.cat(count.sops), expected, rtol=1e-12, atol=1e-6)
+
+
+def naive_head_sops(model: SpikingModel, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    handle = model.get_submodule("head").register_forward_pre_hook(
+        lambda _m, i: seen.append(i[0].sum(1) * model.num_classes)
+    )
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return seen[0]
+
+
+def test_convolutions_agree_with_spikingjelly() -> None:
+    model, x = tiny_model("sdt_v1"), tiny_input("sdt_v1")
+    counter = SynOpCounter()
+    with torch.no_grad(), eager_neurons(), DispatchCounterMode([counter]):
+        model(x)
+    with torch.no_grad(), count_spikes(model) as count:
+        model(x)
+    gates: list[float] = []
+    for module in model.modules():
+        if type(module).__name__ == "SpikeGate":
+            module.register_forward_hook(lambda _m, _i, out: gates.append(float(out.sum())))
+    with torch.no_grad():
+        model(x)
+    ours = float(torch.cat(count.sops).sum()) - sum(gates)  # theirs has no elementwise attention
+    assert ours == pytest.approx(float(counter.get_total()), rel=1e-9)
+
+
+def test_counts_are_per_image_and_sum_over_batches() -> None:
+    model, x = tiny_model("sdt_v1"), tiny_input("sdt_v1")
+    with torch.no_grad(), count_spikes(model) as whole:
+        model(x)
+    with torch.no_grad(), count_spikes(model) as split:
+        for image in x:
+            model(image.unsqueeze(0))
+    assert torch.cat(whole.sops).tolist() == torch.cat(split.sops).tolist()
+    assert whole.firing_rates() == pytest.approx(split.firing_rates())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_firing_rates_count_levels_of_integer_neurons() -> None:
+    model, x = tiny_model("sdt_v3"), tiny_input("sdt_v3")
+    sums: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, NEURONS):
+            module.register_forward_hook(
+                lambda m, _i, out, name=name: sums.__setitem__(name, float(out.mean()) * m.norm)
+            )
+    with torch.no_grad(), count_spikes(model) as count:
+        model(x)
+    assert count.firing_rates() == pytest.approx(sums)
+
+
+def test_a_single_spike_at_border_and_centre() -> None:
+    model = build_model("sdt_v1", img_size_h=8, img_size_w=8, in_channels=1, num_classes=2,
+                        embed_dims=8, num_heads=1, depths=1, T=1, pooling_stat="0000")  # fmt: skip
+    conv = model.get_submodule("patch_embed.proj_conv1")  # 3 x 3, pad 1, 2 outputs
+
+    def sops_of(row: int, column: int) -> float:
+        x = torch.zeros(1, 1, 8, 8)
+        x[0, 0, row, column] = 1.0
+        with count_spikes(model) as count:
+            count.sops.append(torch.zeros(1, dtype=torch.float64))
+            conv(x)
+        return float(count.sops[0][0])
+
+    assert (sops_of(4, 4), sops_of(0, 4), sops_of(0, 0)) == (18.0, 12.0, 8.0)
+
+
+def test_energy_constants() -> None:
+    assert energy_pj(macs_input=10, sops=100) == pytest.approx(4.6 * 10 + 0.9 * 100)

@@ -1,0 +1,193 @@
+"""The sweep: equal to the naive loop, resumable by cell, incremental over images and ratios."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from psvit_core.errors import CancelledError, DataError, InvalidRatioError, StoreError
+from psvit_core.evaluate import measure
+from psvit_core.groups import summarize
+from psvit_core.importance import rank
+from psvit_core.outcomes import kl_divergence
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import SensitivityTable
+from psvit_core.runtime import Run
+from psvit_core.sensitivity.sweep import make_spec, sweep
+from psvit_core.sensitivity.table import check_ratios, read_table, save_spec, sweep_keys
+from psvit_core.size import plan_size
+from psvit_core.store import Store
+from psvit_core.surgery import apply_plan
+from psvit_core.zoo.base import SpikingModel
+from tests.tiny import tiny_data, tiny_model
+
+RATIOS = (0.25, 0.5)
+
+
+class Forwards:
+    """Counts images that pass a model, by a hook."""
+
+    def __init__(self, model: SpikingModel) -> None:
+        self.images = 0
+        model.register_forward_hook(self._count)
+
+    def _count(self, module: object, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        self.images += len(inputs[0])
+
+
+@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v1_cifar", "sdt_v3"])
+def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
+    model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
+    run = Run(batch=3, precision="float64")  # an odd last batch
+    table = sweep(model, data, ratios=RATIOS, run=run, store=Store(tmp_path))
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    labels = np.array(data.labels)
+
+    def logits_of(m: SpikingModel) -> np.ndarray:
+        with torch.no_grad():
+            return torch.cat([m(x) for x in data.batches(7, torch.float64)]).numpy()
+
+    base = logits_of(model)
+    assert [(r.group_id, r.prune_ratio) for r in table.rows] == [
+        (g.group_id, ratio) for g in summary.groups for ratio in RATIOS
+    ]
+    for row in table.rows:
+        plan = plan_from_ratios(summary, {row.group_id: row.prune_ratio}, criterion="l2")
+        logits = logits_of(apply_plan(model, plan))
+        correct = logits.argmax(1) == labels
+        assert row.accuracy.value == pytest.approx(correct.mean())
+        assert row.drop.value == pytest.approx(
+            100 * ((base.argmax(1) == labels).mean() - correct.mean())
+        )
+        assert row.agreement == pytest.approx((logits.argmax(1) == base.argmax(1)).mean())
+        assert row.kl == pytest.approx(kl_divergence(base, logits).mean(), abs=1e-9)
+        assert row.size == plan_size(summary, plan)
+        assert row.n_images == 7
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
+    forwards = Forwards(model)
+    done: list[int] = []
+
+    def stop_after_five(count: int, total: int, what: str) -> None:
+        done.append(count)
+        if count == 5:
+            raise CancelledError("enough")
+
+    with pytest.raises(CancelledError):
+        sweep(model, data, ratios=RATIOS, store=store, progress=stop_after_five)
+    first = forwards.images
+    assert first == (1 + 5) * 6  # the baseline and five cells
+    resumed = sweep(model, data, ratios=RATIOS, store=store)
+    assert forwards.images - first == (len(RATIOS) * 8 - 5) * 6
+    whole = sweep(model, data, ratios=RATIOS, store=Store(tmp_path / "other"))
+    assert resumed == whole
+
+
+def test_other_images_and_ratios_reuse_cells(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 10), Store(tmp_path)
+    forwards = Forwards(model)
+    sweep(model, data.limit(4), ratios=RATIOS, store=store)
+    assert forwards.images == 4 * (1 + 16)
+    sweep(model, data, ratios=RATIOS, store=store)  # six more images
+    assert forwards.images == 10 * (1 + 16)
+    sweep(model, data, ratios=(0.25, 0.5, 0.75), store=store)  # one more ratio
+    assert forwards.images == 10 * (1 + 24)
+    # 0.26 removes as many units as 0.25 of all groups but the 128-wide MLPs (33 against 32).
+    sweep(model, data, ratios=(0.26,), store=store)
+    assert forwards.images == 10 * (1 + 24 + 2)
+
+
+def test_removing_nothing_costs_nothing_and_says_so(tmp_path: Path) -> None:
+    model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4)
+    forwards = Forwards(model)
+    table = sweep(model, data, ratios=(0.1,), store=Store(tmp_path))
+    nothing = [row for row in table.rows if row.n_pruned == 0]
+    assert {row.group_id for row in nothing} == {"stem0", "stem1"}  # 4 and 8 units
+    assert all(row.drop.value == 0 and row.kl == 0 for row in nothing)
+    assert forwards.images == 4 * (1 + 8 - 2)
+
+
+def test_partial_tables_can_be_read_at_any_time(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4), Store(tmp_path)
+    spec = make_spec(model, data, ratios=RATIOS)
+    assert read_table(store, spec) is None
+    seen: list[int] = []
+
+    def look(done: int, total: int, what: str) -> None:
+        table = read_table(Store(tmp_path), spec)
+        assert table is not None
+        seen.append(len(table.rows))
+
+    sweep(model, data, ratios=RATIOS, store=store, progress=look)
+    assert seen == list(range(1, 17))
+    first_half = {spec_cell.prune_ratio for spec_cell in list(spec.cells())[:8]}
+    assert first_half == {0.5}  # coarse to fine: every group once before any twice
+
+
+def test_table_round_trip_and_keys(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4), Store(tmp_path / "store")
+    table = sweep(model, data, ratios=RATIOS, store=store)
+    assert SensitivityTable.load(table.save(tmp_path / "s.json")) == table
+    spec = make_spec(model, data, ratios=(0.5,))
+    save_spec(store, spec)
+    assert sweep_keys(store)[0] == spec.key
+    assert len(sweep_keys(store)) == 2
+
+
+def test_the_test_split_is_refused() -> None:
+    from dataclasses import replace
+
+    data = replace(tiny_data("sdt_v1", 4), split="test")
+    with pytest.raises(DataError, match="never use the test split"):
+        sweep(tiny_model("sdt_v1"), data, ratios=RATIOS)
+
+
+def test_ratios_are_checked() -> None:
+    assert check_ratios((0.5, 0.25, 0.5)) == (0.25, 0.5)
+    for bad in ((1.0,), (-0.1,), (float("nan"),), ()):
+        with pytest.raises(InvalidRatioError):
+            check_ratios(bad)
+
+
+def test_a_damaged_cell_names_its_file(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4), Store(tmp_path)
+    sweep(model, data, ratios=(0.5,), store=store)
+    spec = make_spec(model, data, ratios=(0.5,))
+    key = next(spec.cells()).key
+    path = tmp_path / "arrays" / key[:2] / f"{key}.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StoreError, match=f"{key}.npz is damaged.*Delete it"):
+        sweep(model, data, ratios=(0.5,), store=store)
+    path.unlink()
+    assert len(sweep(model, data, ratios=(0.5,), store=store).rows) == 8
+
+
+def test_measuring_a_plan(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 9), Store(tmp_path)
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    plan = plan_from_ratios(summary, {g.group_id: 0.4 for g in summary.groups}, criterion="l2")
+    result = measure(model, data, plan, store=store)
+    alone = measure(apply_plan(model, plan), data)
+    assert result.accuracy == alone.accuracy
+    assert (result.size, result.sops) == (alone.size, alone.sops)
+    assert result.memory_saving == pytest.approx(alone.memory_saving)
+    assert result.baseline_accuracy == measure(model, data).accuracy
+    assert alone.drop is None
+    assert result.drop is not None
+    assert result.drop.low < result.drop.value < result.drop.high
+    forwards = Forwards(model)
+    assert measure(model, data, plan, store=store) == result
+    assert forwards.images == 0
+
+
+def test_more_classes_than_outputs_is_refused() -> None:
+    from dataclasses import replace
+
+    data = replace(tiny_data("sdt_v1", 3), labels=(0, 1, 10))
+    with pytest.raises(DataError, match="10 outputs"):
+        measure(tiny_model("sdt_v1"), data)
