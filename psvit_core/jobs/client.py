@@ -64,7 +64,7 @@ class Job(Record):
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Estimate from the pace so far; None where there is none yet."""
-        if self.state != "running" or not self.started or not self.fresh or not self.total:
+        if self.state != "running" or self.started is None or not self.fresh or not self.total:
             return None
         pace = ((now or time.time()) - self.started) / self.fresh
         return pace * (self.total - self.done)

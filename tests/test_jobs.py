@@ -1,0 +1,194 @@
+"""Background work: detached workers that survive, can be cancelled, killed and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from psvit_core.errors import JobError
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings, run_sweep
+from psvit_core.sensitivity.table import load_spec
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+
+SUBJECT = Subject(model="e_spikeformer_digits", data="digits", limit=30)
+QUICK = SweepSettings(ratios=(0.5,))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "cache")
+    yield store
+    for pid in workers(store):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def workspace(store: Store) -> Workspace:
+    return Workspace(SUBJECT, store)
+
+
+def workers(store: Store) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "psvit_core.jobs.worker" in command and str(store.folder) in command:
+            found.append(process.pid)
+    return found
+
+
+def wait(store: Store, job: Job, until: Callable[[Job], bool], seconds: float = 120) -> Job:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = client.find_job(store, job.id)
+        if until(now):
+            return now
+        time.sleep(0.05)
+    raise AssertionError(f"still {now.state}, {now.done}/{now.total}: {log(store)}")
+
+
+def log(store: Store) -> str:
+    return client.log_path(store, "cpu").read_text()
+
+
+def ended(job: Job) -> bool:
+    return not job.active
+
+
+def test_a_sweep_survives_a_killed_worker(store: Store, workspace: Workspace) -> None:
+    job = workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5)))
+    assert workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5))).id == job.id  # not twice
+    running = wait(store, job, lambda j: j.done >= 8)
+    assert running.total == 90
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGKILL)
+    interrupted = wait(store, job, ended)
+    assert interrupted.state == "interrupted"
+
+    key = workspace.sweep_key()
+    assert key == interrupted.result["sweep_key"]
+    partial = workspace.table(load_spec(store, key))
+    assert partial is not None
+    assert 8 <= len(partial.rows) < 90
+
+    client.resume(store, job.id)
+    done = wait(store, job, ended)
+    assert done.state == "done", (done.error, log(store))
+    assert done.pid != running.pid
+    assert done.fresh <= 90 - len(partial.rows)  # finished cells were not run again
+    whole = workspace.table(load_spec(store, key))
+    reference = run_sweep(
+        Engine(SUBJECT, Store(store.folder / "other")), SweepSettings(ratios=(0.25, 0.5))
+    )
+    assert whole == reference
+
+
+def test_cancel_and_resume_and_short_jobs_between(store: Store, workspace: Workspace) -> None:
+    job = workspace.start_sweep(QUICK)
+    wait(store, job, lambda j: j.done >= 3)
+    summary = workspace.summary()
+    assert summary is not None
+    plan = workspace.plan_by_hand({g.group_id: 0.3 for g in summary.groups})
+    assert workspace.measurement(plan) is None
+    short = workspace.measure(plan)
+    measured = wait(store, short, ended)
+    assert client.find_job(store, job.id).state == "running"  # let in between two batches
+    assert measured.state == "done", measured.error
+    result = workspace.measurement(plan)
+    assert result is not None
+    assert result.conditions.n_images == 30
+    assert result.memory_saving == pytest.approx(workspace.memory_saving(plan))
+
+    client.cancel(store, job.id)
+    cancelled = wait(store, job, ended)
+    assert cancelled.state == "cancelled"
+    assert 3 <= cancelled.done < 45
+    client.resume(store, job.id)
+    assert wait(store, job, ended).state == "done"
+    assert len(workers(store)) == 1  # one worker did it all
+
+    planned = workspace.start_plan(
+        load_spec(store, str(workspace.sweep_key())),
+        PlanSettings(policy="uniform", memory_saving=0.3),
+    )
+    ready = wait(store, planned, ended)
+    assert ready.state == "done", ready.error
+    assert ready.result["measurement"]["memory_saving"] >= 0.3
+
+    export = wait(store, workspace.export(plan, "small.safetensors"), ended)
+    assert export.state == "done", export.error
+    path = Path(export.result["path"])
+    assert path.stat().st_size == export.result["bytes"]
+    assert path.name == "small.safetensors"
+
+
+def test_failures_are_told(store: Store) -> None:
+    missing = Workspace(Subject(model="missing.safetensors", data="digits"), store)
+    assert missing.summary() is None
+    failed = wait(store, missing.request_summary(), ended)
+    assert failed.state == "failed"
+    assert "no model or file missing.safetensors" in failed.error
+    other = Workspace(Subject(data="digits", split="test", limit=10), store)
+    refused = wait(store, other.start_sweep(QUICK), ended)
+    assert "never use the test split" in refused.error
+    assert len(workers(store)) == 1  # the worker outlives failed jobs
+
+
+def test_waiting_jobs_can_be_cancelled_and_found(store: Store) -> None:
+    job = Job(id="a", task="sweep", title="t", params={"subject": {}}, created=1.0)
+    client.save(store, job)
+    assert client.find_job(store, "a").state == "queued"
+    assert client.cancel(store, "a").state == "cancelled"
+    with pytest.raises(JobError, match="no job 'b'"):
+        client.find_job(store, "b")
+
+
+def test_a_reused_pid_is_not_taken_for_the_worker(store: Store) -> None:
+    started = client.process_started(os.getpid())
+    assert started is not None
+    job = Job(id="a", task="sweep", title="t", params={}, state="running", pid=os.getpid(),
+              pid_started=started)  # fmt: skip
+    client.save(store, job)
+    assert client.find_job(store, "a").state == "running"
+    client.save(store, dataclasses.replace(job, pid_started=started - 60))
+    assert client.find_job(store, "a").state == "interrupted"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        assert client.process_started(process.pid) is None
+
+
+def test_reconcile_starts_workers_for_waiting_jobs(store: Store) -> None:
+    subject = dataclasses.replace(SUBJECT, limit=5)
+    job = Job(id="a", task="measure", title="t", created=1.0,
+              params={"subject": subject.to_dict(), "plan": None})  # fmt: skip
+    client.save(store, job)  # as if the machine had gone down before a worker took it
+    assert workers(store) == []
+    client.reconcile(store)
+    assert wait(store, job, ended).state == "done"
+
+
+def test_time_left_goes_by_fresh_work_only() -> None:
+    job = Job(id="a", task="sweep", title="t", params={}, state="running", started=0.0, done=60,
+              total=100, fresh=10)  # fmt: skip
+    assert job.seconds_left(now=20.0) == pytest.approx(80.0)
+    assert dataclasses.replace(job, fresh=0).seconds_left(now=20.0) is None
+
+
+def test_workspace_without_a_job(workspace: Workspace) -> None:
+    assert workspace.sweep_key() is None
+    assert workspace.jobs() == []
+    size = workspace.size()
+    plan = workspace.plan_by_hand({"stage3.stream": 0.5})
+    assert workspace.size(plan).bytes < size.bytes
+    assert "torch" not in workspace.__class__.__module__
