@@ -192,7 +192,7 @@ def _folder(folder: Path, split: str, transform: Transform) -> EvalSet:
         spec=f"folder:{folder}",
         split=split,
         transform=transform.name,
-        ids=tuple(_digest(path.read_bytes()) for path, _ in files),
+        ids=tuple(_file_id(path, classes[label]) for path, label in files),
         labels=tuple(label for _, label in files),
         classes=classes,
         load=lambda i: _load_image(files[i][0], transform),
@@ -205,7 +205,11 @@ def _load_image(path: Path, transform: Transform) -> Tensor:
 
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # conversion would clip, not scale
+                raise DataError(f"{path} has {file.mode} pixels. Convert it to 8 bits a channel.")
             image = file.convert("L" if transform.channels == 1 else "RGB")
+    except DataError:
+        raise
     except Exception as error:  # PIL raises many kinds for damaged and oversized files
         raise DataError(f"{path} is not a readable image ({error}). Remove or mend it.") from error
     steps = v2.Compose(
@@ -253,6 +257,11 @@ def _npz(path: Path, split: str, transform: Transform) -> EvalSet:
         classes=tuple(str(c) for c in range(int(labels.max()) + 1)),
         load=lambda i: normalise(pixels[i].float() / 255, transform),
     )
+
+
+def _file_id(path: Path, class_name: str) -> str:
+    """Class and content: renamed, it is the same image; in two class folders it is two."""
+    return _digest(class_name.encode() + b"\0" + path.read_bytes())
 
 
 def _digest(content: bytes) -> str:

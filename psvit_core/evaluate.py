@@ -24,8 +24,8 @@ from psvit_core.outcomes import (
 )
 from psvit_core.records import Conditions, Measurement, ModelSummary, PrunePlan
 from psvit_core.runtime import Run
-from psvit_core.size import input_macs, memory_saving, plan_size
-from psvit_core.store import Store, digest
+from psvit_core.size import memory_saving, plan_size, real_macs
+from psvit_core.store import ENGINE_VERSION, Store, digest
 from psvit_core.surgery import Silenced, apply_plan
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
@@ -205,7 +205,15 @@ def measure(
     conditions = conditions_of(model, data, run)
     kept = {group: list(units) for group, units in plan.kept.items()} if plan else {}
     key = "measurement/" + digest(
-        [summary.weights_hash, kept, conditions.to_dict(), list(data.ids), bool(plan)]
+        [
+            Measurement.version,
+            ENGINE_VERSION,
+            summary.weights_hash,
+            kept,
+            conditions.to_dict(),
+            list(data.ids),
+            bool(plan),
+        ]
     )
     known = store.get(key) if store else None
     if known:
@@ -214,7 +222,7 @@ def measure(
     prediction = predict(place(subject, run), data, run, tick=tick)
     outcome = outcome_of(data, prediction, base.logits(data) if base else prediction.logits)
     size = plan_size(summary, plan)
-    sops, macs_input = float(outcome.sops.mean()), input_macs(summary, plan)
+    sops, macs_real = float(outcome.sops.mean()), real_macs(summary, plan)
     if plan:
         saving = memory_saving(summary, plan)
     else:
@@ -226,8 +234,8 @@ def measure(
         accuracy=outcome.accuracy(),
         size=size,
         sops=sops,
-        macs_input=macs_input,
-        energy_pj=energy_pj(macs_input, sops),
+        macs_real=macs_real,
+        energy_pj=energy_pj(macs_real, sops),
         firing=prediction.firing,
         memory_saving=saving,
         baseline_accuracy=base.outcome.accuracy() if base else None,

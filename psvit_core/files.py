@@ -13,19 +13,25 @@ from psvit_core.errors import OutputError
 def check_writable(path: str | Path) -> Path:
     """Raise ``OutputError`` now if ``path`` could not be written later."""
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"Cannot write {path}: it is a folder. Name a file in it.")
     parent = path.parent
-    if not parent.is_dir():
-        raise OutputError(f"Cannot write {path}: there is no folder {parent}. Create it first.")
     try:
+        if path.is_dir():
+            raise OutputError(f"Cannot write {path}: it is a folder. Name a file in it.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"Cannot write {path}: it is no regular file. Name another.")
+        if not parent.is_dir():
+            raise OutputError(f"Cannot write {path}: there is no folder {parent}. Create it first.")
         with tempfile.TemporaryFile(dir=parent):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"Cannot write {path}: {error.strerror}. Choose a folder that you may write to."
+            f"Cannot write {path!s:.80}: {_reason(error)}. Choose another place or name."
         ) from error
     return path
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -35,15 +41,15 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
         OutputError: If the place cannot be written to; nothing is left behind.
     """
     path = check_writable(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".psvit-", suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
         write(part)
-        part.chmod(0o644)
+        part.chmod(0o666 & ~_umask())
         part.replace(path)
     except OSError as error:
-        raise OutputError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise OutputError(f"Cannot write {path}: {_reason(error)}.") from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -52,3 +58,9 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` as UTF-8, whole or not at all."""
     return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask

@@ -77,8 +77,28 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
         return _LIF.apply(x, v_threshold)
     if _compiled:
         with torch.no_grad():
-            return _compiled_kernel(_recurrence)(x.contiguous(), v_threshold)
+            return _run(_recurrence, _in_pieces, x, v_threshold=v_threshold)
     return _in_pieces(x, v_threshold)
+
+
+_Kernel = Callable[..., Tensor]
+
+
+def _run(function: _Kernel, otherwise: _Kernel, *x: Tensor, v_threshold: float) -> Tensor:
+    """Run a kernel compiled on (T, n) views: few shapes, so that few kernels are compiled.
+
+    torch refuses to compile one function for too many kinds of input; then, as after any failure of
+    the compiler, compiled kernels are switched off for the process and ``otherwise`` runs.
+    """
+    global _compiled
+    if _compiled:
+        try:
+            flat = [t.reshape(t.shape[0], -1) for t in x]
+            return _compiled_kernel(function)(*flat, v_threshold).view(x[0].shape)
+        except Exception as error:  # of a compiler that we do not control
+            log.warning("compiled LIF kernels are off: %s", str(error).splitlines()[0])
+            _compiled = False
+    return otherwise(*x, v_threshold)
 
 
 def _recurrence(x: Tensor, v_threshold: float) -> Tensor:
@@ -137,8 +157,7 @@ def _gradient(grad: Tensor, h: Tensor, v_threshold: float) -> Tensor:
 class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, v_threshold: float) -> Tensor:  # type: ignore[no-untyped-def]
-        run = _compiled_kernel if _compiled else _plainly
-        h = run(_membrane)(x.contiguous(), v_threshold)
+        h = _run(_membrane, _membrane, x, v_threshold=v_threshold)
         ctx.save_for_backward(h)
         ctx.v_threshold = v_threshold
         return _spikes(h, v_threshold)
@@ -146,9 +165,4 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (h,) = ctx.saved_tensors
-        run = _compiled_kernel if _compiled else _plainly
-        return run(_gradient)(grad.contiguous(), h, ctx.v_threshold), None
-
-
-def _plainly(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return function
+        return _run(_gradient, _gradient, grad, h, v_threshold=ctx.v_threshold), None

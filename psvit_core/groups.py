@@ -18,7 +18,7 @@ from psvit_core.records import (
 )
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
-from psvit_core.zoo.e_spikeformer import SpikeProduct
+from psvit_core.zoo.layers import SpikeProduct
 from psvit_core.zoo.registry import build_model
 
 COMPUTE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -94,7 +94,7 @@ def _compute_terms(
 
     def on_layer(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            positions = 1 if isinstance(module, nn.Linear) else output[0, 0].numel()
+            positions = output[0, 0].numel() if output.dim() > 2 else 1  # (rows, C, ...)
             shape = empty.get_parameter(f"{name}.weight").shape
             named = [owners.get((f"{name}.weight", axis)) for axis in range(len(shape))]
             fixed = [n for n, group in zip(shape, named, strict=True) if group is None]
@@ -138,7 +138,7 @@ def summarize(
         T=model.T,
         input_shape=model.input_shape,
         num_classes=model.num_classes,
-        image_fed=model.image_fed,
+        real_fed=model.real_fed(),
         groups=find_groups(model),
         shapes=shape_table(model),
         rankings={criterion: dict(by_group) for criterion, by_group in rankings.items()},

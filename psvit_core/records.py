@@ -261,7 +261,7 @@ class ModelSummary(Record):
     T: int
     input_shape: tuple[int, ...]  # (channels, height, width)
     num_classes: int
-    image_fed: tuple[str, ...]  # layers that read the image instead of spikes
+    real_fed: dict[str, int]  # layers that read real values, not spikes -> runs an image
     groups: tuple[ChannelGroup, ...]
     shapes: ShapeTable
     rankings: dict[str, dict[str, tuple[int, ...]]]  # criterion -> group -> units, best first
@@ -369,7 +369,7 @@ class Measurement(Record):
     accuracy: Interval  # fraction
     size: Size
     sops: float  # accumulates triggered by spikes, one image, all T
-    macs_input: float  # multiply-accumulates of the image-fed layer, done once an image
+    macs_real: float  # multiply-accumulates of layers that read real values, one image, all T
     energy_pj: float  # theoretical, arithmetic only
     firing: dict[str, float]  # neuron layer -> firing rate
     memory_saving: float = 0.0  # 1 - bytes / bytes of the unpruned model

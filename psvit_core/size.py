@@ -6,6 +6,7 @@ true joint size. ``tests/test_size.py`` compares it with real surgery.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from psvit_core.errors import UnknownNameError
@@ -54,10 +55,14 @@ def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "flo
     return Size(params=params, bytes=stored, macs=round(macs))
 
 
-def input_macs(summary: ModelSummary, plan: PrunePlan | None) -> float:
-    """MACs of the image-fed layers, once an image, under ``plan``."""
-    only = tuple(t for t in summary.shapes.terms if t.layer in summary.image_fed)
-    shapes = ShapeTable(tensors=summary.shapes.tensors, terms=only)
+def real_macs(summary: ModelSummary, plan: PrunePlan | None) -> float:
+    """MACs of the layers that read real values instead of spikes, one image, all time steps."""
+    terms = tuple(
+        dataclasses.replace(t, factor=t.factor * summary.real_fed[t.layer])
+        for t in summary.shapes.terms
+        if t.layer in summary.real_fed
+    )
+    shapes = ShapeTable(tensors=summary.shapes.tensors, terms=terms)
     return float(size_at(shapes, plan_widths(summary, plan)).macs)
 
 

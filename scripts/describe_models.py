@@ -55,9 +55,9 @@ def card_text(card: ModelCard, summary: ModelSummary) -> str:
         ),
         f"- Input: {summary.input_shape} images; {card.transform.name}.",
         (
-            f"- Training: `{t['command']}` (seed {t['seed']}, {t['epochs']} epochs, {t['seconds']} s "
-            f"on {t['threads']} thread, torch {t['torch']}); the epoch with the best validation "
-            f"accuracy was kept ({t['best_epoch']})."
+            f"- Training: `{t['command']}` (seed {t['seed']}, {t['epochs']} epochs, "
+            f"{t['seconds']} s on {t['threads']} thread, torch {t['torch']}); the epoch "
+            f"with the best validation accuracy was kept ({t['best_epoch']})."
         ),
         f"- Validation top-1: {top1('val')}. It chose the epoch, so it is a little too good.",
         f"- Test top-1: {top1('test')}. Evaluated once, after training; chose nothing.",

@@ -78,6 +78,7 @@ def test_a_sweep_survives_a_killed_worker(store: Store, workspace: Workspace) ->
 
     key = workspace.sweep_key()
     assert key == interrupted.result["sweep_key"]
+    assert key is not None
     partial = workspace.table(load_spec(store, key))
     assert partial is not None
     assert 8 <= len(partial.rows) < 90

@@ -51,7 +51,7 @@ def hand_made(slopes: dict[str, float]) -> SensitivityTable:
     )
     summary = ModelSummary(
         model="made", family="made", weights_hash="0", T=4, input_shape=(1, 8, 8), num_classes=10,
-        image_fed=(), groups=groups, shapes=ShapeTable(tensors=tensors, terms=()),
+        real_fed={}, groups=groups, shapes=ShapeTable(tensors=tensors, terms=()),
         rankings={"l2": {name: tuple(range(N)) for name in slopes}},
     )  # fmt: skip
     rows = tuple(
@@ -86,7 +86,7 @@ def measured_as(
         )
         return Measurement(
             model="made", weights_hash="0", conditions=CONDITIONS, accuracy=exactly(0.9),
-            size=plan_size(table.summary, plan), sops=0, macs_input=0, energy_pj=0, firing={},
+            size=plan_size(table.summary, plan), sops=0, macs_real=0, energy_pj=0, firing={},
             drop=exactly(drop), plan=plan,
         )  # fmt: skip
 

@@ -7,12 +7,14 @@ import torch
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import Tensor
 
+from psvit_core.groups import COMPUTE_LAYERS
 from psvit_core.metrics.energy import energy_pj
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.neurons import NEURONS, eager_neurons
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.layers import HeadSum, MaskedKeySum, SpikeProduct
 from psvit_core.zoo.registry import build_model
-from tests.tiny import tiny_input, tiny_model
+from tests.tiny import NAMES, tiny_input, tiny_model
 
 
 def naive_sops(model: SpikingModel, x: Tensor) -> Tensor:
@@ -29,11 +31,7 @@ def naive_sops(model: SpikingModel, x: Tensor) -> Tensor:
             if bias is not None:
                 kept = bias.data.clone()
                 bias.data.zero_()
-            add(
-                module.forward(inputs[0]).flatten(0, -2)
-                if module.__class__.__name__ == "Linear"
-                else module.forward(inputs[0]) * 1.0
-            )
+            add(module.forward(inputs[0]))
             module.weight.data.copy_(weight)
             if bias is not None:
                 bias.data.copy_(kept)
@@ -42,14 +40,15 @@ def naive_sops(model: SpikingModel, x: Tensor) -> Tensor:
 
     handles = []
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        if kind in ("Conv2d", "Conv1d", "Linear") and name not in model.image_fed:
+        if isinstance(module, COMPUTE_LAYERS) and name not in model.real_fed():
             handles.append(module.register_forward_hook(on_conv(name)))
-        elif kind == "SpikeGate":
+        elif isinstance(module, HeadSum):
+            handles.append(module.register_forward_hook(lambda _m, i, _o: add(i[0].flatten(0, 1))))
+        elif isinstance(module, MaskedKeySum):
             handles.append(
                 module.register_forward_hook(lambda _m, i, _o: add((i[0] * i[1]).flatten(0, 1)))
             )
-        elif kind == "SpikeProduct":
+        elif isinstance(module, SpikeProduct):
             handles.append(
                 module.register_forward_hook(
                     lambda _m, i, _o: add((i[0].sum(1) + i[2].sum(1)) * i[0].shape[-1])
@@ -62,7 +61,7 @@ def naive_sops(model: SpikingModel, x: Tensor) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v1_cifar", "sdt_v3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_equal_to_brute_force(name: str) -> None:
     model, x = tiny_model(name, torch.float64), tiny_input(name, torch.float64)
     with torch.no_grad(), count_spikes(model) as count:
@@ -74,6 +73,27 @@ def test_equal_to_brute_force(name: str) -> None:
     else:
         expected = naive_sops(model, x)
     torch.testing.assert_close(torch.cat(count.sops), expected, rtol=1e-12, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_fed_layers_are_those_that_read_no_spikes(name: str) -> None:
+    model = tiny_model(name, torch.float64)
+    real: set[str] = set()
+
+    def hook(layer: str):
+        def look(_module, inputs) -> None:
+            levels = inputs[0] * model.spike_unit(layer)
+            if not torch.equal(levels, levels.round()):
+                real.add(layer)
+
+        return look
+
+    for layer, module in model.named_modules():
+        if isinstance(module, COMPUTE_LAYERS):
+            module.register_forward_pre_hook(hook(layer))
+    with torch.no_grad():
+        model(tiny_input(name, torch.float64))
+    assert real == set(model.real_fed())
 
 
 def naive_head_sops(model: SpikingModel, x: Tensor) -> Tensor:
@@ -96,7 +116,7 @@ def test_convolutions_agree_with_spikingjelly() -> None:
         model(x)
     gates: list[float] = []
     for module in model.modules():
-        if type(module).__name__ == "SpikeGate":
+        if type(module).__name__ == "MaskedKeySum":
             module.register_forward_hook(lambda _m, _i, out: gates.append(float(out.sum())))
     with torch.no_grad():
         model(x)
@@ -146,4 +166,4 @@ def test_a_single_spike_at_border_and_centre() -> None:
 
 
 def test_energy_constants() -> None:
-    assert energy_pj(macs_input=10, sops=100) == pytest.approx(4.6 * 10 + 0.9 * 100)
+    assert energy_pj(macs_real=10, sops=100) == pytest.approx(4.6 * 10 + 0.9 * 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,17 @@ from psvit_core.zoo.registry import build_model
 
 REFERENCE = Path(__file__).parent / "reference"
 #: Reference vectors of the families that are built so far.
-NAMES = ("sdt_v1", "sdt_v1_cifar", "sdt_v3")
+NAMES = (
+    "spikformer_imagenet",
+    "spikformer_cifar",
+    "sdt_v1",
+    "sdt_v1_cifar",
+    "sdt_v2",
+    "sdt_v2_kd",
+    "sdt_v3",
+    "qkformer_imagenet",
+    "qkformer_cifar",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,15 @@ class Vector:
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The state dict."""
+        return {
+            k.removeprefix("weights."): t
+            for k, t in self.tensors.items()
+            if k.startswith("weights.")
+        }
 
 
 @cache
@@ -37,14 +57,16 @@ def vector(name: str) -> Vector:
         return Vector(tensors, json.loads(file.metadata()["meta"]))
 
 
+def build_tiny(name: str, widths: Mapping[str, int] | None = None) -> SpikingModel:
+    """The architecture of a reference vector, with random weights."""
+    meta = vector(name).meta
+    return build_model(meta["family"], widths, **{**meta["constructor"], "T": meta["T"]})
+
+
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> SpikingModel:
     """The model of a reference vector with its weights."""
-    v = vector(name)
-    model = build_model(v.meta["family"], **v.meta["constructor"])
-    weights = {
-        k.removeprefix("weights."): t for k, t in v.tensors.items() if k.startswith("weights.")
-    }
-    model.load_state_dict(weights)
+    model = build_tiny(name)
+    model.load_state_dict({k: t.clone() for k, t in vector(name).weights.items()})
     model.name = name
     return model.to(dtype)
 

@@ -10,6 +10,6 @@ MAC_PJ = 4.6
 SOP_PJ = 0.9
 
 
-def energy_pj(macs_input: float, sops: float) -> float:
-    """Energy of one image: its image-fed layer in MACs, everything else in accumulates."""
-    return MAC_PJ * macs_input + SOP_PJ * sops
+def energy_pj(macs_real: float, sops: float) -> float:
+    """Energy of one image: MACs where real values are read, accumulates where spikes are."""
+    return MAC_PJ * macs_real + SOP_PJ * sops

@@ -3,8 +3,9 @@
 A SOP is one accumulate that a spike triggers. For every layer that reads spikes: the spikes at its
 input (an integer level k counts k) times the outputs that each really reaches - at image borders
 and under strides exactly, not on average. Attention: a query spike meets every key token, a value
-spike every attention row; SDSA accumulates where key and value spike together. The image-fed layer
-is multiply-accumulates, done once for a static image.
+spike every attention row; SDSA accumulates where key and value spike together, Q-K attention the
+queries of a head. Layers that read real values instead of spikes (the first convolution, run once
+for a static image) are multiply-accumulates and not counted here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psvit_core.groups import COMPUTE_LAYERS, axis_groups
-from psvit_core.neurons import NEURONS, spikes_per_unit
+from psvit_core.neurons import NEURONS, IntegerLIF, spikes_per_unit
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.e_spikeformer import SpikeProduct
-from psvit_core.zoo.sdt import SpikeGate
+from psvit_core.zoo.layers import SpikeProduct, SpikeSum
 
 
 @dataclass
@@ -70,6 +70,7 @@ class _Counter:
         self.count = SpikeCount()
         self._model = model
         self._widths = widths
+        self._real_fed = model.real_fed()
         self._owners = axis_groups(model.channel_groups())
         self._covers: dict[tuple[str, torch.Size], Tensor] = {}
         self._summed: tuple[Tensor, Tensor] | None = None  # the last tensor and its row sums
@@ -81,11 +82,11 @@ class _Counter:
     def hook_for(self, name: str, module: nn.Module) -> _Hook | None:
         if isinstance(module, NEURONS):
             return self._on_neuron(name)
-        if isinstance(module, SpikeGate):
-            return self._on_gate
+        if isinstance(module, SpikeSum):
+            return self._on_sum
         if isinstance(module, SpikeProduct):
             return self._on_product(name)
-        if isinstance(module, COMPUTE_LAYERS) and name not in self._model.image_fed:
+        if isinstance(module, COMPUTE_LAYERS) and name not in self._real_fed:
             return self._on_layer(name)
         return None
 
@@ -111,14 +112,15 @@ class _Counter:
     def _on_neuron(self, name: str) -> _Hook:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             count = self.count
-            merged = output.flatten(0, 1) if output.dim() in (3, 5) else output
+            timeless = isinstance(module, IntegerLIF)  # (B, ...); all others (T, B, ...)
+            merged = output if timeless else output.flatten(0, 1)
             value = float(self._row_sums(merged).double().sum()) * spikes_per_unit(module)
             count.fired[name] = count.fired.get(name, 0.0) + value
             count.seen[name] = count.seen.get(name, 0.0) + output.numel()
 
         return hook
 
-    def _on_gate(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _on_sum(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._add(output.flatten(0, 1).flatten(1).sum(1))
 
     def _on_product(self, name: str) -> _Hook:
@@ -138,9 +140,7 @@ class _Counter:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0]
             fan_out = self._fan_out(name, module) * unit
-            if isinstance(module, nn.Linear):
-                self._add(x.flatten(0, -2).sum(1) * fan_out)
-            elif isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            if isinstance(module, nn.Conv2d) and max(*module.kernel_size, *module.stride) > 1:
                 cover = self._cover(name, module, x, output)
                 self._add((x.sum(1) * cover).flatten(1).sum(1) * fan_out)
             else:

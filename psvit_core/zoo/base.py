@@ -7,12 +7,11 @@ pruned network is built directly and loaded strictly, and whatever follows from 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from psvit_core.errors import ModelError
 from psvit_core.records import ChannelGroup
@@ -53,8 +52,6 @@ class SpikingModel(nn.Module):
     family: str = ""
     #: Tensors that official checkpoints hold and no computation reads.
     unused: tuple[str, ...] = ()
-    #: Layers that read the image instead of spikes.
-    image_fed: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -98,6 +95,10 @@ class SpikingModel(nn.Module):
         """(channels, height, width) of the images that the model was made for."""
         a = self.arguments
         return int(a["in_channels"]), int(a["img_size_h"]), int(a["img_size_w"])
+
+    def real_fed(self) -> dict[str, int]:
+        """Layers that read real values instead of spikes, with how often an image runs each."""
+        raise NotImplementedError
 
     def spike_unit(self, layer: str) -> int:
         """How many spikes an input of 1.0 stands for at this layer."""
@@ -164,22 +165,6 @@ def accept_unused(family: str, arguments: Mapping[str, Any], allowed: Mapping[st
             raise ModelError(f"{family} supports only {name}={allowed[name]!r}, got {value!r}.")
 
 
-def over_time(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer for images to (T, B, ...), time-major merged as in the official code."""
-    merged: Tensor = layer(x.flatten(0, 1))
-    return merged.unflatten(0, (x.shape[0], x.shape[1]))
-
-
-def repeat_over_time(x: Tensor, T: int) -> Tensor:
-    """(B, C, H, W) to (T, B, C, H, W) without copying."""
-    return x.unsqueeze(0).expand(T, *x.shape)
-
-
 def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
     """``names`` under a module path."""
     return tuple(f"{prefix}.{name}" for name in names)
-
-
-def scaled_head_width(width: int, heads: int) -> float:
-    """``head_dim ** -0.5`` of the *original* width."""
-    return math.pow(width // heads, -0.5)

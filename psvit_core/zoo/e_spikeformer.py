@@ -8,45 +8,22 @@ Source:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from psvit_core.errors import ModelError
 from psvit_core.neurons import IntegerLIF
-from psvit_core.zoo.base import (
-    GroupSpec,
-    SpikingModel,
-    accept_unused,
-    prefixed,
-    scaled_head_width,
+from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.layers import SpikeProduct
+from psvit_core.zoo.metaformer import (
+    DOWNSAMPLING,
+    UNUSED_ARGUMENTS,
+    BlockNames,
+    check_widths,
+    group_specs,
 )
-
-#: Conv blocks: (name, stage, downsampling before it); stage 3 and 4 are transformer blocks.
-_CONV_BLOCKS = (
-    ("ConvBlock1_1.0", "stage1a"),
-    ("ConvBlock1_2.0", "stage1b"),
-    ("ConvBlock2_1.0", "stage2"),
-    ("ConvBlock2_2.0", "stage2"),
-)
-_TRANSFORMER_BLOCKS = tuple(
-    [(f"block3.{i}", "stage3") for i in range(6)] + [(f"block4.{i}", "stage4") for i in range(2)]
-)
-_DOWNSAMPLING = {
-    "stage1a": "downsample1_1",
-    "stage1b": "downsample1_2",
-    "stage2": "downsample2",
-    "stage3": "downsample3",
-    "stage4": "downsample4",
-}
-_STAGE_TITLES = {
-    "stage1a": "Stage 1a",
-    "stage1b": "Stage 1b",
-    "stage2": "Stage 2",
-    "stage3": "Stage 3",
-    "stage4": "Stage 4",
-}
 
 
 def _conv_bn(c_in: int, c_out: int, kernel: int = 1, groups: int = 1) -> nn.Sequential:
@@ -69,8 +46,7 @@ class Downsample(nn.Module):
         """(B, C, H, W) to (B, C', H/stride, W/stride)."""
         if self.encode_spike is not None:
             x = self.encode_spike(x)
-        out: Tensor = self.encode_bn(self.encode_conv(x))
-        return out
+        return self.encode_bn(self.encode_conv(x))
 
 
 class SepConv(nn.Module):
@@ -88,8 +64,7 @@ class SepConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Branch output, (B, C, H, W) in and out."""
         h = self.dwconv(self.spike2(self.pwconv1(self.spike1(x))))
-        out: Tensor = self.pwconv2(self.spike3(h))
-        return out
+        return self.pwconv2(self.spike3(h))
 
 
 class ConvBlock(nn.Module):
@@ -110,24 +85,6 @@ class ConvBlock(nn.Module):
         x = x + self.Conv(x)
         h = self.bn1(self.conv1(self.spike1(x)))
         return x + self.bn2(self.conv2(self.spike2(h)))
-
-
-class SpikeProduct(nn.Module):
-    """``(q k^T) v`` per head, times a stored scale.
-
-    A module of its own, so that its compute can be counted.
-    """
-
-    def __init__(self, heads: int, scale: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.scale = scale
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Merged heads: q, k (B, Cqk, N), v (B, Cv, N) to (B, Cv, N)."""
-        q, k, v = (x.unflatten(1, (self.heads, -1)).transpose(2, 3) for x in (q, k, v))
-        o = (q @ k.transpose(2, 3)) @ v * self.scale  # (B, heads, N, Cv/heads)
-        return o.transpose(2, 3).flatten(1, 2)  # (B, Cv, N)
 
 
 class Attention(nn.Module):
@@ -152,8 +109,7 @@ class Attention(nn.Module):
         q, k = self.q_spike(self.q_conv(s)), self.k_spike(self.k_conv(s))
         v = self.v_spike(self.v_conv(s))
         o = self.product(q.flatten(2), k.flatten(2), v.flatten(2))
-        out: Tensor = self.proj_conv(self.attn_spike(o).unflatten(2, x.shape[2:]))
-        return out
+        return self.proj_conv(self.attn_spike(o).unflatten(2, x.shape[2:]))
 
 
 class MLP(nn.Module):
@@ -171,8 +127,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Branch output, (B, C, H, W) in and out."""
         h = self.fc1_bn(self.fc1_conv(self.fc1_spike(x.flatten(2))))  # (B, hidden, N)
-        out: Tensor = self.fc2_bn(self.fc2_conv(self.fc2_spike(h)))
-        return out.unflatten(2, x.shape[2:])
+        return self.fc2_bn(self.fc2_conv(self.fc2_spike(h))).unflatten(2, x.shape[2:])
 
 
 class TransformerBlock(nn.Module):
@@ -215,7 +170,6 @@ class ESpikeFormer(SpikingModel):
     """
 
     family = "sdt_v3"
-    image_fed = ("downsample1_1.encode_conv",)
 
     def __init__(
         self,
@@ -230,12 +184,8 @@ class ESpikeFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, _UNUSED)
-        if len(embed_dim) != 4 or any(e % num_heads for e in embed_dim[2:]) or embed_dim[0] % 2:
-            raise ModelError(
-                f"embed_dim has four widths, the first even, the last two multiples of "
-                f"num_heads={num_heads}; got {list(embed_dim)}."
-            )
+        accept_unused(self.family, unused, {**UNUSED_ARGUMENTS, "T": ..., "kd": False})
+        check_widths(embed_dim, num_heads)
         arguments = {
             "img_size_h": img_size_h,
             "img_size_w": img_size_w,
@@ -245,9 +195,15 @@ class ESpikeFormer(SpikingModel):
             "num_heads": num_heads,
             "mlp_ratios": mlp_ratios,
         }
-        super().__init__(arguments, _group_specs(embed_dim, num_heads, mlp_ratios), widths)
+        specs = group_specs(
+            embed_dim,
+            _NAMES,
+            _conv_block_specs,
+            functools.partial(_transformer_block_specs, heads=num_heads, mlp_ratios=mlp_ratios),
+        )
+        super().__init__(arguments, specs, widths)
         w = self.widths
-        s1a, s1b, s2, s3, s4 = (w[f"{stage}.stream"] for stage in _DOWNSAMPLING)
+        s1a, s1b, s2, s3, s4 = (w[f"{stage}.stream"] for stage in DOWNSAMPLING)
 
         def conv_block(name: str, stream: int) -> nn.ModuleList:
             hidden = (w[f"{name}.0.Conv.hidden"], w[f"{name}.0.channelconv.hidden"])
@@ -261,7 +217,7 @@ class ESpikeFormer(SpikingModel):
                 v=w[f"{name}.attn.v"],
                 hidden=w[f"{name}.mlp.hidden"],
                 heads=num_heads,
-                scale=scaled_head_width(original, num_heads) * 2,
+                scale=(original // num_heads) ** -0.5 * 2,  # of the unpruned width, always
             )
 
         self.downsample1_1 = Downsample(in_channels, s1a, 7, 2, spiking=False)
@@ -282,6 +238,10 @@ class ESpikeFormer(SpikingModel):
         self.head = nn.Linear(s4, num_classes)
         self.spike = IntegerLIF(norm=1)
 
+    def real_fed(self) -> dict[str, int]:
+        """The first convolution."""
+        return {"downsample1_1.encode_conv": 1}
+
     def spike_unit(self, layer: str) -> int:
         """Levels of an input of 1.0: the neuron before the head is not divided, all others by 4."""
         return 1 if layer == "head" else 4
@@ -295,84 +255,35 @@ class ESpikeFormer(SpikingModel):
             x = layer(x)
         for layer in (self.downsample3, *self.block3, self.downsample4, *self.block4):
             x = layer(x)
-        logits: Tensor = self.head(self.spike(x.mean(dim=(2, 3))))
-        return logits
+        return self.head(self.spike(x.mean(dim=(2, 3))))
 
 
-_UNUSED: dict[str, Any] = {
-    "patch_size": ...,
-    "qkv_bias": ...,
-    "qk_scale": ...,
-    "drop_rate": ...,
-    "attn_drop_rate": ...,
-    "drop_path_rate": ...,
-    "norm_layer": ...,
-    "depths": ...,
-    "sr_ratios": ...,
-    "T": ...,
-    "kd": False,
-}
+_SEP = ("pwconv2.0", "pwconv2.1")
+_NAMES = BlockNames(
+    conv_out=(*prefixed("Conv", _SEP), "conv2", "bn2"),
+    conv_in=("Conv.pwconv1.0", "conv1"),
+    transformer_out=(
+        *prefixed("conv", _SEP),
+        *("attn.proj_conv.0", "attn.proj_conv.1", "mlp.fc2_conv", "mlp.fc2_bn"),
+    ),
+    transformer_in=("conv.pwconv1.0", *(f"attn.{x}_conv.0" for x in "qkv"), "mlp.fc1_conv"),
+)
 
 
-def _group_specs(embed_dim: Sequence[int], heads: int, mlp_ratios: int) -> list[GroupSpec]:
-    widths = dict(zip(_DOWNSAMPLING, (embed_dim[0] // 2, *embed_dim), strict=True))
-    stages = list(_DOWNSAMPLING)
-    specs = []
-    for stage, width in widths.items():
-        following = stages[stages.index(stage) + 1 :]
-        after = f"{_DOWNSAMPLING[following[0]]}.encode_conv" if following else "head"
-        convs = [b for b, s in _CONV_BLOCKS if s == stage]
-        transformers = [b for b, s in _TRANSFORMER_BLOCKS if s == stage]
-        specs.append(_stream_spec(stage, width, convs, transformers, after))
-        for b in convs:
-            specs += _conv_block_specs(b, width)
-        for b in transformers:
-            specs += _transformer_block_specs(b, width, heads, mlp_ratios)
-    return specs
-
-
-def _stream_spec(
-    stage: str, width: int, convs: Sequence[str], transformers: Sequence[str], after: str
-) -> GroupSpec:
-    down = _DOWNSAMPLING[stage]
-    out = [f"{down}.encode_conv", f"{down}.encode_bn"]
-    into: list[str] = []
-    for b in convs:
-        out += prefixed(b, ("Conv.pwconv2.0", "Conv.pwconv2.1", "conv2", "bn2"))
-        into += prefixed(b, ("Conv.pwconv1.0", "conv1"))
-    for b in transformers:
-        out += prefixed(b, ("conv.pwconv2.0", "conv.pwconv2.1"))
-        out += prefixed(b, ("attn.proj_conv.0", "attn.proj_conv.1", "mlp.fc2_conv", "mlp.fc2_bn"))
-        into += prefixed(b, ("conv.pwconv1.0", *(f"attn.{x}_conv.0" for x in "qkv")))
-        into.append(f"{b}.mlp.fc1_conv")
-    title = "residual stream"
-    return GroupSpec(
-        f"{stage}.stream",
-        "residual",
-        width,
-        _STAGE_TITLES[stage],
-        title,
-        tuple(out),
-        (*into, after),
-    )
-
-
-def _sepconv_spec(name: str, width: int, block: str) -> GroupSpec:
+def _sepconv_spec(name: str, width: int, title: str) -> GroupSpec:
     out = prefixed(name, ("pwconv1.0", "pwconv1.1", "dwconv.0", "dwconv.1"))
-    return GroupSpec(
-        f"{name}.hidden", "sepconv", 2 * width, block, "SepConv hidden", out, (f"{name}.pwconv2.0",)
-    )
+    into = (f"{name}.pwconv2.0",)
+    return GroupSpec(f"{name}.hidden", "sepconv", 2 * width, title, "SepConv hidden", out, into)
 
 
-def _conv_block_specs(name: str, width: int) -> list[GroupSpec]:
-    block = f"Conv {name.removeprefix('ConvBlock').removesuffix('.0').replace('_', '.')}"
+def _conv_block_specs(name: str, width: int, title: str) -> list[GroupSpec]:
     return [
-        _sepconv_spec(f"{name}.Conv", width, block),
+        _sepconv_spec(f"{name}.Conv", width, title),
         GroupSpec(
             f"{name}.channelconv.hidden",
             "channelconv",
             4 * width,
-            block,
+            title,
             "channel conv hidden",
             prefixed(name, ("conv1", "bn1")),
             (f"{name}.conv2",),
@@ -380,23 +291,17 @@ def _conv_block_specs(name: str, width: int) -> list[GroupSpec]:
     ]
 
 
-def _transformer_block_specs(name: str, width: int, heads: int, mlp_ratios: int) -> list[GroupSpec]:
-    stage, index = name.removeprefix("block").split(".")
-    block = f"Block {stage}.{int(index) + 1}"
+def _transformer_block_specs(
+    name: str, width: int, title: str, *, heads: int, mlp_ratios: int
+) -> list[GroupSpec]:
     qk = prefixed(f"{name}.attn", ("q_conv.0", "q_conv.1", "k_conv.0", "k_conv.1"))
     v = prefixed(f"{name}.attn", ("v_conv.0", "v_conv.1"))
     proj = (f"{name}.attn.proj_conv.0",)
+    fc1 = prefixed(name, ("mlp.fc1_conv", "mlp.fc1_bn"))
+    fc2 = (f"{name}.mlp.fc2_conv",)
     return [
-        _sepconv_spec(f"{name}.conv", width, block),
-        GroupSpec(f"{name}.attn.qk", "qk", width, block, "attention q, k", qk, (), heads),
-        GroupSpec(f"{name}.attn.v", "v", 4 * width, block, "attention v", v, proj, heads),
-        GroupSpec(
-            f"{name}.mlp.hidden",
-            "mlp",
-            mlp_ratios * width,
-            block,
-            "MLP hidden",
-            prefixed(name, ("mlp.fc1_conv", "mlp.fc1_bn")),
-            (f"{name}.mlp.fc2_conv",),
-        ),
+        _sepconv_spec(f"{name}.conv", width, title),
+        GroupSpec(f"{name}.attn.qk", "qk", width, title, "attention q, k", qk, (), heads),
+        GroupSpec(f"{name}.attn.v", "v", 4 * width, title, "attention v", v, proj, heads),
+        GroupSpec(f"{name}.mlp.hidden", "mlp", mlp_ratios * width, title, "MLP hidden", fc1, fc2),
     ]

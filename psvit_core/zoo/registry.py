@@ -9,11 +9,22 @@ from psvit_core.errors import ModelError, UnknownNameError
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import DEFAULT_MODEL, ModelCard, list_models, model_card
 from psvit_core.zoo.e_spikeformer import ESpikeFormer
+from psvit_core.zoo.meta_spikeformer import MetaSpikeFormer
+from psvit_core.zoo.qkformer import QKFormerCifar, QKFormerImageNet
 from psvit_core.zoo.sdt import SpikeDrivenTransformer
+from psvit_core.zoo.spikformer import SpikformerCifar, SpikformerImageNet
 
 _FAMILIES: dict[str, Callable[..., SpikingModel]] = {
-    "sdt_v1": SpikeDrivenTransformer,
-    "sdt_v3": ESpikeFormer,
+    family.family: family
+    for family in (
+        SpikformerImageNet,
+        SpikformerCifar,
+        SpikeDrivenTransformer,
+        MetaSpikeFormer,
+        ESpikeFormer,
+        QKFormerImageNet,
+        QKFormerCifar,
+    )
 }
 
 
@@ -23,7 +34,8 @@ def build_model(
     """A model of a family with random weights, in evaluation mode.
 
     Args:
-        family: ``sdt_v1`` or ``sdt_v3``.
+        family: ``spikformer_imagenet``, ``spikformer_cifar``, ``sdt_v1``, ``sdt_v2``, ``sdt_v3``,
+            ``qkformer_imagenet`` or ``qkformer_cifar``.
         widths: Present width of channel groups that are narrower than the original.
         arguments: The family's original constructor arguments.
 

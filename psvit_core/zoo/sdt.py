@@ -8,77 +8,44 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import (
-    GroupSpec,
-    SpikingModel,
-    accept_unused,
-    over_time,
-    prefixed,
-    repeat_over_time,
-)
+from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.layers import MaskedKeySum, halve, over_time
+from psvit_core.zoo.stem import STREAM_IN, STREAM_OUT, StemLayers, stem_specs
 
 
-class PatchEmbed(nn.Module):
-    """Spiking patch splitting: four convolutions and a position convolution."""
+class PatchEmbed(StemLayers):
+    """Spiking patch splitting; the last stage pools the real map, before its neuron.
 
-    def __init__(self, in_channels: int, widths: tuple[int, int, int, int], pooling: str) -> None:
-        super().__init__()
+    Args:
+        in_channels: Of the images.
+        widths: Present widths of the four stages.
+        pooling: For each stage, "1" where it halves the resolution.
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int], pooling: str) -> None:
+        super().__init__(in_channels, widths)
         self.pooling = tuple(flag == "1" for flag in pooling)
-        c0, c1, c2, c3 = widths
-        self.proj_conv = nn.Conv2d(in_channels, c0, 3, padding=1, bias=False)
-        self.proj_bn = nn.BatchNorm2d(c0)
-        self.proj_lif = LIF()
-        self.proj_conv1 = nn.Conv2d(c0, c1, 3, padding=1, bias=False)
-        self.proj_bn1 = nn.BatchNorm2d(c1)
-        self.proj_lif1 = LIF()
-        self.proj_conv2 = nn.Conv2d(c1, c2, 3, padding=1, bias=False)
-        self.proj_bn2 = nn.BatchNorm2d(c2)
-        self.proj_lif2 = LIF()
-        self.proj_conv3 = nn.Conv2d(c2, c3, 3, padding=1, bias=False)
-        self.proj_bn3 = nn.BatchNorm2d(c3)
-        self.proj_lif3 = LIF()
-        self.rpe_conv = nn.Conv2d(c3, c3, 3, padding=1, bias=False)
-        self.rpe_bn = nn.BatchNorm2d(c3)
 
     def forward(self, x: Tensor, T: int) -> Tensor:
         """Real-valued stream (T, B, C, h, w) of images (B, C, H, W) or frames (T, B, C, H, W)."""
-        if x.dim() == 4:  # the first convolution sees the same image at every step: do it once
-            x = repeat_over_time(self.proj_bn(self.proj_conv(x)), T)
-        else:
-            x = over_time(self.proj_bn, over_time(self.proj_conv, x))
-        x = self._pool(self.proj_lif(x), 0)
+        x = self._pool(self.proj_lif(self.first(x, T)), 0)
         x = over_time(self.proj_bn1, over_time(self.proj_conv1, x))
         x = self._pool(self.proj_lif1(x), 1)
         x = over_time(self.proj_bn2, over_time(self.proj_conv2, x))
         x = self._pool(self.proj_lif2(x), 2)
         x = over_time(self.proj_bn3, over_time(self.proj_conv3, x))
-        u = self._pool(x, 3)  # the last stage pools the real map, before its neuron
+        u = self._pool(x, 3)
         return over_time(self.rpe_bn, over_time(self.rpe_conv, self.proj_lif3(u))) + u
 
     def _pool(self, x: Tensor, stage: int) -> Tensor:
-        if not self.pooling[stage]:
-            return x
-        pooled = F.max_pool2d(x.flatten(0, 1), kernel_size=3, stride=2, padding=1)
-        return pooled.unflatten(0, x.shape[:2])
-
-
-class SpikeGate(nn.Module):
-    """Column sum of the masked keys: what SDSA accumulates, (T, B, C, 1, 1).
-
-    A module of its own, so that its spikes can be counted.
-    """
-
-    def forward(self, k: Tensor, v: Tensor) -> Tensor:
-        """Sum over all tokens of ``k * v``; both (T, B, C, H, W)."""
-        return (k * v).sum(dim=(3, 4), keepdim=True)
+        return halve(x) if self.pooling[stage] else x
 
 
 class SpikeDrivenAttention(nn.Module):
@@ -96,7 +63,7 @@ class SpikeDrivenAttention(nn.Module):
         self.v_conv = nn.Conv2d(stream, inner, 1, bias=False)
         self.v_bn = nn.BatchNorm2d(inner)
         self.v_lif = LIF()
-        self.gate = SpikeGate()
+        self.gate = MaskedKeySum()
         # In the checkpoints and never called; kept so that they load strictly.
         self.talking_heads = nn.Conv1d(num_heads, num_heads, 1, bias=False)
         self.talking_heads_lif = LIF(v_threshold=0.5)
@@ -162,7 +129,6 @@ class SpikeDrivenTransformer(SpikingModel):
     """
 
     family = "sdt_v1"
-    image_fed = ("patch_embed.proj_conv",)
 
     def __init__(
         self,
@@ -209,6 +175,10 @@ class SpikeDrivenTransformer(SpikingModel):
         self.head = nn.Linear(w["stream"], num_classes)
         self.unused = tuple(f"block.{i}.attn.talking_heads.weight" for i in range(depths))
 
+    def real_fed(self) -> dict[str, int]:
+        """The first convolution, once for a static image."""
+        return {"patch_embed.proj_conv": 1}
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits, mean over the time steps."""
         if x.dim() == 5:
@@ -217,8 +187,7 @@ class SpikeDrivenTransformer(SpikingModel):
         for block in self.block:
             x = block(x)
         spikes = self.head_lif(x.mean(dim=(3, 4)))  # (T, B, C)
-        logits: Tensor = self.head(spikes).mean(dim=0)
-        return logits
+        return over_time(self.head, spikes).mean(dim=0)
 
 
 _UNUSED: dict[str, Any] = {
@@ -243,23 +212,12 @@ _UNUSED: dict[str, Any] = {
 
 def _group_specs(embed_dims: int, mlp_ratios: int, depths: int) -> list[GroupSpec]:
     blocks = [f"block.{i}" for i in range(depths)]
-    stream_out = [*prefixed("patch_embed", ("proj_conv3", "proj_bn3", "rpe_conv", "rpe_bn"))]
-    stream_in = ["patch_embed.rpe_conv"]
+    stream_out = list(prefixed("patch_embed", STREAM_OUT))
+    stream_in = [f"patch_embed.{STREAM_IN}"]
     for b in blocks:
         stream_out += prefixed(b, ("attn.proj_conv", "attn.proj_bn", "mlp.fc2_conv", "mlp.fc2_bn"))
         stream_in += prefixed(b, ("attn.q_conv", "attn.k_conv", "attn.v_conv", "mlp.fc1_conv"))
-    specs = [
-        GroupSpec(
-            f"stem{i}",
-            "conv",
-            embed_dims >> (3 - i),
-            "Stem",
-            f"conv {i + 1}",
-            prefixed("patch_embed", (f"proj_conv{i or ''}", f"proj_bn{i or ''}")),
-            (f"patch_embed.proj_conv{i + 1}",),
-        )
-        for i in range(3)
-    ]
+    specs = stem_specs(embed_dims)
     specs.append(
         GroupSpec(
             "stream",

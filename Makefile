@@ -1,0 +1,46 @@
+# make run | test | test-slow | lint | clean
+# Arguments go through: make test ARGS="-k wilson", make run ARGS="--server.port 8600".
+# Another interpreter: make run PYTHON=python3.12 (for the first call, which creates .venv).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := run
+.DELETE_ON_ERROR:
+.PHONY: run test test-slow lint clean
+
+run: $(VENV)/installed
+	$(BIN)/python -m streamlit run app.py $(ARGS)
+
+test: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python scripts/ensure_chromium.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+# Exit code 5 of pytest: no test is marked slow, or none matches ARGS.
+test-slow: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python scripts/ensure_chromium.sh
+	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+
+lint: $(VENV)/installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+# What was installed and what tools left behind; results under cache/ stay.
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: an install runs again only when its requirements changed.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $(VENV)/installed $@
