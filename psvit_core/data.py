@@ -148,9 +148,9 @@ def digits_split(split: str) -> tuple[int, ...]:
 
 
 def _digits(split: str, transform: Transform) -> EvalSet:
-    if transform != DIGITS_TRANSFORM:
+    if transform.channels != 1:
         raise DataError(
-            "The built-in digits are 28 x 28 grey images for the digits models. "
+            "The built-in digits are grey images for the digits models. "
             "Give this model's own images, e.g. --data folder:DIR."
         )
     images, labels = digits_arrays()
@@ -162,8 +162,20 @@ def _digits(split: str, transform: Transform) -> EvalSet:
         ids=tuple(f"digits/{i:04d}" for i in positions),
         labels=tuple(labels[i] for i in positions),
         classes=tuple(str(d) for d in range(10)),
-        load=lambda i: normalise(images[positions[i]].float() / 255, transform),
+        load=lambda i: normalise(fit(images[positions[i]].float() / 255, transform), transform),
     )
+
+
+def fit(pixels: Tensor, transform: Transform) -> Tensor:
+    """Resize and crop pixels (C, H, W) of any size."""
+    if pixels.shape[-2:] == (transform.crop, transform.crop):
+        return pixels
+    from torchvision.transforms import v2
+
+    mode = v2.InterpolationMode(transform.interpolation)
+    sized: Tensor = v2.functional.resize(pixels, [transform.resize], interpolation=mode)
+    cropped: Tensor = v2.functional.center_crop(sized, [transform.crop])
+    return cropped
 
 
 def _folder(folder: Path, split: str, transform: Transform) -> EvalSet:

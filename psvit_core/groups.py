@@ -19,7 +19,6 @@ from psvit_core.records import (
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
 from psvit_core.zoo.layers import SpikeProduct
-from psvit_core.zoo.registry import build_model
 
 COMPUTE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
@@ -85,8 +84,7 @@ def _compute_terms(
     model: SpikingModel, owners: Mapping[tuple[str, int], str]
 ) -> tuple[ComputeTerm, ...]:
     """Run the architecture once without data and read off each layer's output positions."""
-    with torch.device("meta"):
-        empty = build_model(model.family, model.widths, **model.arguments)
+    empty = model.resized(model.widths)
     terms: list[ComputeTerm] = []
 
     def add(layer: str, factor: float, groups: Sequence[str]) -> None:

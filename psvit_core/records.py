@@ -203,6 +203,11 @@ DIGITS_TRANSFORM = Transform(
 )
 
 
+DIGITS_48_TRANSFORM = Transform(
+    resize=48, crop=48, channels=1, interpolation="bilinear", mean=(0.1307,), std=(0.3081,)
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup(Record):
     """Units that must be removed together, across layers."""

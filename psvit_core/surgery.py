@@ -18,7 +18,6 @@ from psvit_core.neurons import LIF
 from psvit_core.records import ChannelGroup, PrunePlan
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
-from psvit_core.zoo.registry import build_model
 
 
 def apply_plan(model: SpikingModel, plan: PrunePlan) -> SpikingModel:
@@ -43,8 +42,7 @@ def apply_plan(model: SpikingModel, plan: PrunePlan) -> SpikingModel:
         for axis, kept in chosen.get(name, ()):
             tensor = tensor.index_select(axis, kept.to(tensor.device))
         tensors[name] = tensor.clone() if name not in chosen else tensor
-    with torch.device("meta"):
-        small = build_model(model.family, widths, **model.arguments)
+    small = model.resized(widths)
     small.load_state_dict(tensors, strict=True, assign=True)
     small.name = model.name
     small.provenance = _provenance(model, groups, plan)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from psvit_core.errors import ModelError
@@ -70,6 +71,11 @@ class SpikingModel(nn.Module):
     def T(self) -> int:
         """Time steps that a static image is repeated for."""
         return int(self.arguments.get("T", 1))
+
+    def resized(self, widths: Mapping[str, int]) -> SpikingModel:
+        """This architecture at other group widths, on the meta device: shapes without weights."""
+        with torch.device("meta"):
+            return type(self)(**self.arguments, widths=widths).eval()  # type: ignore[call-arg]
 
     def set_time_steps(self, T: int) -> None:
         """Run static images for ``T`` steps from now on.
