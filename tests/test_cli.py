@@ -53,7 +53,7 @@ def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         tmp_path / name for name in ("s.json", "plan.json", "small.safetensors")
     )  # fmt: skip
     names = [m["name"] for m in run(capsys, "models")["models"]]
-    assert names == ["sdt_v1_digits", "e_spikeformer_digits"]
+    assert names[:2] == ["sdt_v1_digits", "e_spikeformer_digits"]
     groups = run(capsys, "groups", model)
     assert len(groups["groups"]) == 45
 

@@ -75,7 +75,7 @@ class SpikingModel(nn.Module):
     def resized(self, widths: Mapping[str, int]) -> SpikingModel:
         """This architecture at other group widths, on the meta device: shapes without weights."""
         with torch.device("meta"):
-            return type(self)(**self.arguments, widths=widths).eval()  # type: ignore[call-arg]
+            return type(self)(**self.arguments, widths=widths).eval()
 
     def set_time_steps(self, T: int) -> None:
         """Run static images for ``T`` steps from now on.
