@@ -4,7 +4,7 @@ Importing this package is cheap and imports no torch; names load what they need 
 
 Example:
     >>> import psvit_core as psvit
-    >>> psvit.list_models()
+    >>> psvit.list_models(shipped=True)
     ['sdt_v1_digits', 'e_spikeformer_digits']
 """
 

@@ -45,7 +45,8 @@ def _compiled_kernels_agree() -> bool:
     """Compile once and compare with the plain recurrence on values around the threshold."""
     x = torch.linspace(-3, 3, 4 * 257).reshape(257, 4).T.contiguous()
     try:
-        got = _compiled_kernel(_recurrence)(x, 1.0)
+        with torch.no_grad():
+            got = _compiled_kernel(_recurrence)(x, 1.0)
     except Exception as error:  # any failure of a compiler we do not control: say so, go on without
         log.warning("compiled LIF kernels are off: %s", str(error).splitlines()[0])
         return False
@@ -75,7 +76,7 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
     """
     if torch.is_grad_enabled() and x.requires_grad:
         return _LIF.apply(x, v_threshold)
-    if _compiled:
+    if _compiled and x.device.type != "meta":
         with torch.no_grad():
             return _run(_recurrence, _in_pieces, x, v_threshold=v_threshold)
     return _in_pieces(x, v_threshold)
@@ -93,7 +94,8 @@ def _run(function: _Kernel, otherwise: _Kernel, *x: Tensor, v_threshold: float) 
     global _compiled
     if _compiled:
         try:
-            flat = [t.reshape(t.shape[0], -1) for t in x]
+            # .data: a view's guards would speak of its base, and each kind of base compile anew.
+            flat = [t.reshape(t.shape[0], -1).contiguous().data for t in x]
             return _compiled_kernel(function)(*flat, v_threshold).view(x[0].shape)
         except Exception as error:  # of a compiler that we do not control
             log.warning("compiled LIF kernels are off: %s", str(error).splitlines()[0])

@@ -35,7 +35,7 @@ def half(model: SpikingModel) -> SpikingModel:
     return apply_plan(model, plan_from_kept(model, kept))
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(shipped=True))
 def test_shipped_weights(name: str) -> None:
     card = model_card(name)
     assert card.weights is not None

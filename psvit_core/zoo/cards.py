@@ -234,9 +234,9 @@ def _cards() -> dict[str, ModelCard]:
     return {card.name: card for card in (*demos, *_OFFICIAL)}
 
 
-def list_models() -> list[str]:
-    """Names of the registered models, those with shipped weights first."""
-    return list(_cards())
+def list_models(*, shipped: bool = False) -> list[str]:
+    """Names of the registered models, those with shipped weights first (or only those)."""
+    return [name for name, card in _cards().items() if card.weights is not None or not shipped]
 
 
 def model_card(name: str) -> ModelCard:
