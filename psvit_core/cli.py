@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -55,13 +56,22 @@ def _models(options: argparse.Namespace) -> tuple[Result, str]:
             "title": card.title,
             "family": card.family,
             "data": card.data,
+            "parameters": card.parameters,
             "paper": card.paper,
+            "licence": card.licence,
             "shipped_weights": card.weights is not None,
+            "file_name": card.file_name,
+            "published": [dataclasses.asdict(p) for p in card.published],
+            "notes": card.notes,
             "training": dict(card.training),
         }
         for card in cards
     ]
-    return {"models": rows}, "\n".join(f"{r['name']:24} {r['title']}" for r in rows)
+    return {"models": rows}, "\n".join(
+        f"{r['name']:26} {r['parameters']:>11,}  {r['title']}"
+        + ("  (shipped)" if r["shipped_weights"] else "")
+        for r in rows
+    )
 
 
 def _groups(options: argparse.Namespace) -> tuple[Result, str]:
@@ -83,14 +93,24 @@ def _groups(options: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[Result, str]:
-    result = tasks.evaluate(_engine(options))
-    return result.to_dict(), _measurement_text(result)
+    engine = _engine(options)
+    result = tasks.evaluate(engine)
+    published = tasks.compare_published(engine.card, result)
+    document = result.to_dict()
+    if published:
+        document["published"] = {"text": published[0], "inside_interval": published[1]}
+    text = _measurement_text(result) + (f"\n{_published_text(*published)}" if published else "")
+    return document, text
 
 
 def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
     settings = SweepSettings(ratios=check_ratios(options.ratios), criterion=options.criterion)
     engine = _engine(options)
+    if engine.card.published and (
+        published := tasks.compare_published(engine.card, tasks.evaluate(engine))
+    ):
+        print(_published_text(*published), file=sys.stderr)  # before any cell is run
     with tqdm(unit="cell", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int, what: str) -> None:
@@ -178,6 +198,8 @@ def _engine(options: argparse.Namespace) -> Engine:
         batch=getattr(options, "batch", 125),
         device=getattr(options, "device", "cpu"),
         time_steps=getattr(options, "time_steps", None),
+        image_size=options.image_size,
+        ema=options.ema,
     )
     return Engine(subject, Store())
 
@@ -210,6 +232,15 @@ def _measurement_text(m: Measurement) -> str:
             f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired"
         )
     return "\n".join(lines)
+
+
+def _published_text(line: str, inside: bool) -> str:
+    if inside:
+        return f"baseline  {line}"
+    return (
+        f"WARNING   {line}: outside the interval. Check weights, --time-steps, --image-size and "
+        "the images before trusting a sweep."
+    )
 
 
 def _ratios(text: str) -> tuple[float, ...]:
@@ -282,6 +313,8 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
         help="registered name, or a pruned .safetensors",
     )
     command.add_argument("--checkpoint", metavar="F", help="weights for a registered name")
+    command.add_argument("--ema", action="store_true", help="take the file's moving average")
+    command.add_argument("--image-size", type=int, metavar="PX", help="side, where not the card's")
 
 
 def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:

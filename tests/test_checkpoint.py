@@ -22,6 +22,7 @@ from psvit_core.surgery import apply_plan
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import WEIGHTS, list_models, model_card
 from psvit_core.zoo.checkpoint import METADATA_KEY, load_model, weights_hash
+from psvit_core.zoo.registry import build_model
 from tests.tiny import tiny_input, tiny_model
 
 NAME = "sdt_v1_digits"
@@ -207,3 +208,88 @@ def test_hash_changes_with_any_bit() -> None:
     assert weights_hash(model) == before
     model.get_buffer("downsample2.encode_bn.running_var")[0] += 1e-6
     assert weights_hash(model) != before
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as an official trainer writes it: random weights, another number of classes."""
+    torch.manual_seed(0)
+    model = build_model("sdt_v3", **{**model_card("e_spikeformer_5m").arguments, "num_classes": 7})
+    state = model.state_dict()
+    average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    path = tmp_path_factory.mktemp("official") / "V3_5.1M_1x4.pth"
+    content = {"model": state, "model_ema": average, "args": argparse.Namespace(), "epoch": 1}
+    torch.save(content, path)
+    return path
+
+
+def test_another_class_count(official: Path) -> None:
+    model = load_model("e_spikeformer_5m", official)
+    assert model.num_classes == 7
+    assert model.arguments["num_heads"] == 8  # of the card: shapes do not tell
+
+
+def test_moving_average_only_when_chosen(official: Path, tmp_path: Path) -> None:
+    plain, average = (load_model("e_spikeformer_5m", official, ema=ema) for ema in (False, True))
+    assert torch.equal(plain.head.weight + 1, average.head.weight)  # type: ignore[union-attr,operator,arg-type]
+    torch.save({"state_dict_ema": plain.state_dict()}, tmp_path / "only.pth")
+    with pytest.raises(CheckpointError, match="Choose it with --ema"):
+        load_model("e_spikeformer_5m", tmp_path / "only.pth")
+    torch.save({"state_dict": plain.state_dict()}, tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match="Leave --ema away"):
+        load_model("e_spikeformer_5m", tmp_path / "none.pth", ema=True)
+
+
+def test_a_misfit_names_what_would_fit(official: Path) -> None:
+    with pytest.raises(CheckpointError, match="It fits e_spikeformer_5m") as caught:
+        load_model("e_spikeformer_10m", official)
+    assert "wrongly shaped" in str(caught.value)
+    with pytest.raises(CheckpointError, match="It fits e_spikeformer_5m"):
+        load_model("meta_spikeformer_15m", official)
+
+
+def test_another_image_size(official: Path) -> None:
+    model = load_model("e_spikeformer_5m", official, image_size=64)
+    assert model.input_shape == (3, 64, 64)
+    card = model_card("e_spikeformer_5m").at(64)
+    assert (card.transform.resize, card.transform.crop) == (66, 64)
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    with pytest.raises(CheckpointError, match="leave --checkpoint, --ema and --image-size away"):
+        load_model("pruned.safetensors", image_size=64)
+
+
+def test_official_transforms_of_other_sizes() -> None:
+    at = {(n, px): model_card(n).at(px).transform for n, px in (
+        ("qkformer_10_768", 384), ("qkformer_10_768", 224), ("sdt_v1_8_768", 288),
+        ("sdt_v1_8_768", 224),
+    )}  # fmt: skip
+    assert {k: (t.resize, t.crop, t.interpolation) for k, t in at.items()} == {
+        ("qkformer_10_768", 384): (384, 384, "bicubic"),
+        ("qkformer_10_768", 224): (256, 224, "bicubic"),
+        ("sdt_v1_8_768", 288): (320, 288, "bilinear"),
+        ("sdt_v1_8_768", 224): (235, 224, "bicubic"),
+    }
+
+
+def test_a_small_file_that_declares_a_huge_tensor(tmp_path: Path) -> None:
+    state = load_file(WEIGHTS / f"{NAME}.safetensors")
+    state["head.bias"] = torch.zeros(1).as_strided((10**6, 10**6), (0, 0))  # 4 TB in 4 bytes
+    torch.save(state, tmp_path / "huge.pth")
+    with pytest.raises(CheckpointError, match="wrongly shaped"):
+        load_model(NAME, tmp_path / "huge.pth")
+
+
+def test_weights_of_every_family_reload_pruned(tmp_path: Path) -> None:
+    for name in ("spikformer_imagenet", "spikformer_cifar", "sdt_v2_kd", "qkformer_cifar"):
+        model = tiny_model(name)
+        model.name = NAME  # a registered origin, so that the file can name its card
+        kept = {
+            g.group_id: range((g.heads or 1), g.n_units)
+            for g in find_groups(model)
+            if g.heads is None
+        }
+        small = apply_plan(model, plan_from_kept(model, kept))
+        again = load_model(save_pruned(small, tmp_path / f"{name}.safetensors"))
+        with torch.no_grad():
+            assert torch.equal(again(tiny_input(name)), small(tiny_input(name)))

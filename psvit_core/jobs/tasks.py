@@ -47,6 +47,8 @@ class Subject(Record):
     device: str = "cpu"
     precision: str = "float32"
     time_steps: int | None = None  # None: the model's own
+    image_size: int | None = None  # side in pixels; None: the model's own
+    ema: bool = False  # take the checkpoint's moving average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Engine:
         """The card of the model, or of the one that it was pruned from."""
         from psvit_core.zoo.checkpoint import find_card
 
-        return find_card(self.subject.model)
+        return find_card(self.subject.model).at(self.model.input_shape[1])
 
     @property
     def model(self) -> SpikingModel:
@@ -95,9 +97,10 @@ class Engine:
         if self._model is None:
             from psvit_core.zoo.checkpoint import load_model
 
-            self._model = load_model(self.subject.model, self.subject.checkpoint)
-            if self.subject.time_steps is not None:
-                self._model.set_time_steps(self.subject.time_steps)
+            s = self.subject
+            self._model = load_model(s.model, s.checkpoint, image_size=s.image_size, ema=s.ema)
+            if s.time_steps is not None:
+                self._model.set_time_steps(s.time_steps)
         return self._model
 
     @property
@@ -135,6 +138,27 @@ def evaluate(
     from psvit_core.evaluate import measure
 
     return measure(engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick)
+
+
+def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool] | None:
+    """How a baseline stands beside the published top-1 at its time steps and image size.
+
+    Returns:
+        (one line, whether the published value lies in the measured 95 % interval), or None where
+        nothing comparable was published or measured.
+    """
+    c, side = measured.conditions, card.transform.crop + 2 * card.transform.pad
+    if c.data.partition(":")[0] != card.data or c.split not in ("val", "test"):
+        return None
+    for p in card.published:
+        if (p.T, p.px) == (c.T, side):
+            a = measured.accuracy
+            low, value, high = (100 * x for x in (a.low, a.value, a.high))
+            inside = low <= p.top1 <= high
+            doubt = "" if p.verified else ", not verified"
+            line = f"published {p.top1:.2f} % ({p.source}{doubt}), measured {value:.2f} % "
+            return line + f"[{low:.2f}, {high:.2f}] on {c.n_images} images", inside
+    return None
 
 
 def _compile_kernels(engine: Engine) -> None:

@@ -7,6 +7,7 @@ under which file name the weights exist. Official checkpoints are not shipped; g
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from psvit_core.errors import UnknownNameError
+from psvit_core.errors import ModelError, UnknownNameError
 from psvit_core.records import DIGITS_TRANSFORM, ModelSummary, Transform
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -50,6 +51,27 @@ class ModelCard:
     published: tuple[Published, ...] = ()
     notes: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, px: int | None) -> ModelCard:
+        """This card for images of another side (None: as it is), with the official transform.
+
+        Source:
+            The evaluation scripts: QKFormer above 224 px resizes to the input size itself, SDT v1
+            at 288 px resizes bilinearly to 320; otherwise the same crop ratio is kept.
+        """
+        old = self.transform
+        if px is None or px == old.crop + 2 * old.pad:
+            return self
+        crop = px - 2 * old.pad
+        if crop < 8:
+            raise ModelError(f"Images of {px} pixels are too small for {self.name}.")
+        transform = dataclasses.replace(old, crop=crop, resize=round(old.resize * crop / old.crop))
+        if self.family == "qkformer_imagenet" and px > 224:
+            transform = dataclasses.replace(transform, resize=px)
+        if self.family == "sdt_v1" and px == 288:
+            transform = dataclasses.replace(transform, resize=320, interpolation="bilinear")
+        sides = {"img_size_h": px, "img_size_w": px}
+        return dataclasses.replace(self, arguments={**self.arguments, **sides}, transform=transform)
 
 
 _PAPERS = {

@@ -1,26 +1,24 @@
-"""Reading weights safely and without surprises: tensors only, nothing executed, all or nothing."""
+"""From files to models: official checkpoints, shipped weights, pruned files; always strict."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from psvit_core.errors import CheckpointError, PsvitError, UnknownNameError
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.registry import ModelCard, build_model, list_models, model_card
+from psvit_core.zoo.cards import ModelCard, list_models, model_card
+from psvit_core.zoo.registry import build_model
+from psvit_core.zoo.tensors import read_metadata, read_tensors
 
 PRUNED_FORMAT = 1
 METADATA_KEY = "psvit"
-_WRAPPERS = ("state_dict", "model")
 _MAX_ARGUMENT = 100_000  # larger than any width or image side; keeps a hostile header harmless
 _MAX_DEPTH = 1_000
 
@@ -35,90 +33,70 @@ def weights_hash(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def load_model(model: str | Path, checkpoint: str | Path | None = None) -> SpikingModel:
+def load_model(
+    model: str | Path,
+    checkpoint: str | Path | None = None,
+    *,
+    image_size: int | None = None,
+    ema: bool = False,
+) -> SpikingModel:
     """A model with weights, in evaluation mode, on the CPU.
+
+    Heads and time steps do not follow from a file's shapes: they are those of the card. The number
+    of classes does: a file with another head than the card's is loaded with that many outputs.
 
     Args:
         model: A registered name, or the path of a pruned ``.safetensors``.
         checkpoint: Weights for a registered name (``.safetensors``, ``.pth``, ``.pt``, ``.tar``);
             the shipped ones when None.
+        image_size: Side of the images in pixels where it differs from the card's.
+        ema: Take the moving average that the file holds beside the weights.
 
     Raises:
         UnknownNameError: If ``model`` is neither a registered name nor a file.
-        CheckpointError: If the weights are damaged, foreign, or do not fit.
+        CheckpointError: If the weights are damaged, foreign, or do not fit; the message names the
+            missing, unexpected and wrongly shaped keys and the registered models that would fit.
     """
     name = str(model)
-    if name not in list_models() and (Path(name).suffix or Path(name).exists()):
-        if checkpoint:
-            raise CheckpointError(f"{name} is a file of its own; leave --checkpoint away.")
+    if is_file_name(name):
+        if checkpoint or ema or image_size:
+            raise CheckpointError(
+                f"{name} is a model file of its own; leave --checkpoint, --ema and --image-size "
+                "away."
+            )
         return _load_pruned(Path(name))
-    card = model_card(name)
+    card = model_card(name).at(image_size)
     path = Path(checkpoint) if checkpoint else card.weights
     if path is None:
         raise CheckpointError(f"{name} ships without weights. Give its file with --checkpoint.")
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, ema=ema)
     if METADATA_KEY in metadata:
         raise CheckpointError(
             f"{path} is a pruned checkpoint with an architecture of its own. "
             f"Use it in place of the model name {name!r}."
         )
-    built = _build_empty(card.family, card.arguments, {})
+    arguments = {**card.arguments, **_classes_of(tensors)}
+    built = _build_empty(card.family, arguments, {})
     _assign(built, tensors, path)
     built.name = name
     return built
 
 
+def is_file_name(model: str) -> bool:
+    """Whether ``model`` means a file and not a registered name."""
+    return model not in list_models() and bool(Path(model).suffix or Path(model).exists())
+
+
+def _classes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    head = tensors.get("head.weight")
+    return {} if head is None or head.dim() != 2 else {"num_classes": head.shape[0]}
+
+
 def find_card(model: str | Path) -> ModelCard:
     """The card of a registered model, or of the one that a pruned file came from."""
-    if str(model) in list_models():
+    if not is_file_name(str(model)):
         return model_card(str(model))
-    path = Path(model)
-    if not path.suffix and not path.exists():
-        return model_card(str(model))  # raises, with the nearest name
-    return model_card(_read_header(path)["provenance"]["origin"])
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, or more than plain tensors.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                keys = list(file.keys())
-                return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole .safetensors file ({error}). Copy or download it again."
-            ) from error
-    return _read_pickled(path), {}
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors and would run code when opened; refused. Save its "
-            "state dict alone, or as .safetensors, on a machine where you trust it."
-        ) from error
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(
-            f"{path} is not a whole PyTorch checkpoint ({error}). Copy or download it again."
-        ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    ):
-        raise CheckpointError(f"{path} holds no state dict of named tensors.")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return model_card(_read_header(Path(model))["provenance"]["origin"])
 
 
 def _build_empty(
@@ -141,7 +119,11 @@ def _assign(model: SpikingModel, tensors: Mapping[str, Tensor], path: Path) -> N
     if missing or unexpected or shaped:
         parts = (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shaped))
         told = "; ".join(f"{len(x)} {what} ({', '.join(x[:3])}...)" for what, x in parts if x)
-        raise CheckpointError(f"{path} does not fit {model.family} as configured: {told}.")
+        fitting = _fitting_models(tensors)
+        raise CheckpointError(
+            f"{path} does not fit {model.family} as configured: {told}. "
+            + (f"It fits {', '.join(fitting)}." if fitting else "It fits no registered model.")
+        )
     for key, tensor in tensors.items():
         floating = wanted[key].is_floating_point()
         if floating != tensor.is_floating_point():
@@ -154,17 +136,21 @@ def _assign(model: SpikingModel, tensors: Mapping[str, Tensor], path: Path) -> N
         parameter.requires_grad_(True)
 
 
+def _fitting_models(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Registered models whose keys and shapes a file has, for the message of a misfit."""
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    fitting = []
+    for name in list_models():
+        card = model_card(name)
+        empty = _build_empty(card.family, {**card.arguments, **_classes_of(tensors)}, {})
+        if {key: tensor.shape for key, tensor in empty.state_dict().items()} == shapes:
+            fitting.append(name)
+    return fitting
+
+
 def _read_header(path: Path) -> dict[str, Any]:
     """The architecture, plan and provenance in a pruned file's metadata, checked."""
-    if not path.is_file():
-        raise CheckpointError(f"There is no model or file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole .safetensors file ({error}). Copy or download it again."
-        ) from error
+    metadata = read_metadata(path)
     if METADATA_KEY not in metadata:
         raise CheckpointError(
             f"{path} carries no architecture, so it was not written by this tool. For an official "

@@ -1,0 +1,89 @@
+"""Images to measure on: digits, CIFAR-10, class folders, ImageNet and ``.npz`` files.
+
+A specification names the data (``digits``, ``folder:DIR``, ...); ``load_data`` returns an
+``EvalSet`` of one split. Image ids are stable over runs, so that results are kept per image. One
+file holds one kind of source; none executes anything that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from psvit_core.data import cifar10, digits, folder, imagenet, npz
+from psvit_core.data.digits import digits_arrays, digits_split
+from psvit_core.data.evalset import N_CALIB, EvalSet, Source
+from psvit_core.data.files import UnreadableImageError
+from psvit_core.data.pixels import fit, normalise
+from psvit_core.errors import UnknownNameError
+from psvit_core.records import DIGITS_TRANSFORM, Transform
+
+__all__ = [
+    "N_CALIB",
+    "ON_BAD",
+    "SPECS",
+    "SPLITS",
+    "EvalSet",
+    "UnreadableImageError",
+    "digits_arrays",
+    "digits_split",
+    "fit",
+    "load_data",
+    "normalise",
+]
+
+SPLITS = ("train", "calib", "val", "test")
+SPECS = ("digits", "cifar10:DIR", "folder:DIR", "imagenet:DIR", "npz:FILE")
+ON_BAD = ("stop", "skip")
+
+_PLACED: dict[str, Callable[[Path, str, Transform], Source]] = {
+    "cifar10": cifar10.source,
+    "folder": folder.source,
+    "imagenet": imagenet.source,
+    "npz": npz.source,
+}
+
+
+def load_data(
+    spec: str,
+    *,
+    split: str = "val",
+    transform: Transform | None = None,
+    limit: int | None = None,
+    on_bad: str = "stop",
+) -> EvalSet:
+    """One split of the data that ``spec`` names.
+
+    Only the images of the subset are looked at, and none is decoded before it is needed.
+
+    Args:
+        spec: ``digits``; ``cifar10:DIR`` (the published batches, python or binary version);
+            ``folder:DIR`` (class folders, in DIR or in DIR/SPLIT); ``imagenet:DIR`` (train/ and
+            val/); or ``npz:FILE`` (``labels`` [N] and either ``images`` [N, H, W] or
+            [N, H, W, C] of uint8, or ``frames`` [N, T, C, H, W] of uint8 or float32).
+        split: One of ``train``, ``calib``, ``val``, ``test``.
+        transform: The model's evaluation transform; the digits' own when None.
+        limit: Keep a stratified, seeded subset of so many images, as ``EvalSet.limit``.
+        on_bad: What to do with unreadable images: ``stop`` raises when one is decoded; ``skip``
+            decodes all images of the subset now, leaves the unreadable ones out and names them in
+            ``EvalSet.bad``.
+
+    Raises:
+        DataError: If there are no usable images or no such split.
+        UnknownNameError: If ``spec`` names no kind of data.
+    """
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    if on_bad not in ON_BAD:
+        raise UnknownNameError("way with bad images", on_bad, ON_BAD)
+    source = _source(spec, split, transform or DIGITS_TRANSFORM)
+    return source.choose(spec, split, limit, skip_bad=on_bad == "skip")
+
+
+def _source(spec: str, split: str, transform: Transform) -> Source:
+    kind, _, place = spec.partition(":")
+    if kind == "digits" and not place:
+        return digits.source(split, transform)
+    if kind not in _PLACED or not place:
+        raise UnknownNameError("data", spec, SPECS)
+    return _PLACED[kind](Path(place), split, transform)

@@ -1,0 +1,90 @@
+"""The model's evaluation transform: pictures and pixels to network input.
+
+Resizing and cropping are torchvision's, in the way of timm's evaluation loader: on the PIL picture,
+with its antialiasing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from psvit_core.errors import DataError
+from psvit_core.records import Transform
+
+
+def normalise(pixels: Tensor, transform: Transform) -> Tensor:
+    """Pixels in [0, 1], (..., C, H, W), to padded and normalised network input."""
+    return standardise(torch.nn.functional.pad(pixels, (transform.pad,) * 4), transform)
+
+
+def standardise(pixels: Tensor, transform: Transform) -> Tensor:
+    """Pixels in [0, 1], (..., C, H, W), less the mean and over the deviation of each channel."""
+    mean = torch.tensor(transform.mean, dtype=pixels.dtype).view(-1, 1, 1)
+    std = torch.tensor(transform.std, dtype=pixels.dtype).view(-1, 1, 1)
+    return (pixels - mean) / std
+
+
+def fit(pixels: Tensor, transform: Transform) -> Tensor:
+    """Resize and crop pixels (C, H, W) of any size."""
+    if pixels.shape[-2:] == (transform.crop, transform.crop):
+        return pixels
+    from torchvision.transforms import v2
+
+    mode = v2.InterpolationMode(transform.interpolation)
+    sized: Tensor = v2.functional.resize(pixels, [transform.resize], interpolation=mode)
+    cropped: Tensor = v2.functional.center_crop(sized, [transform.crop])
+    return cropped
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Turns a PIL picture into network input, (C, H, W) float32.
+
+    Raises:
+        DataError: If the model takes neither grey nor colour images.
+    """
+
+    transform: Transform
+    _steps: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.transform.channels not in (1, 3):
+            raise DataError(
+                f"Images have 1 or 3 channels; this model takes {self.transform.channels}. "
+                "Give it event data: --data npz:FILE with an array 'frames'."
+            )
+        from torchvision.transforms import v2  # takes seconds
+
+        mode = v2.InterpolationMode(self.transform.interpolation)
+        steps = v2.Compose(
+            [v2.Resize(self.transform.resize, mode), v2.CenterCrop(self.transform.crop)]
+        )
+        object.__setattr__(self, "_steps", steps)
+
+    @property
+    def mode(self) -> str:
+        """PIL's name for the pixels that the model takes."""
+        return "L" if self.transform.channels == 1 else "RGB"
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        sized = np.array(self._steps(picture.convert(self.mode)))
+        pixels = torch.from_numpy(sized.reshape(*sized.shape[:2], -1)).permute(2, 0, 1)
+        return normalise(pixels.float().div(255), self.transform)
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """``load`` of pixels in memory, (N, H, W, C) uint8."""
+
+    pixels: np.ndarray[Any, np.dtype[np.uint8]]
+    prepare: Prepare
+
+    def __call__(self, position: int) -> Tensor:
+        image = self.pixels[position]
+        return self.prepare(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
