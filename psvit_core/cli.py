@@ -195,13 +195,16 @@ def _engine(options: argparse.Namespace) -> Engine:
         data=getattr(options, "data", None),
         split=getattr(options, "split", "val"),
         limit=getattr(options, "limit", None),
-        batch=getattr(options, "batch", 125),
+        batch=getattr(options, "batch", None),
+        precision=getattr(options, "precision", "float32"),
         device=getattr(options, "device", "cpu"),
         time_steps=getattr(options, "time_steps", None),
         image_size=options.image_size,
         ema=options.ema,
+        workers=getattr(options, "workers", 0),
+        bad_images=getattr(options, "bad_images", "stop"),
     )
-    return Engine(subject, Store())
+    return Engine(subject, Store(), warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
 
 
 def _advance(bar: tqdm[Any], done: int) -> None:
@@ -318,10 +321,17 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
 
 
 def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:
-    command.add_argument("--data", metavar="SPEC", help="digits, folder:DIR or npz:FILE")
+    command.add_argument(
+        "--data", metavar="SPEC", help="digits, (cifar10|folder|imagenet):DIR or npz:FILE"
+    )
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:
         command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
-    command.add_argument("--batch", type=int, default=125, metavar="B")
+    command.add_argument("--batch", type=int, metavar="B", help="default: the model card's")
+    command.add_argument("--precision", default="float32", help="float32, float64 or autocast")
     command.add_argument("--time-steps", type=int, metavar="T")
     command.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda")
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="decoding processes")
+    command.add_argument(
+        "--bad-images", default="stop", metavar="WAY", help="stop (default) or skip unreadable ones"
+    )

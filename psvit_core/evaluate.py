@@ -17,6 +17,7 @@ from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import (
     Array,
     Outcome,
+    batches_key,
     kl_divergence,
     load_outcome,
     outcome_key,
@@ -83,10 +84,10 @@ def predict(
             f"{base.num_classes} outputs. Give images of the classes that it was trained on."
         )
     logits = []
-    with torch.no_grad(), count_spikes(base, widths) as count:
-        for x in data.batches(run.batch, run.dtype):
+    with torch.no_grad(), run.autocast, count_spikes(base, widths) as count:
+        for x in data.batches(run.batch, run.dtype, run.workers):
             tick()
-            logits.append(model(x.to(run.device)).cpu())
+            logits.append(model(x.to(run.device)).to(run.dtype).cpu())
     return Prediction(
         logits=torch.cat(logits).numpy(),
         sops=torch.cat(count.sops).cpu().numpy(),
@@ -127,6 +128,7 @@ class Baseline:
         self.key = outcome_key(
             weights_hash(model), {}, transform=data.transform, T=model.T,
             precision=run.precision, form="silenced",
+            batches=batches_key(model.batch_coupled, run.batch, data.ids),
         )  # fmt: skip
         self._logits: dict[str, Array] = {}
         known = store.get_arrays(self._logits_key) if store else None
@@ -227,19 +229,20 @@ def measure(
         saving = memory_saving(summary, plan)
     else:
         saving = 1 - size.bytes / model.provenance.get("origin_bytes", size.bytes)
+    cluster = run.batch if model.batch_coupled else None
     result = Measurement(
         model=summary.model,
         weights_hash=summary.weights_hash,
         conditions=conditions,
-        accuracy=outcome.accuracy(),
+        accuracy=outcome.accuracy(cluster),
         size=size,
         sops=sops,
         macs_real=macs_real,
         energy_pj=energy_pj(macs_real, sops),
         firing=prediction.firing,
         memory_saving=saving,
-        baseline_accuracy=base.outcome.accuracy() if base else None,
-        drop=outcome.drop_from(base.outcome) if base else None,
+        baseline_accuracy=base.outcome.accuracy(cluster) if base else None,
+        drop=outcome.drop_from(base.outcome, cluster) if base else None,
         kl=float(outcome.kl.mean()) if base else None,
         agreement=outcome.agreement_with(base.outcome) if base else None,
         plan=plan,

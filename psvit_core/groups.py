@@ -137,6 +137,7 @@ def summarize(
         input_shape=model.input_shape,
         num_classes=model.num_classes,
         real_fed=model.real_fed(),
+        batch_coupled=model.batch_coupled,
         groups=find_groups(model),
         shapes=shape_table(model),
         rankings={criterion: dict(by_group) for criterion, by_group in rankings.items()},

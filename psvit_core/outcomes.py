@@ -14,7 +14,7 @@ import numpy as np
 
 from psvit_core.errors import StoreError
 from psvit_core.records import Interval
-from psvit_core.stats import paired_drop_interval, wilson_interval
+from psvit_core.stats import cluster_interval, paired_drop_interval, wilson_interval
 from psvit_core.store import ENGINE_VERSION, Store, digest
 
 Array = np.ndarray[Any, Any]
@@ -58,15 +58,33 @@ class Outcome:
         """Whether each image is classified correctly."""
         return self.predictions == self.labels
 
-    def accuracy(self) -> Interval:
-        """Top-1 accuracy, a fraction, with its Wilson interval."""
+    def accuracy(self, cluster: int | None = None) -> Interval:
+        """Top-1 accuracy, a fraction, with its Wilson interval.
+
+        Args:
+            cluster: Batch size where the images of a batch influence each other: then the interval
+                is a bootstrap over batches.
+        """
         n_correct = int(self.correct.sum())
-        low, high = wilson_interval(n_correct, len(self))
+        if cluster:
+            low, high = _cluster_interval(self.correct.astype(int), cluster)
+            low, high = max(low, 0.0), min(high, 1.0)
+        else:
+            low, high = wilson_interval(n_correct, len(self))
         return Interval(value=n_correct / len(self), low=low, high=high)
 
-    def drop_from(self, baseline: Outcome) -> Interval:
-        """Paired accuracy drop in percentage points; positive: worse than the baseline."""
+    def drop_from(self, baseline: Outcome, cluster: int | None = None) -> Interval:
+        """Paired accuracy drop in percentage points; positive: worse than the baseline.
+
+        Args:
+            baseline: The baseline's results, on these images at least.
+            cluster: As for ``accuracy``.
+        """
         ours, theirs = self.correct, baseline.select(self.ids.tolist()).correct
+        if cluster:
+            lost = theirs.astype(int) - ours.astype(int)
+            low, high = (100 * max(-1.0, min(1.0, x)) for x in _cluster_interval(lost, cluster))
+            return Interval(value=100 * float(lost.mean()), low=low, high=high)
         drop, low, high = paired_drop_interval(
             int((theirs & ours).sum()),
             int((theirs & ~ours).sum()),
@@ -78,6 +96,11 @@ class Outcome:
     def agreement_with(self, baseline: Outcome) -> float:
         """Fraction of images with the baseline's prediction."""
         return float((self.predictions == baseline.select(self.ids.tolist()).predictions).mean())
+
+
+def _cluster_interval(values: Array, cluster: int) -> tuple[float, float]:
+    parts = [values[low : low + cluster] for low in range(0, len(values), cluster)]
+    return cluster_interval([float(p.sum()) for p in parts], [len(p) for p in parts])
 
 
 def kl_divergence(baseline_logits: Array, logits: Array) -> Array:
@@ -99,6 +122,7 @@ def outcome_key(
     T: int,
     precision: str,
     form: str,
+    batches: str = "",
 ) -> str:
     """The key of a model's results: all that determines them but the image.
 
@@ -110,10 +134,17 @@ def outcome_key(
         precision: Of the arithmetic.
         form: ``silenced`` (a sweep's cells) or ``pruned`` (surgery): in float32 their reduction
             orders may flip a spike.
+        batches: Identifies the exact batches (``batches_key``) where an image's results depend on
+            them; empty otherwise.
     """
     chosen = {group: list(units) for group, units in kept.items()}
     parts = [ENGINE_VERSION, weights_hash, digest(chosen), transform, T, precision, form]
-    return digest(parts)
+    return digest([*parts, batches] if batches else parts)
+
+
+def batches_key(coupled: bool, batch: int, ids: Sequence[str]) -> str:
+    """What ``outcome_key`` takes as ``batches``: batch size and image order of a coupled model."""
+    return digest([batch, list(ids)]) if coupled else ""
 
 
 def load_outcome(store: Store, key: str) -> Outcome | None:

@@ -267,6 +267,7 @@ class ModelSummary(Record):
     input_shape: tuple[int, ...]  # (channels, height, width)
     num_classes: int
     real_fed: dict[str, int]  # layers that read real values, not spikes -> runs an image
+    batch_coupled: bool  # whether an image's logits depend on the batch around it
     groups: tuple[ChannelGroup, ...]
     shapes: ShapeTable
     rankings: dict[str, dict[str, tuple[int, ...]]]  # criterion -> group -> units, best first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,8 @@ import torch
 from psvit_core.errors import DataError, DeviceError, UnknownNameError
 
 DEFAULT_BATCH = 125
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+#: Precision -> type of weights and images; autocast lets CUDA choose half precision by operator.
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "autocast": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +21,19 @@ class Run:
 
     Raises:
         DeviceError: If this machine has no such device.
-        DataError: If the batch is empty.
+        DataError: If the batch is empty or there are less than no workers.
     """
 
     device: str = "cpu"
     batch: int = DEFAULT_BATCH
     precision: str = "float32"
+    workers: int = 0  # processes that decode images; results do not depend on it
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DataError(f"A batch holds at least one image; got {self.batch}.")
+        if self.workers < 0:
+            raise DataError(f"Decoding takes 0 or more worker processes; got {self.workers}.")
         if self.precision not in DTYPES:
             raise UnknownNameError("precision", self.precision, DTYPES)
         try:
@@ -39,11 +44,20 @@ class Run:
             raise DeviceError(
                 f"PyTorch can use no device {self.device!r} on this machine. Use --device cpu."
             )
+        if self.precision == "autocast" and kind != "cuda":
+            raise DeviceError(
+                f"Autocast is for CUDA devices, not {self.device!r}. Use --precision float32."
+            )
 
     @property
     def dtype(self) -> torch.dtype:
         """The torch type of ``precision``."""
         return DTYPES[self.precision]
+
+    @property
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context of a forward pass: half precision where CUDA's autocast deems it safe."""
+        return torch.autocast("cuda", enabled=self.precision == "autocast")
 
 
 def use_default_threads() -> None:

@@ -6,7 +6,9 @@ is paired; the naive Wald interval says "plus or minus 0" when no image changed 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
+from random import Random
 from statistics import NormalDist
 
 from psvit_core.errors import RecordError
@@ -33,6 +35,35 @@ def wilson_interval(n_correct: int, n_images: int) -> tuple[float, float]:
     low = 0.0 if n_correct == 0 else centre - half
     high = 1.0 if n_correct == n_images else centre + half
     return max(0.0, low), min(1.0, high)
+
+
+def cluster_interval(
+    sums: Sequence[float], sizes: Sequence[int], resamples: int = 2000
+) -> tuple[float, float]:
+    """Interval of a mean over images that come in batches which influence each other.
+
+    Args:
+        sums: Sum over the images of each batch: correct ones, or baseline minus pruned.
+        sizes: Images of each batch.
+        resamples: Bootstrap resamples of whole batches; seeded.
+
+    Returns:
+        2.5th and 97.5th percentile of the bootstrap means. With fewer than two batches nothing is
+        known: (-inf, inf).
+
+    Source:
+        Cluster bootstrap: Davison and Hinkley 1997, Bootstrap Methods, section 3.8.
+    """
+    n = len(sums)
+    if n < 2:
+        return float("-inf"), float("inf")
+    random = Random(0)
+    means = []
+    for _ in range(resamples):
+        chosen = random.choices(range(n), k=n)
+        means.append(sum(sums[i] for i in chosen) / sum(sizes[i] for i in chosen))
+    means.sort()
+    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
 
 
 def paired_drop_interval(

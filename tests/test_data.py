@@ -1,19 +1,21 @@
-"""Splits that never mix, subsets that nest, and users' own files, good and bad."""
+"""The digits' splits never mix; subsets nest; batches are the same however they are read."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Any
+import os
+import signal
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch import Tensor
 
-from psvit_core.data import SPLITS, EvalSet, load_data
+from psvit_core.data import SPLITS, EvalSet, UnreadableImageError, load_data
+from psvit_core.data.evalset import Source, half
 from psvit_core.errors import DataError, UnknownNameError
-from psvit_core.records import DIGITS_TRANSFORM, Transform
+from psvit_core.records import Transform
+from psvit_core.runtime import Run
 
 COLOUR = Transform(resize=8, crop=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
 SIZES = {"train": 3500, "calib": 256, "val": 750, "test": 750}
@@ -141,273 +143,133 @@ def test_batches_hold_every_image_once_in_order() -> None:
     assert torch.equal(torch.cat(batches), everything)
 
 
-# --- class folders
+# --- reading
 
 
-def save(path: Path, colour: Any, mode: str = "RGB", size: tuple[int, int] = (20, 16)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
-    return path
+class Numbers:
+    """An image of its number; some cannot be read."""
+
+    def __init__(self, *bad: int) -> None:
+        self.bad = bad
+
+    def __call__(self, position: int) -> Tensor:
+        if position in self.bad:
+            raise UnreadableImageError(f"image {position}", "made so")
+        return torch.full((1, 2, 2), float(position))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "images"
-    save(root / "cat" / "b.png", (255, 0, 51))
-    save(root / "cat" / "deep" / "a.jpg", (0, 0, 0))
-    save(root / "ant" / "Z.PNG", (0, 255, 0))
-    (root / "cat" / "notes.txt").write_text("no image")
-    (root / "readme.txt").write_text("no class")
-    return root
+def numbers(n_images: int, *bad: int) -> EvalSet:
+    return EvalSet(
+        spec="made", split="val", transform="none", ids=tuple(map(str, range(n_images))),
+        labels=(0,) * n_images, classes=("0",), load=Numbers(*bad),
+    )  # fmt: skip
 
 
-def test_folder_classes_and_order(folder: Path) -> None:
-    data = load_data(f"folder:{folder}", transform=COLOUR)
-    assert data.classes == ("ant", "cat")
-    assert data.labels == (0, 1, 1)
-    assert (data.split, data.transform) == ("val", COLOUR.name)
-    assert len(set(data.ids)) == 3
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers: int) -> None:
+    for data in (numbers(11), load_data("digits").limit(11)):
+        state = torch.random.get_rng_state()
+        alone = list(data.batches(3, torch.float64))
+        helped = list(data.batches(3, torch.float64, workers=workers))
+        assert [len(x) for x in helped] == [3, 3, 3, 2]
+        assert all(torch.equal(x, y) for x, y in zip(alone, helped, strict=True))
+        assert {x.dtype for x in helped} == {torch.float64}
+        assert [x.stride() for x in helped] == [x.stride() for x in alone]
+        assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_folder_colour_is_normalised_per_channel(folder: Path) -> None:
-    data = load_data(f"folder:{folder}", transform=COLOUR)
-    expected = torch.tensor([(1 - 0.5) / 0.5, (0 - 0.5) / 0.25, (0.2 - 0.5) / 1.0])
-    image = data.load(1)
-    assert image.shape == (3, 8, 8)
-    assert torch.allclose(image, expected.view(3, 1, 1).expand(3, 8, 8), atol=1e-6)
+def test_images_are_decoded_by_the_workers() -> None:
+    data = replace(numbers(4), load=lambda i: torch.tensor([os.getpid()]))
+    assert {int(x) for x in torch.cat(list(data.batches(1, torch.int64)))} == {os.getpid()}
+    others = {int(x) for x in torch.cat(list(data.batches(1, torch.int64, workers=2)))}
+    assert len(others) == 2
+    assert os.getpid() not in others
 
 
-def test_folder_colour_becomes_grey(folder: Path) -> None:
-    image = load_data(f"folder:{folder}", transform=DIGITS_TRANSFORM).load(0)
-    assert image.shape == (1, 32, 32)
-    luma = round(0.587 * 255) / 255  # of pure green, ITU-R 601
-    assert float(image[0, 16, 16]) == pytest.approx((luma - 0.1307) / 0.3081, abs=1e-5)
-    assert float(image[0, 0, 0]) == pytest.approx((0 - 0.1307) / 0.3081, abs=1e-6)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_named_and_counted(workers: int) -> None:
+    batches = numbers(10, 4, 5, 9).batches(3, workers=workers)
+    assert torch.equal(next(batches)[:, 0, 0, 0], torch.tensor([0.0, 1.0, 2.0]))
+    with pytest.raises(DataError) as caught:
+        list(batches)
+    message = str(caught.value)
+    assert message.startswith("image 4 is not a readable image (made so).")
+    assert "--bad-images skip" in message
+    assert "2 of 6 images" in message
+    assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("L", 51, (0.2, 0.2, 0.2)),
-        ("1", 1, (1.0, 1.0, 1.0)),
-        ("P", 0, (0.0, 0.0, 0.0)),
-        ("RGBA", (255, 0, 51, 255), (1.0, 0.0, 0.2)),
-        ("LA", (51, 255), (0.2, 0.2, 0.2)),
-    ],
-)
-def test_folder_any_mode_becomes_colour(
-    tmp_path: Path, mode: str, colour: Any, expected: tuple[float, ...]
-) -> None:
-    save(tmp_path / "a" / "x.png", colour, mode)
-    image = load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
-    mean, std = torch.tensor(COLOUR.mean), torch.tensor(COLOUR.std)
-    assert torch.allclose(image[:, 4, 4] * std + mean, torch.tensor(expected), atol=1e-6)
+def test_unreadable_images_are_skipped() -> None:
+    images = Numbers(1, 4)
+    source = Source(
+        transform="none", labels=(0,) * 6, classes=("0",), identify=str, load=images,
+        check=lambda i: [images(i)] and None,
+    )  # fmt: skip
+    data = source.choose("made", "val", None, skip_bad=True)
+    assert data.ids == ("0", "2", "3", "5")
+    assert data.bad == ("image 1", "image 4")
+    assert torch.equal(torch.cat(list(data.batches(3)))[:, 0, 0, 0], torch.tensor([0.0, 2, 3, 5]))
+    assert data.take([3, 0]).bad == data.bad
+    few = source.take([4, 3]).choose("made", "val", None, skip_bad=True)
+    assert (few.ids, few.bad) == (("3",), ("image 4",))
+    with pytest.raises(DataError, match="none of the 2 images can be read. image 1"):
+        source.take([1, 4]).choose("made", "val", None, skip_bad=True)
+    assert source.choose("made", "val", None, skip_bad=False).bad == ()
 
 
-def test_folder_resizes_the_shorter_side_and_crops_the_middle(tmp_path: Path) -> None:
-    pixels = np.zeros((16, 48, 3), np.uint8)
-    pixels[:, 16:32] = 255
-    (tmp_path / "a").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "a" / "x.png")
-    image = load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
-    assert image.shape == (3, 8, 8)
-    assert float(image[0, :, 2:6].min()) == pytest.approx(1.0, abs=1e-6)
+@pytest.mark.parametrize("workers", [-1, -5])
+def test_workers_are_counted_from_zero(workers: int) -> None:
+    with pytest.raises(DataError, match=f"got {workers}"):
+        list(numbers(3).batches(2, workers=workers))
+    with pytest.raises(DataError, match=f"got {workers}"):
+        Run(workers=workers)
 
 
-def test_folder_with_splits(tmp_path: Path) -> None:
-    save(tmp_path / "val" / "a" / "x.png", (1, 2, 3))
-    save(tmp_path / "train" / "a" / "x.png", (4, 5, 6))
-    save(tmp_path / "train" / "a" / "y.png", (7, 8, 9))
-    spec = f"folder:{tmp_path}"
-    assert len(load_data(spec, transform=COLOUR)) == 1
-    assert len(load_data(spec, split="train", transform=COLOUR)) == 2
-    with pytest.raises(DataError, match="test"):
-        load_data(spec, split="test", transform=COLOUR)
+def test_a_killed_worker_is_told() -> None:
+    data = replace(numbers(4), load=lambda i: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="--workers 0"):
+        list(data.batches(1, workers=1))
 
 
-@pytest.mark.parametrize("split", ["train", "calib", "test"])
-def test_folder_without_splits_is_val(folder: Path, split: str) -> None:
-    with pytest.raises(DataError, match=split):
-        load_data(f"folder:{folder}", split=split, transform=COLOUR)
+def test_a_defect_is_no_bad_image() -> None:
+    data = replace(numbers(4), load=lambda i: 1 / 0)
+    for workers in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            list(data.batches(2, workers=workers))
 
 
-def test_folder_ids_follow_the_content(folder: Path) -> None:
-    before = load_data(f"folder:{folder}", transform=COLOUR).ids
-    assert load_data(f"folder:{folder}", transform=COLOUR).ids == before
-    (folder / "cat" / "b.png").rename(folder / "cat" / "c.png")
-    assert set(load_data(f"folder:{folder}", transform=COLOUR).ids) == set(before)
-    save(folder / "cat" / "c.png", (255, 0, 52))
-    assert len(set(load_data(f"folder:{folder}", transform=COLOUR).ids) & set(before)) == 2
+def test_limit_of_load_data_is_that_of_the_set() -> None:
+    data = load_data("digits", limit=30)
+    assert data.ids == load_data("digits").limit(30).ids
+    assert torch.equal(data.load(7), load_data("digits").limit(30).load(7))
+    with pytest.raises(DataError, match="got 0"):
+        load_data("digits", limit=0)
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no folder .*none"):
-        load_data(f"folder:{tmp_path / 'none'}", transform=COLOUR)
+def test_only_the_chosen_images_are_looked_at() -> None:
+    looked: list[int] = []
+    source = Source(
+        transform="none", labels=tuple(range(100)), classes=(), identify=lambda i: str(i),
+        load=Numbers(), check=looked.append,
+    )  # fmt: skip
+    data = source.choose("made", "val", 5, skip_bad=True)
+    assert sorted(looked) == list(data.labels)
+    assert len(data) == 5
 
 
-def test_file_instead_of_folder(folder: Path) -> None:
-    with pytest.raises(DataError, match="no folder"):
-        load_data(f"folder:{folder / 'readme.txt'}", transform=COLOUR)
-
-
-@pytest.mark.parametrize("inside", [(), ("a",), ("a/notes.txt",), ("x.png",)])
-def test_folder_without_images(tmp_path: Path, inside: tuple[str, ...]) -> None:
-    for name in inside:
-        path = tmp_path / name
-        if path.suffix == ".png":
-            save(path, (0, 0, 0))  # an image, but in no class folder
-        elif path.suffix:
-            path.parent.mkdir()
-            path.write_text("x")
-        else:
-            path.mkdir()
-    with pytest.raises(DataError, match="no images in class folders"):
-        load_data(f"folder:{tmp_path}", transform=COLOUR)
-
-
-def damaged(content: bytes, damage: str) -> bytes:
-    if damage == "empty":
-        return b""
-    if damage == "text":
-        return b"this is not an image\n" * 10
-    if damage == "cut":
-        return content[: len(content) // 2]
-    middle = len(content) // 2
-    return content[:middle] + b"\xff\x00" * 20 + content[middle + 40 :]
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "overwritten"])
-def test_damaged_image_is_named(tmp_path: Path, damage: str) -> None:
-    pixels = np.random.RandomState(0).randint(0, 256, (40, 40, 3), np.uint8)
-    path = tmp_path / "a" / "broken.png"
-    path.parent.mkdir()
-    Image.fromarray(pixels).save(path)
-    path.write_bytes(damaged(path.read_bytes(), damage))
-    with pytest.raises(DataError, match=r"broken\.png"):
-        list(load_data(f"folder:{tmp_path}", transform=COLOUR).batches(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("broken.ppm", b"P6\n4x 4\n255\n" + b"\0" * 48),
-        ("broken.ppm", b"P6\n" + b"9" * 200 + b"\n255\n"),
-        ("bomb.ppm", b"P6\n900000 900000\n255\n"),
-    ],
-    ids=["not a number", "endless number", "larger than memory"],
-)
-def test_hostile_image_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    path = tmp_path / "a" / name
-    path.parent.mkdir()
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=name):
-        load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
-
-
-def test_folder_named_like_an_image_is_no_image(folder: Path) -> None:
-    (folder / "cat" / "old.png").mkdir()
-    save(folder / "cat" / "old.png" / "x.png", (9, 9, 9))
-    assert len(load_data(f"folder:{folder}", transform=COLOUR)) == 4
-
-
-# --- arrays
-
-
-def write_npz(path: Path, **arrays: Any) -> str:
-    np.savez(path, **arrays)
-    return f"npz:{path}"
-
-
-GREY = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
-RGB = np.arange(3 * 8 * 8 * 3, dtype=np.uint32).astype(np.uint8).reshape(3, 8, 8, 3)
-LABELS = np.array([2, 0, 1])
-
-
-def test_npz_grey(tmp_path: Path) -> None:
-    data = load_data(write_npz(tmp_path / "x.npz", images=GREY, labels=LABELS))
-    assert (data.labels, data.classes, data.split) == ((2, 0, 1), ("0", "1", "2"), "val")
-    assert len(set(data.ids)) == 3
-    image = data.load(1)
-    assert image.shape == (1, 32, 32)
-    expected = (GREY[1].astype(np.float32) / 255 - 0.1307) / 0.3081
-    assert np.allclose(image[0, 2:-2, 2:-2].numpy(), expected, atol=1e-6)
-    same = load_data(write_npz(tmp_path / "y.npz", images=GREY[..., None], labels=LABELS))
-    assert same.ids == data.ids
-    assert torch.equal(same.load(1), image)
-
-
-def test_npz_colour(tmp_path: Path) -> None:
-    spec = write_npz(tmp_path / "x.npz", images=RGB, labels=LABELS)
-    image = load_data(spec, transform=COLOUR).load(2)
-    expected = (RGB[2].astype(np.float32) / 255 - COLOUR.mean) / COLOUR.std
-    assert np.allclose(image.numpy(), expected.transpose(2, 0, 1), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"images": GREY / 255, "labels": LABELS}, "uint8"),
-        ({"images": GREY.astype(np.int64), "labels": LABELS}, "uint8"),
-        ({"images": GREY[0], "labels": LABELS}, "uint8"),
-        ({"images": GREY, "labels": LABELS[:2]}, "labels"),
-        ({"images": GREY, "labels": LABELS[:, None]}, "labels"),
-        ({"images": GREY[:0], "labels": LABELS[:0]}, "N > 0"),
-        ({"images": GREY[:, :20], "labels": LABELS}, "28 x 28"),
-        ({"images": RGB, "labels": LABELS}, "uint8"),
-        ({"images": GREY}, "labels"),
-        ({"labels": LABELS}, "images"),
-        ({"images": GREY, "labels": np.array([0.5, 1.0, 2.0])}, "labels"),
-        ({"images": GREY, "labels": np.array(["a", "b", "c"])}, "labels"),
-        ({"images": GREY, "labels": np.array([-1, 0, 1])}, "labels"),
-        ({"images": np.array([None] * 3), "labels": LABELS}, "images"),
-    ],
-    ids=[
-        "float images",
-        "wide integers",
-        "one image",
-        "too few labels",
-        "labels in a column",
-        "no images",
-        "wrong size",
-        "colour for a grey model",
-        "no labels array",
-        "no images array",
-        "float labels",
-        "text labels",
-        "negative label",
-        "pickled objects",
-    ],
-)
-def test_npz_with_wrong_arrays(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_data(write_npz(tmp_path / "x.npz", **arrays))
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "overwritten"])
-def test_damaged_npz_is_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "broken.npz"
-    np.savez_compressed(path, images=GREY, labels=LABELS)
-    path.write_bytes(damaged(path.read_bytes(), damage))
-    with pytest.raises(DataError, match=r"broken\.npz"):
-        load_data(f"npz:{path}")
-
-
-def test_npy_is_no_npz(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", GREY)
-    with pytest.raises(DataError, match=r"x\.npy"):
-        load_data(f"npz:{tmp_path / 'x.npy'}")
-
-
-def test_missing_npz(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.npz"):
-        load_data(f"npz:{tmp_path / 'none.npz'}")
-
-
-@pytest.mark.parametrize("split", ["train", "calib", "test"])
-def test_npz_holds_val_only(tmp_path: Path, split: str) -> None:
-    spec = write_npz(tmp_path / "x.npz", images=GREY, labels=LABELS)
-    with pytest.raises(DataError, match=split):
-        load_data(spec, split=split)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_halves_are_stratified_and_stable(split: str) -> None:
+    labels, names = [0] * 7 + [1] * 4 + [2], [f"{i:03}.jpg" for i in range(12)]
+    chosen = half(labels, names, split)
+    other = half(labels, names, "test" if split == "val" else "val")
+    assert sorted(chosen + other) == list(range(12))
+    counted = [sum(labels[i] == k for i in chosen) for k in range(3)]
+    assert counted == ([4, 2, 1] if split == "val" else [3, 2, 0])
+    order = [11, 3, 5, 7, 1, 9, 0, 2, 4, 6, 8, 10]
+    shuffled = half([labels[i] for i in order], [names[i] for i in order], split)
+    assert sorted(order[i] for i in shuffled) == chosen
+    without_first_class = half(labels[7:], names[7:], split)
+    assert [i + 7 for i in without_first_class] == [i for i in chosen if i >= 7]
 
 
 # --- names
@@ -415,7 +277,14 @@ def test_npz_holds_val_only(tmp_path: Path, split: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "nearest"),
-    [("digit", "digits"), ("digits:x", "digits"), ("folder", "folder:DIR"), ("npz:", "npz:FILE")],
+    [
+        ("digit", "digits"),
+        ("digits:x", "digits"),
+        ("folder", "folder:DIR"),
+        ("npz:", "npz:FILE"),
+        ("imagenet", "imagenet:DIR"),
+        ("cifar:x", "cifar10:DIR"),
+    ],
 )
 def test_unknown_data_offers_the_nearest(spec: str, nearest: str) -> None:
     with pytest.raises(UnknownNameError, match=f"Did you mean {nearest!r}"):
@@ -424,8 +293,15 @@ def test_unknown_data_offers_the_nearest(spec: str, nearest: str) -> None:
 
 @pytest.mark.parametrize("spec", ["", ":", "??"])
 def test_unknown_data_lists_what_there_is(spec: str) -> None:
-    with pytest.raises(UnknownNameError, match="digits, folder:DIR, npz:FILE"):
+    with pytest.raises(
+        UnknownNameError, match="cifar10:DIR, digits, folder:DIR, imagenet:DIR, npz:FILE"
+    ):
         load_data(spec)
+
+
+def test_unknown_way_with_bad_images_offers_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'skip'"):
+        load_data("digits", on_bad="skipp")
 
 
 @pytest.mark.parametrize(

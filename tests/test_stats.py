@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from psvit_core.errors import RecordError
-from psvit_core.stats import Z95, paired_drop_interval, wilson_interval
+from psvit_core.stats import Z95, cluster_interval, paired_drop_interval, wilson_interval
 
 TABLES = st.tuples(*[st.integers(0, 400)] * 4).filter(any)
 
@@ -144,3 +144,23 @@ def test_paired_interval_covers_the_truth(shares: tuple[float, float, float, flo
         covered += low <= truth <= high
     # 95 % nominal; 4,000 runs know a coverage to about 0.7 points
     assert 0.93 <= covered / n_runs <= 0.985
+
+
+def test_cluster_interval_covers_when_batches_hang_together() -> None:
+    # Batches share their luck: Wilson, which takes images as independent, is far too narrow.
+    random = np.random.RandomState(0)
+    covered = {"cluster": 0, "wilson": 0}
+    for _ in range(200):
+        shares = random.beta(8, 2, size=30)
+        sums = [int(random.binomial(16, share)) for share in shares]
+        low, high = cluster_interval(sums, [16] * 30, resamples=400)
+        covered["cluster"] += low <= 0.8 <= high
+        low, high = wilson_interval(sum(sums), 16 * 30)
+        covered["wilson"] += low <= 0.8 <= high
+    assert covered["cluster"] >= 0.9 * 200
+    assert covered["wilson"] < covered["cluster"]
+
+
+def test_cluster_interval_of_one_batch_knows_nothing() -> None:
+    assert cluster_interval([7], [10]) == (-math.inf, math.inf)
+    assert cluster_interval([5, 5], [10, 10]) == (0.5, 0.5)

@@ -22,7 +22,8 @@ from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.surgery import apply_plan
 from psvit_core.zoo.base import SpikingModel
-from tests.tiny import tiny_data, tiny_model
+from psvit_core.zoo.registry import build_model
+from tests.tiny import NAMES, tiny_data, tiny_model
 
 RATIOS = (0.25, 0.5)
 
@@ -38,21 +39,22 @@ class Forwards:
         self.images += len(inputs[0])
 
 
-@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v1_cifar", "sdt_v3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
     run = Run(batch=3, precision="float64")  # an odd last batch
-    table = sweep(model, data, ratios=RATIOS, run=run, store=Store(tmp_path))
+    ratios = RATIOS if len(model.channel_groups()) < 30 else RATIOS[1:]
+    table = sweep(model, data, ratios=ratios, run=run, store=Store(tmp_path))
     summary = summarize(model, {"l2": rank(model, "l2")})
     labels = np.array(data.labels)
 
     def logits_of(m: SpikingModel) -> np.ndarray:
         with torch.no_grad():
-            return torch.cat([m(x) for x in data.batches(7, torch.float64)]).numpy()
+            return torch.cat([m(x) for x in data.batches(3, torch.float64)]).numpy()
 
     base = logits_of(model)
     assert [(r.group_id, r.prune_ratio) for r in table.rows] == [
-        (g.group_id, ratio) for g in summary.groups for ratio in RATIOS
+        (g.group_id, ratio) for g in summary.groups for ratio in ratios
     ]
     for row in table.rows:
         plan = plan_from_ratios(summary, {row.group_id: row.prune_ratio}, criterion="l2")
@@ -191,3 +193,28 @@ def test_more_classes_than_outputs_is_refused() -> None:
     data = replace(tiny_data("sdt_v1", 3), labels=(0, 1, 10))
     with pytest.raises(DataError, match="10 outputs"):
         measure(tiny_model("sdt_v1"), data)
+
+
+def test_coupled_batches_never_mix(tmp_path: Path) -> None:
+    """QKFormer's published neuron couples a batch: results belong to the exact batches."""
+    model, data, store = tiny_model("qkformer_cifar"), tiny_data("qkformer_cifar", 12), Store(tmp_path)
+    assert model.batch_coupled
+    of = {batch: measure(model, data, run=Run(batch=batch), store=store) for batch in (12, 4, 3)}
+    forwards = Forwards(model)
+    spec_of_4 = make_spec(model, data, ratios=(0.5,), run=Run(batch=4))
+    table = sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store)
+    assert table.baseline_accuracy.value == of[4].accuracy.value
+    first = forwards.images
+    assert sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store) == table
+    assert forwards.images == first
+    sweep(model, data, ratios=(0.5,), run=Run(batch=3), store=store)
+    assert forwards.images == 2 * first  # nothing of the batches of 4 was taken
+    assert spec_of_4.key != make_spec(model, data, ratios=(0.5,), run=Run(batch=3)).key
+    # One batch tells nothing about how batches vary; several give a bootstrap over batches.
+    assert (of[12].accuracy.low, of[12].accuracy.high) == (0.0, 1.0)
+    assert 0.0 <= of[3].accuracy.low <= of[3].accuracy.value <= of[3].accuracy.high <= 1.0
+
+    free = build_model("qkformer_cifar", **{**model.arguments, "batch_coupled": False})
+    free.load_state_dict(model.state_dict())
+    one = measure(free, data, run=Run(batch=1)).accuracy
+    assert one == measure(free, data, run=Run(batch=12)).accuracy

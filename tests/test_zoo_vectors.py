@@ -165,3 +165,16 @@ def test_full_size_manifest(name: str) -> None:
 
 def test_manifests_are_there() -> None:
     assert len(MANIFESTS) == 25
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("qkformer")])
+def test_uncoupled_logits(name: str) -> None:
+    model, reference = loaded(name)
+    free = build_model(model.family, **{**model.arguments, "batch_coupled": False})
+    free.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        logits = free(reference.tensors["input"])
+        alone = torch.cat([model(image[None]) for image in reference.tensors["input"]])
+    assert largest(logits - reference.tensors["logits_single"]) < TOLERANCE
+    assert largest(alone - reference.tensors["logits_single"]) < TOLERANCE
+    assert largest(logits - reference.tensors["logits"]) > 1e-3

@@ -7,12 +7,14 @@ module can be named without it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psvit_core.errors import DataError
 from psvit_core.files import check_writable
 from psvit_core.records import (
     Measurement,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from psvit_core.runtime import Run
     from psvit_core.zoo.base import SpikingModel
 
+log = logging.getLogger(__name__)
+
 Progress = Callable[[int, int, str], None]
 Tick = Callable[[], None]
 
@@ -43,12 +47,14 @@ class Subject(Record):
     data: str | None = None  # None: what the model was trained for
     split: str = "val"
     limit: int | None = None
-    batch: int = 125
+    batch: int | None = None  # None: the card's
     device: str = "cpu"
     precision: str = "float32"
     time_steps: int | None = None  # None: the model's own
     image_size: int | None = None  # side in pixels; None: the model's own
     ema: bool = False  # take the checkpoint's moving average
+    workers: int = 0  # processes that decode images
+    bad_images: str = "stop"  # at unreadable images, or skip them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +83,12 @@ class Engine:
     Args:
         subject: What to load.
         store: Where results are kept.
+        warn: Told in one line of images that are left out.
     """
 
     subject: Subject
     store: Store
+    warn: Callable[[str], None] = field(default=log.warning, repr=False)
     _model: SpikingModel | None = field(default=None, repr=False)
     _data: EvalSet | None = field(default=None, repr=False)
 
@@ -110,9 +118,34 @@ class Engine:
             from psvit_core.data import load_data
 
             card, s = self.card, self.subject
-            whole = load_data(s.data or card.data, split=s.split, transform=card.transform)
-            self._data = whole.limit(s.limit)
+            data = load_data(
+                s.data or card.data, split=s.split, transform=card.transform, limit=s.limit,
+                on_bad=s.bad_images,
+            )  # fmt: skip
+            if data.time_steps is not None:
+                self._take_time_steps(data.time_steps)
+            if n_bad := len(data.bad):
+                more = f" and {n_bad - 3} more" if n_bad > 3 else ""
+                self.warn(
+                    f"{n_bad} of {len(data) + n_bad} images cannot be read and are left out: "
+                    f"{', '.join(data.bad[:3])}{more}."
+                )
+            self._data = data
         return self._data
+
+    def _take_time_steps(self, T: int) -> None:
+        """Run the model for as many time steps as the frames hold."""
+        asked = self.subject.time_steps
+        if "T" not in self.model.arguments or asked not in (None, T):
+            raise DataError(
+                f"{self.subject.data} holds frames of {T} time steps, but "
+                + (
+                    f"--time-steps is {asked}. Leave it away."
+                    if "T" in self.model.arguments
+                    else f"{self.model.name} has no time axis. Give it images."
+                )
+            )
+        self.model.set_time_steps(T)
 
     @property
     def run(self) -> Run:
@@ -120,7 +153,12 @@ class Engine:
         from psvit_core.runtime import Run
 
         s = self.subject
-        return Run(device=s.device, batch=s.batch, precision=s.precision)
+        return Run(
+            device=s.device,
+            batch=self.card.batch if s.batch is None else s.batch,
+            precision=s.precision,
+            workers=s.workers,
+        )
 
 
 def summarize_model(engine: Engine) -> ModelSummary:

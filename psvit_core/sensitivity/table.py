@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from psvit_core.errors import InvalidRatioError, StoreError
-from psvit_core.outcomes import Outcome, load_outcome, outcome_key
+from psvit_core.outcomes import Outcome, batches_key, load_outcome, outcome_key
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
     ChannelGroup,
@@ -67,7 +67,8 @@ class SweepSpec(Record):
         """Identifies this sweep in the store."""
         c = self.conditions
         parts = [self.summary.weights_hash, self.criterion, list(self.ratios), list(self.ids)]
-        return "sweep/" + digest([*parts, c.T, c.precision, c.transform])
+        batches = batches_key(self.summary.batch_coupled, c.batch, self.ids)
+        return "sweep/" + digest([*parts, c.T, c.precision, c.transform, batches])
 
     def cells(self) -> Iterator[Cell]:
         """All cells, coarse to fine: the middle ratio of every group first, then the others."""
@@ -85,7 +86,13 @@ class SweepSpec(Record):
         return outcome_key(
             self.summary.weights_hash, plan.kept, transform=self.conditions.transform,
             T=self.conditions.T, precision=self.conditions.precision, form="silenced",
+            batches=batches_key(self.summary.batch_coupled, self.conditions.batch, self.ids),
         )  # fmt: skip
+
+    @property
+    def cluster(self) -> int | None:
+        """Batch size where images of a batch influence each other, for the intervals."""
+        return self.conditions.batch if self.summary.batch_coupled else None
 
     @property
     def baseline_key(self) -> str:
@@ -135,8 +142,8 @@ def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> 
         group_id=group.group_id,
         prune_ratio=cell.prune_ratio,
         n_pruned=n_pruned(cell.prune_ratio, group.n_units, group.heads),
-        accuracy=chosen.accuracy(),
-        drop=chosen.drop_from(baseline),
+        accuracy=chosen.accuracy(spec.cluster),
+        drop=chosen.drop_from(baseline, spec.cluster),
         kl=float(chosen.kl.mean()),
         agreement=chosen.agreement_with(baseline),
         size=plan_size(spec.summary, cell.plan),
@@ -166,6 +173,6 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
         criterion=spec.criterion,
         conditions=spec.conditions,
         ratios=spec.ratios,
-        baseline_accuracy=baseline.select(spec.ids).accuracy(),
+        baseline_accuracy=baseline.select(spec.ids).accuracy(spec.cluster),
         rows=tuple(rows),
     )

@@ -53,6 +53,8 @@ class SpikingModel(nn.Module):
     family: str = ""
     #: Tensors that official checkpoints hold and no computation reads.
     unused: tuple[str, ...] = ()
+    #: Whether an image's logits depend on the batch around it.
+    batch_coupled: bool = False
 
     def __init__(
         self,

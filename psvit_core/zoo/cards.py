@@ -46,6 +46,7 @@ class ModelCard:
     data: str  # what it was trained for; the default of --data where it is built in
     paper: str
     licence: str = "see the official repository"
+    batch: int = 32  # default of --batch
     weights: Path | None = None  # shipped weights, or None: give a checkpoint
     file_name: str = ""  # of the published weights, where known
     published: tuple[Published, ...] = ()
@@ -242,6 +243,7 @@ def _demo(name: str, title: str, paper: str, transform: Transform) -> ModelCard:
         data="digits",
         paper=_PAPERS[paper],
         licence="as this project; the digits are MNIST (CC BY-SA 3.0)",
+        batch=125,
         weights=WEIGHTS / f"{name}.safetensors",
         training=record["training"],
     )

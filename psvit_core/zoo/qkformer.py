@@ -275,6 +275,7 @@ class QKFormer(SpikingModel):
         blocks = _stage_blocks(depths, self.imagenet)
         specs = _group_specs(embed_dims, mlp_ratios, heads, blocks, self.imagenet)
         super().__init__(arguments, specs, widths)
+        self.batch_coupled = batch_coupled
         w = self.widths
         s1, s2, s3 = (w[f"stage{s}.stream"] for s in (1, 2, 3))
         self.patch_embed1 = FirstPatchEmbed(
@@ -296,11 +297,6 @@ class QKFormer(SpikingModel):
         key = _attention_key(self.imagenet)
         qk, v = w[f"{name}.{key}.qk"], w[f"{name}.{key}.v"]
         return Block(key, SelfAttention(stream, qk, v, heads, batch_coupled), mlp)
-
-    @property
-    def batch_coupled(self) -> bool:
-        """Whether an image's logits depend on the batch around it."""
-        return bool(self.arguments["batch_coupled"])
 
     def real_fed(self) -> dict[str, int]:
         """The first convolution, and the head, which reads a mean over positions and time."""

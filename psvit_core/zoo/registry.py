@@ -14,7 +14,7 @@ from psvit_core.zoo.qkformer import QKFormerCifar, QKFormerImageNet
 from psvit_core.zoo.sdt import SpikeDrivenTransformer
 from psvit_core.zoo.spikformer import SpikformerCifar, SpikformerImageNet
 
-_FAMILIES: dict[str, Callable[..., SpikingModel]] = {
+FAMILIES: dict[str, Callable[..., SpikingModel]] = {
     family.family: family
     for family in (
         SpikformerImageNet,
@@ -43,10 +43,10 @@ def build_model(
         UnknownNameError: If there is no such family.
         ModelError: If no model can be built from the arguments or widths.
     """
-    if family not in _FAMILIES:
-        raise UnknownNameError("family", family, _FAMILIES)
+    if family not in FAMILIES:
+        raise UnknownNameError("family", family, FAMILIES)
     try:
-        return _FAMILIES[family](widths=widths, **arguments).eval()
+        return FAMILIES[family](widths=widths, **arguments).eval()
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(f"{family} cannot be built from these arguments: {error}.") from error
 

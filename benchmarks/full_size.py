@@ -1,0 +1,103 @@
+"""One size of every family at 224 px through the command line: seconds an image, peak memory.
+
+    python benchmarks/full_size.py [--quick] [--json]
+
+Weights are random, saved in the official trainers' wrapper; images are made JPEGs in ImageNet's
+folder layout. So this times loading and the forward pass, not accuracy. Seconds an image: the
+difference of two runs with different numbers of images, so that start and loading cancel out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks._report import options, report
+from psvit_core.zoo.cards import model_card
+from psvit_core.zoo.registry import build_model
+
+MODELS = (
+    "e_spikeformer_5m",
+    "sdt_v1_8_384",
+    "spikformer_8_384",
+    "qkformer_10_384",
+    "meta_spikeformer_15m",
+)
+WNIDS = ("n01440764", "n01443537", "n01484850", "n01491361")
+BATCH = 4
+
+
+def main() -> None:
+    """Run every model in processes of its own."""
+    chosen = options(__doc__ or "")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        images = make_images(Path(folder) / "imagenet", n=4)
+        for name in MODELS[:1] if chosen.quick else MODELS:
+            rows.append(measure(name, images, Path(folder)))
+    settings = {"px": 224, "batch": BATCH, "images": [BATCH, 2 * BATCH], "threads": 1}
+    report("full_size", rows, settings, chosen)
+
+
+def make_images(root: Path, n: int) -> Path:
+    """``n`` JPEGs in each of four class folders."""
+    random = np.random.RandomState(0)
+    for wnid in WNIDS:
+        (root / "val" / wnid).mkdir(parents=True)
+        for i in range(n):
+            coarse = random.randint(0, 256, (12, 15, 3)).astype(np.uint8)
+            image = Image.fromarray(coarse).resize((320, 256), Image.Resampling.BICUBIC)
+            image.save(root / "val" / wnid / f"{i}.JPEG")
+    return root
+
+
+def measure(name: str, images: Path, folder: Path) -> dict[str, Any]:
+    """One model's row."""
+    torch.manual_seed(0)
+    card = model_card(name)
+    model = build_model(card.family, **card.arguments)
+    wrapper = "model" if card.family in ("sdt_v2", "sdt_v3", "qkformer_imagenet") else "state_dict"
+    path = folder / f"{name}.pth"
+    torch.save({wrapper: model.state_dict(), "args": argparse.Namespace()}, path)
+    few, few_memory = run(name, path, images, BATCH)
+    many, many_memory = run(name, path, images, 2 * BATCH)
+    path.unlink()
+    return {
+        "model": name,
+        "parameters": f"{card.parameters / 1e6:.1f} M",
+        "T": model.T,
+        "s an image": round((many - few) / BATCH, 2),
+        "s start and load": round(2 * few - many, 1),
+        "peak memory (MB)": round(max(few_memory, many_memory) / 1e6),
+    }
+
+
+def run(name: str, path: Path, images: Path, limit: int) -> tuple[float, int]:
+    """Wall-clock seconds and peak resident bytes of one ``evaluate``."""
+    command = [
+        sys.executable, "-m", "psvit_core", "evaluate", name, "--checkpoint", str(path),
+        "--data", f"imagenet:{images}", "--limit", str(limit), "--batch", str(BATCH), "--json",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PSVIT_CACHE": cache, "OMP_NUM_THREADS": "1"}
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return seconds, usage.ru_maxrss * 1024  # Linux: kilobytes
+
+
+if __name__ == "__main__":
+    main()
