@@ -76,7 +76,9 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
     """
     if torch.is_grad_enabled() and x.requires_grad:
         return _LIF.apply(x, v_threshold)
-    if _compiled and x.device.type != "meta":
+    if x.device.type == "meta":
+        return torch.empty_like(x)  # shapes are asked for, not spikes
+    if _compiled:
         with torch.no_grad():
             return _run(_recurrence, _in_pieces, x, v_threshold=v_threshold)
     return _in_pieces(x, v_threshold)

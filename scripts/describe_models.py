@@ -8,7 +8,11 @@ python scripts/describe_models.py
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from psvit_core.files import write_text
 from psvit_core.jobs.tasks import Engine, Subject, summarize_model

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+
 from psvit_core import fused
 from psvit_core.data import EvalSet, digits_arrays, digits_split, fit, load_data, normalise
 from psvit_core.records import DIGITS_48_TRANSFORM, DIGITS_TRANSFORM

@@ -1,0 +1,88 @@
+"""Groups and surgery of full-size models: seconds, and memory as a multiple of the model.
+
+    python benchmarks/surgery.py [--quick] [--json]
+
+Beside it torch-pruning's DepGraph on the same model: building its graph and pruning the same share
+of every group. Each figure comes from a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+
+import torch
+
+from benchmarks._report import options, report
+from psvit_core.groups import find_groups, summarize
+from psvit_core.importance import rank
+from psvit_core.plans import plan_from_ratios
+from psvit_core.surgery import apply_plan, stored_bytes
+from psvit_core.zoo.cards import model_card
+from psvit_core.zoo.registry import build_model
+
+MODELS = ("meta_spikeformer_15m", "spikformer_8_512", "meta_spikeformer_55m")
+RATIO = 0.3
+
+
+def main() -> None:
+    """Measure every model in a process of its own."""
+    if len(sys.argv) > 2 and sys.argv[1] == "--one":
+        print(json.dumps(measure(sys.argv[2])))
+        return
+    chosen = options(__doc__ or "")
+    rows = []
+    for name in MODELS[:1] if chosen.quick else MODELS:
+        command = [sys.executable, __file__, "--one", name]
+        rows.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    report("surgery", rows, {"prune_ratio": RATIO, "threads": 1, "px": 224}, chosen)
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One model's row."""
+    torch.set_num_threads(1)
+    card = model_card(name)
+    model = build_model(card.family, **card.arguments)
+    groups, groups_seconds = timed(lambda: find_groups(model))
+    ranking, rank_seconds = timed(lambda: {"l2": rank(model, "l2")})
+    summary, summary_seconds = timed(lambda: summarize(model, ranking))
+    ratios = {g.group_id: RATIO for g in groups}
+    plan = plan_from_ratios(summary, ratios, criterion="l2")
+    before = peak_bytes()
+    small, surgery_seconds = timed(lambda: apply_plan(model, plan))
+    size = stored_bytes(model)
+    return {
+        "model": name,
+        "parameters": f"{card.parameters / 1e6:.1f} M",
+        "groups": len(groups),
+        "find groups (s)": round(groups_seconds, 2),
+        "rank (s)": round(rank_seconds, 2),
+        "summary (s)": round(summary_seconds, 2),
+        "surgery (s)": round(surgery_seconds, 2),
+        "added memory / model": round((peak_bytes() - before) / size, 2),
+        "bytes left": f"{stored_bytes(small) / size:.1%}",
+    }
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Result and seconds of ``work``."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def peak_bytes() -> int:
+    """Peak resident bytes of this process so far (Linux: kilobytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
