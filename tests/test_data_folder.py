@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from psvit_core.data import load_data
+from psvit_core.data import files, load_data
 from psvit_core.errors import DataError
 from psvit_core.records import DIGITS_TRANSFORM, Transform
 
@@ -111,6 +113,36 @@ def ids(folder: Path) -> tuple[str, ...]:
     return load_data(f"folder:{folder}", transform=COLOUR).ids
 
 
+def test_calib_is_chosen_from_train(tmp_path: Path) -> None:
+    for i in range(200):
+        save(tmp_path / "train" / "a" / f"{i}.ppm", 0, "L", (1, 1))
+    for i in range(100):
+        save(tmp_path / "train" / "b" / f"{i}.ppm", 0, "L", (1, 1))
+    spec = f"folder:{tmp_path}"
+    train = load_data(spec, split="train", transform=COLOUR)
+    calib = load_data(spec, split="calib", transform=COLOUR)
+    assert (len(train), len(calib)) == (300, 256)
+    assert calib.labels.count(1) == 100  # as equal as can be
+    assert set(calib.ids) < set(train.ids)
+    assert load_data(spec, split="calib", transform=COLOUR).ids == calib.ids
+    save(tmp_path / "calib" / "a" / "own.png", 0, "L")
+    assert len(load_data(spec, split="calib", transform=COLOUR)) == 1
+
+
+def test_hidden_files_are_no_data(folder: Path) -> None:
+    before = load_data(f"folder:{folder}", transform=COLOUR)
+    save(folder / ".thumbnails" / "x.png", 0, "L")
+    (folder / "cat" / "._b.png").write_bytes(b"not an image")
+    data = load_data(f"folder:{folder}", transform=COLOUR)
+    assert (data.classes, data.ids) == (before.classes, before.ids)
+
+
+def test_folder_for_a_model_of_two_channels(folder: Path) -> None:
+    events = Transform(resize=8, crop=8, channels=2, mean=(0, 0), std=(1, 1))
+    with pytest.raises(DataError, match="takes 2.*frames"):
+        load_data(f"folder:{folder}", transform=events)
+
+
 def test_folder_ids_follow_place_size_and_time(folder: Path, tmp_path: Path) -> None:
     before, image = ids(folder), folder / "cat" / "b.png"
     assert ids(folder) == before
@@ -141,13 +173,30 @@ def test_one_image_in_two_classes_is_two(folder: Path) -> None:
     assert len(set(ids(folder))) == 4
 
 
-def test_ids_and_subsets_read_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_and_subsets_read_no_image(folder: Path) -> None:
     opened: list[str] = []
-    sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+    watching = [True]  # a hook cannot be taken off again
+
+    def watch(event: str, arguments: Any) -> None:
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
     data = load_data(f"folder:{folder}", transform=COLOUR, limit=2)
-    assert not [name for name in opened if name.startswith(str(folder))]
+    before, opened[:] = list(opened), []
     data.load(0)
-    assert [name for name in opened if name.startswith(str(folder))]
+    watching.clear()
+    assert not [name for name in before if name.startswith(str(folder))]
+    assert len([name for name in opened if name.startswith(str(folder))]) == 1
+
+
+def test_subset_looks_at_no_other_file(folder: Path) -> None:
+    link = folder / "cat" / "gone.png"
+    link.symlink_to("nowhere")
+    data = load_data(f"folder:{folder}", transform=COLOUR, limit=2)  # the link is not among them
+    assert len(data) == 2
+    with pytest.raises(DataError, match=r"gone\.png"):
+        load_data(f"folder:{folder}", transform=COLOUR)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -218,3 +267,154 @@ def test_folder_named_like_an_image_is_no_image(folder: Path) -> None:
     (folder / "cat" / "old.png").mkdir()
     save(folder / "cat" / "old.png" / "x.png", (9, 9, 9))
     assert len(load_data(f"folder:{folder}", transform=COLOUR)) == 4
+
+
+def test_images_can_be_sent_to_other_processes(folder: Path, tmp_path: Path) -> None:
+    # where processes are spawned, not forked, workers get them pickled
+    np.savez(tmp_path / "a.npz", images=np.ones((2, 9, 9, 3), np.uint8), labels=np.arange(2))
+    for spec in (f"folder:{folder}", f"npz:{tmp_path / 'a.npz'}"):
+        load = load_data(spec, transform=COLOUR).take([1, 0]).load
+        assert torch.equal(pickle.loads(pickle.dumps(load))(0), load(0))
+
+
+# --- damaged and hostile folders
+
+
+def broken(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).write_bytes(b"no image at all")
+    return [str(folder / name) for name in names]
+
+
+def test_bad_images_are_skipped(folder: Path) -> None:
+    good = load_data(f"folder:{folder}", transform=COLOUR)
+    whole = (folder / "cat" / "deep" / "a.jpg").read_bytes()
+    (folder / "cat" / "cut.jpg").write_bytes(whole[:-40])
+    (folder / "cat" / "gone.png").symlink_to("nowhere")
+    names = [*broken(folder, "ant/bad.png"), str(folder / "cat/cut.jpg")]
+    names.append(str(folder / "cat/gone.png"))
+    data = load_data(f"folder:{folder}", transform=COLOUR, on_bad="skip")
+    assert (data.ids, data.labels) == (good.ids, good.labels)
+    assert list(data.bad) == names
+    assert torch.equal(torch.cat(list(data.batches(2))), torch.cat(list(good.batches(2))))
+    assert load_data(f"folder:{folder}", transform=COLOUR, on_bad="skip", limit=6).ids == good.ids
+
+
+def test_bad_images_stop_when_they_are_decoded(folder: Path) -> None:
+    [name] = broken(folder, "cat/a.png")
+    data = load_data(f"folder:{folder}", transform=COLOUR)
+    assert len(data) == 4
+    for workers in (0, 1):
+        batches = data.batches(1, workers=workers)
+        next(batches)
+        with pytest.raises(DataError, match="1 of 2 images") as caught:
+            next(batches)
+        assert str(caught.value).startswith(f"{name} is not a readable image")
+
+
+def test_nothing_but_bad_images(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    broken(tmp_path, "a/x.png", "a/y.png")
+    with pytest.raises(DataError, match=r"none of the 2 images.*x\.png"):
+        load_data(f"folder:{tmp_path}", transform=COLOUR, on_bad="skip")
+
+
+def bomb(path: Path, side: int) -> None:
+    """A PNG file of a few hundred bytes that says that it is huge."""
+    save(path, 0, "L", (1, 1))
+    content = bytearray(path.read_bytes())
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    bomb(tmp_path / "a" / "bomb.png", 60_000)
+    with pytest.raises(DataError, match=r"bomb\.png.*exceeds limit"):
+        load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
+def test_only_plain_formats_are_decoded(tmp_path: Path, name: str) -> None:
+    # PIL knows a file by its content and would hand PostScript to another program
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / name, format="EPS")
+    Image.open(tmp_path / "a" / name).close()  # it is one
+    with pytest.raises(DataError, match=f"{name}.*cannot identify"):
+        load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
+
+
+def test_pixels_that_would_be_clipped(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "deep.png", 40_000, "I;16")
+    with pytest.raises(DataError, match=r"deep\.png.*I;16 pixels"):
+        load_data(f"folder:{tmp_path}", transform=COLOUR).load(0)
+
+
+def test_linked_classes_and_images_count(folder: Path, tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere" / "x.png", (1, 2, 3))
+    (folder / "bee").symlink_to(tmp_path / "elsewhere")
+    (folder / "ant" / "x.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    data = load_data(f"folder:{folder}", transform=COLOUR)
+    assert (data.classes, data.labels) == (("ant", "bee", "cat"), (0, 0, 1, 2, 2))
+    assert torch.equal(data.load(1), data.load(2))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("cat/again", "../cat", "cat/again leads to .*/cat,"),
+        ("cat/up", "../..", "leads to"),
+        ("dog", ".", "dog leads to"),
+        ("cat/deep/more", "../../ant/../cat/deep", "leads to"),
+        ("dog", "dog", "Cannot read folder.*symbolic links"),
+    ],
+)
+def test_looping_links(folder: Path, link: str, target: str, message: str) -> None:
+    (folder / link).symlink_to(target)
+    with pytest.raises(DataError, match=message):
+        load_data(f"folder:{folder}", transform=COLOUR)
+
+
+def test_links_cannot_multiply(tmp_path: Path) -> None:
+    # each level links twice to the next: 2^20 paths
+    levels = [tmp_path / "set" / "a", *(tmp_path / f"level{i}" for i in range(19))]
+    for level, below in zip(levels, [*levels[1:], tmp_path / "end"], strict=True):
+        level.mkdir(parents=True)
+        for name in ("l", "r"):
+            (level / name).symlink_to(below)
+    save(tmp_path / "end" / "x.png", 0, "L")
+    with pytest.raises(DataError, match="one folder linked twice"):
+        load_data(f"folder:{tmp_path / 'set'}", transform=COLOUR)
+
+
+def test_special_files_are_never_opened(folder: Path) -> None:
+    os.mkfifo(folder / "cat" / "pipe.png")  # to open it would wait for ever
+    (folder / "cat" / "zero.png").symlink_to("/dev/zero")
+    assert len(load_data(f"folder:{folder}", transform=COLOUR)) == 3
+    data = load_data(f"folder:{folder}", transform=COLOUR)
+    (folder / "ant" / "Z.PNG").unlink()
+    os.mkfifo(folder / "ant" / "Z.PNG")
+    with pytest.raises(DataError, match=r"Z\.PNG.*no regular file"):
+        data.load(0)
+
+
+def test_huge_folder_of_other_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_OTHERS", 50)
+    for i in range(49):
+        (folder / "cat" / f"{i}.txt").touch()
+    with pytest.raises(DataError, match=r"more than 50 files.*no images.*[0-9]\.txt"):
+        load_data(f"folder:{folder}", transform=COLOUR)
+    for i in range(100):
+        save(folder / "ant" / f"{i}.ppm", 0, "L", (1, 1))
+    assert len(load_data(f"folder:{folder}", transform=COLOUR)) == 103
+
+
+def test_messages_stay_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"new\nline\x1b[31m\xff.png")).write_bytes(b"")
+    data = load_data(f"folder:{tmp_path}", transform=COLOUR)
+    with pytest.raises(DataError) as caught:
+        data.load(0)
+    assert "new\\nline\\x1b[31m" in str(caught.value)
+    str(caught.value).encode()
+    assert str(caught.value).isprintable()

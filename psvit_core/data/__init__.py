@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from psvit_core.data import cifar10, digits, folder, imagenet, npz
-from psvit_core.data.digits import digits_arrays, digits_split
-from psvit_core.data.evalset import N_CALIB, EvalSet, Source
+from psvit_core.data.cifar10 import cifar10_source
+from psvit_core.data.digits import digits_arrays, digits_source, digits_split
+from psvit_core.data.evalset import N_CALIB, SPLITS, EvalSet, Source
 from psvit_core.data.files import UnreadableImageError
+from psvit_core.data.folder import folder_source
+from psvit_core.data.imagenet import imagenet_source
+from psvit_core.data.npz import npz_source
 from psvit_core.data.pixels import fit, normalise
 from psvit_core.errors import UnknownNameError
 from psvit_core.records import DIGITS_TRANSFORM, Transform
@@ -32,15 +35,14 @@ __all__ = [
     "normalise",
 ]
 
-SPLITS = ("train", "calib", "val", "test")
 SPECS = ("digits", "cifar10:DIR", "folder:DIR", "imagenet:DIR", "npz:FILE")
 ON_BAD = ("stop", "skip")
 
 _PLACED: dict[str, Callable[[Path, str, Transform], Source]] = {
-    "cifar10": cifar10.source,
-    "folder": folder.source,
-    "imagenet": imagenet.source,
-    "npz": npz.source,
+    "cifar10": cifar10_source,
+    "folder": folder_source,
+    "imagenet": imagenet_source,
+    "npz": npz_source,
 }
 
 
@@ -83,7 +85,7 @@ def load_data(
 def _source(spec: str, split: str, transform: Transform) -> Source:
     kind, _, place = spec.partition(":")
     if kind == "digits" and not place:
-        return digits.source(split, transform)
+        return digits_source(split, transform)
     if kind not in _PLACED or not place:
         raise UnknownNameError("data", spec, SPECS)
     return _PLACED[kind](Path(place), split, transform)

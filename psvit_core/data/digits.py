@@ -56,7 +56,7 @@ class _Digits:
         return normalise(fit(pixels, self.transform), self.transform)
 
 
-def source(split: str, transform: Transform) -> Source:
+def digits_source(split: str, transform: Transform) -> Source:
     """A split of the digits."""
     if transform.channels != 1:
         raise DataError(

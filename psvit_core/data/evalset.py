@@ -1,8 +1,7 @@
-"""``EvalSet``, what a model is fed with; how subsets and splits are chosen; how batches are read."""
+"""``EvalSet``, what a model is fed with: choosing subsets and splits, reading batches."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from psvit_core.data.files import UnreadableImageError
+from psvit_core.data.files import UnreadableImageError, digest
 from psvit_core.errors import DataError
 
+SPLITS = ("train", "calib", "val", "test")
 N_CALIB = 256
 SPLIT_SEED = 0
+_CHECKED_AT_ONCE = 10_000
 
 Load = Callable[[int], Tensor]
 #: A batch, or the unreadable images in it.
@@ -181,11 +182,6 @@ def half(labels: Sequence[int], names: Sequence[str], split: str) -> list[int]:
     return sorted(chosen)
 
 
-def digest(content: bytes) -> str:
-    """Short name of ``content``, different for different content."""
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
-
-
 def _readable(
     check: Callable[[int], None], positions: list[int], spec: str
 ) -> tuple[list[int], list[str]]:
@@ -198,8 +194,10 @@ def _readable(
             return error
         return None
 
+    faults: list[UnreadableImageError | None] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding frees the GIL
-        faults = list(pool.map(fault, positions))
+        for low in range(0, len(positions), _CHECKED_AT_ONCE):
+            faults += pool.map(fault, positions[low : low + _CHECKED_AT_ONCE])
     bad = [error for error in faults if error]
     if len(bad) == len(positions):
         raise DataError(f"{spec}: none of the {len(bad)} images can be read. {bad[0]}")

@@ -73,9 +73,14 @@ class Prepare:
         return "L" if self.transform.channels == 1 else "RGB"
 
     def __call__(self, picture: Image.Image) -> Tensor:
+        """Network input of a picture."""
         sized = np.array(self._steps(picture.convert(self.mode)))
-        pixels = torch.from_numpy(sized.reshape(*sized.shape[:2], -1)).permute(2, 0, 1)
-        return normalise(pixels.float().div(255), self.transform)
+        return normalise(to_pixels(np.atleast_3d(sized)), self.transform)
+
+
+def to_pixels(image: np.ndarray[Any, Any]) -> Tensor:
+    """(H, W, C) uint8 to (C, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255)
 
 
 @dataclass(frozen=True)
@@ -86,5 +91,6 @@ class ArrayImages:
     prepare: Prepare
 
     def __call__(self, position: int) -> Tensor:
+        """Network input of the image at a position."""
         image = self.pixels[position]
         return self.prepare(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
