@@ -46,6 +46,8 @@ TORCH_FREE = (
     "psvit_core.plans",
     "psvit_core.planners",
     "psvit_core.workspace",
+    "psvit_core.zoo.cards",
+    "psvit_core.jobs.tasks",
 )
 MAX_PAGE_LINES = 120
 

@@ -39,7 +39,11 @@ class Forwards:
         self.images += len(inputs[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # With the distillation head it is the same network up to its last layer, and takes 40 s.
+    [pytest.param(n, marks=pytest.mark.slow) if n == "sdt_v2_kd" else n for n in NAMES],
+)
 def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
     run = Run(batch=3, precision="float64")  # an odd last batch
