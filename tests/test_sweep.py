@@ -201,7 +201,8 @@ def test_more_classes_than_outputs_is_refused() -> None:
 
 def test_coupled_batches_never_mix(tmp_path: Path) -> None:
     """QKFormer's published neuron couples a batch: results belong to the exact batches."""
-    model, data, store = tiny_model("qkformer_cifar"), tiny_data("qkformer_cifar", 12), Store(tmp_path)
+    name = "qkformer_cifar"
+    model, data, store = tiny_model(name), tiny_data(name, 12), Store(tmp_path)
     assert model.batch_coupled
     of = {batch: measure(model, data, run=Run(batch=batch), store=store) for batch in (12, 4, 3)}
     forwards = Forwards(model)

@@ -1,0 +1,292 @@
+"""The app in a browser: what a user does from the first look to the downloaded network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from psvit_core.jobs import client
+from psvit_core.zoo.cards import shipped_summary
+from tests.ui.conftest import ROOT, OpenPage, Server, settled, wait_for_job
+
+MODEL = "e_spikeformer_digits"
+TITLE = "E-SpikeFormer (SDT v3), digits"
+QUERY = f"?model={TITLE.replace(' ', '+')}&images=64"
+GROUP = "Block 3.1 · attention q, k"
+N_GROUPS = 45
+
+PAGES = {"": "Model", "sensitivity": "Sensitivity", "plan": "Plan", "export": "Export"}
+
+
+def number(text: str) -> float:
+    """The first number in a text, with the screen's minus sign."""
+    found = re.search(r"[-\u2212]?\d[\d,]*\.?\d*", text)
+    assert found, text
+    return float(found.group().replace("\u2212", "-").replace(",", ""))
+
+
+def metric_value(page: Page, label: str) -> Locator:
+    """The value of a result tile."""
+    return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
+
+
+def tile(page: Page, label: str) -> str:
+    """The text of a result tile's value."""
+    return metric_value(page, label).inner_text()
+
+
+def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
+    """Click into the map's cell; plotly looks where the pointer is only a moment after it moved."""
+    chart = page.locator(".js-plotly-plot:has(.heatmaplayer image) .nsewdrag")
+    expect(chart).to_have_count(1)
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    x = box["x"] + box["width"] * (column + 0.7) / n_columns
+    y = box["y"] + box["height"] * (row + 0.5) / N_GROUPS
+    page.mouse.move(x, y)
+    page.wait_for_timeout(200)
+    page.mouse.down()
+    page.mouse.up()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_cold_deep_link(fresh_server: Server, open_page: OpenPage, path: str) -> None:
+    page = open_page(f"{fresh_server.url}/{path}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(PAGES[path])
+    expect(page.get_by_role("link", name=PAGES[path], exact=True)).to_be_visible()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
+    expect(page.get_by_text("Something went wrong")).to_have_count(0)
+    maps = Path(f"/proc/{fresh_server.process.pid}/maps") if fresh_server.process else None
+    if maps is not None and maps.exists():
+        assert "libtorch" not in maps.read_text()
+
+
+def test_sweep_to_download(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(f"{server.url}/sensitivity{QUERY}")
+    sweep_survives(page, server)
+    put_a_cell_into_the_plan(page)
+    accuracy = tune_and_measure(page)
+    python_lines, command = export_and_download(page, tmp_path, accuracy)
+
+    # What the page says about loading the file again, word by word, beside the downloaded file.
+    shell = run([sys.executable, *shlex.split(command)[1:]], tmp_path)
+    measured = json.loads(shell)
+    assert measured["conditions"]["n_images"] == 64
+    assert f"{100 * measured['accuracy']['value']:.2f}" == f"{accuracy:.2f}"
+    printed = run([sys.executable, "-c", python_lines], tmp_path)
+    assert f"value={measured['accuracy']['value']}" in printed
+
+
+def run(command: list[str], folder: Path) -> str:
+    """The output of a fresh process with a store of its own."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PSVIT_CACHE": str(folder / "other")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout
+
+
+def sweep_survives(page: Page, server: Server) -> None:
+    """Start a sweep; reload the page and kill the server on the way; see it done."""
+    progress = page.get_by_text(re.compile(r"Sweep: \d+ of 135 cells"))
+    expect(page.get_by_text("No sweep of this model yet")).to_be_visible()
+    page.get_by_role("button", name="Start sweep").click()
+    expect(progress).to_be_visible(timeout=60_000)
+    page.reload()
+    settled(page)
+    expect(progress).to_be_visible()
+
+    before = next(job for job in client.list_jobs(server.store) if job.task == "sweep")
+    server.kill()
+    deadline = time.monotonic() + 20
+    while client.find_job(server.store, before.id).done <= before.done + 3:
+        assert time.monotonic() < deadline, "the sweep ended with the server"
+        time.sleep(0.1)
+    server.start()
+    page.goto(f"{server.url}/sensitivity{QUERY}")
+    settled(page)
+    done = wait_for_job(server.store, "sweep")
+    assert (done.state, done.done, done.total) == ("done", 135, 135)
+    expect(page.get_by_role("progressbar")).to_have_count(0)
+    expect(page.get_by_text(re.compile("Measured on digits, val split · 64 images"))).to_have_count(
+        1
+    )
+    expect(page.get_by_text("All 135 measured cells as a table")).to_be_visible()
+
+
+def put_a_cell_into_the_plan(page: Page) -> None:
+    """Click cells of the map; take one over."""
+    summary = shipped_summary(MODEL)
+    assert summary is not None
+    row = [group.label for group in summary.groups].index(GROUP)
+    click_cell(page, 1, row)
+    expect(page.get_by_role("combobox", name="Channel group")).to_have_value(GROUP)
+    expect(page.get_by_role("radio", name=re.compile("^50"))).to_be_checked()
+    click_cell(page, 2, row)
+    expect(page.get_by_role("radio", name=re.compile("^75"))).to_be_checked()
+    page.get_by_role("button", name=re.compile("Use 75.% in my plan")).click()
+    expect(page.get_by_text("Your plan removes 32 of 48 units")).to_be_visible()
+
+
+def tune_and_measure(page: Page) -> float:
+    """Find the cell's ratio on the Plan page, move a slider, measure; returns the accuracy."""
+    page.get_by_role("link", name="Plan", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Plan")
+    page.get_by_role("radio", name="Block 3.1").check(force=True)
+    slider = page.get_by_role("slider", name=GROUP)
+    expect(slider).to_have_value("75")
+    expect(page.get_by_text(re.compile("32 of 48 units, reached 66.7.%"))).to_be_visible()
+
+    memory = tile(page, "Memory")
+    page.get_by_role("slider", name="Block 3.1 · MLP hidden").press("PageUp")
+    expect(metric_value(page, "Memory")).not_to_have_text(memory)
+    assert number(tile(page, "Memory")) < number(memory)
+    expect(metric_value(page, "Predicted drop")).to_have_text(re.compile(r"\d\spp"))
+    page.reload()
+    settled(page)
+    assert number(tile(page, "Memory")) < number(memory), "the draft was lost"
+
+    page.get_by_role("button", name="Measure plan").click()
+    row = page.get_by_role("row", name="Top-1 accuracy")
+    expect(row).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("row", name="Measured drop, paired")).to_be_visible()
+    expect(
+        page.get_by_text(re.compile("Measured on digits, val split · 64 images"))
+    ).to_be_visible()
+    return number(row.get_by_role("cell").nth(1).inner_text())
+
+
+def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str, str]:
+    """Write the checkpoint, take it away; returns the lines that load it: Python, shell."""
+    page.get_by_role("link", name="Export", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Export")
+    expect(page.get_by_text(re.compile(f"Measured: top-1 {accuracy:.2f}"))).to_be_visible()
+    page.get_by_role("button", name="Prune and write checkpoint").click()
+    link = page.get_by_role("link", name="Download", exact=True)
+    expect(link).to_be_visible(timeout=60_000)
+    with page.expect_download() as waiting:
+        link.click()
+    file = folder / waiting.value.suggested_filename
+    assert re.fullmatch(r"e_spikeformer_digits-saves\d+\.safetensors", file.name)
+    waiting.value.save_as(file)
+    codes = page.get_by_role("code").all_inner_texts()
+    assert codes[0] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f'load_model("{file.name}")' in codes[1]
+    return codes[1], codes[2]
+
+
+def test_download_needs_the_token(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    for token in ("0" * 40, "..%2findex%2fcache.db", "..%2f..%2fapp.py"):
+        answer = page.request.get(f"{server.url}/files/{token}")
+        assert (answer.status in (400, 404), "content-disposition" in answer.headers) == (
+            True,
+            False,
+        )
+    foreign = page.request.get(f"{server.url}/files/x", headers={"Host": "attacker.example"})
+    assert foreign.status == 400
+
+
+def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/sensitivity{QUERY}")
+    page.get_by_role("radio", name="l1").check(force=True)
+    page.get_by_role("button", name="Start sweep").click()
+    progress = page.get_by_text(re.compile(r"Sweep: \d+ of 135 cells"))
+    expect(progress).to_be_visible(timeout=60_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_text("Sweep was cancelled")).to_be_visible(timeout=20_000)
+    done = wait_for_job(server.store, "sweep")
+    assert (done.state, done.done < 135) == ("cancelled", True)
+    expect(page.get_by_text(f"{done.done} of 135 done")).to_be_visible()
+
+    page.get_by_role("button", name="Resume").click()
+    expect(progress).to_be_visible(timeout=60_000)
+    assert wait_for_job(server.store, "sweep").state == "done"
+    expect(page.get_by_text("units ranked by l1")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("All 135 measured cells as a table")).to_be_visible()
+    expect(page.get_by_text("Sweep was cancelled")).to_have_count(0)
+
+
+def test_plan_of_another_model(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(f"{server.url}/export{QUERY}")
+    line = page.get_by_text("groups pruned")
+    before = line.inner_text()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download plan").click()
+    file = tmp_path / waiting.value.suggested_filename
+    waiting.value.save_as(file)
+
+    other = open_page(f"{server.url}/export")
+    unpruned = other.get_by_text("groups pruned").inner_text()
+    other.locator("input[type=file]").set_input_files(file)
+    expect(other.get_by_text("The plan was not loaded. This plan was made for")).to_be_visible()
+    assert other.get_by_text("groups pruned").inner_text() == unpruned
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    other.locator("input[type=file]").set_input_files(tmp_path / "broken.json")
+    expect(other.get_by_text("not a JSON document")).to_be_visible()
+
+    page.locator("input[type=file]").set_input_files(file)
+    expect(page.get_by_text("The plan is loaded.")).to_be_visible()
+    assert line.inner_text() == before
+
+
+def test_files_that_are_no_models(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(f"{server.url}/?model=Open+a+pruned+file&file=/no/such/file.safetensors")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "There is no file '/no/such/file.safetensors'"
+    )
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors here")
+    page.get_by_role("textbox", name="Pruned file").fill(str(broken))
+    page.keyboard.press("Enter")
+    failed = page.get_by_text("Reading the model failed")
+    expect(failed).to_contain_text("is not a whole .safetensors file", timeout=60_000)
+
+
+def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/plan?model=QKFormer+10-384+(weights+not+included)")
+    expect(page.get_by_text("The weights of this model are not included")).to_be_visible()
+    expect(page.get_by_text("Published top-1: 78.80")).to_be_visible()
+    page.get_by_role("textbox", name="Checkpoint file").fill("/no/such/weights.pth")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("no checkpoint file '/no/such/weights.pth'")
+
+
+def test_choices_stay(server: Server, open_page: OpenPage) -> None:
+    """Model and images stay through page switches and a reload; the theme may be switched."""
+    page = open_page(f"{server.url}/{QUERY}")
+    for title in ("Sensitivity", "Export", "Model"):
+        page.get_by_role("link", name=title, exact=True).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(title)
+        settled(page)
+        expect(page.get_by_role("combobox", name="Model")).to_have_value(TITLE)
+        expect(page.get_by_role("radio", name="64")).to_be_checked()
+    page.reload()
+    settled(page)
+    expect(page.get_by_role("combobox", name="Model")).to_have_value(TITLE)
+
+    bars = page.locator(".js-plotly-plot .bars path").first
+    before = bars.evaluate("bar => getComputedStyle(bar).fill")
+    page.get_by_role("button", name="Main menu").click()
+    page.get_by_role("menuitemradio", name="Dark").click()
+    page.wait_for_function(
+        "before => { const bar = document.querySelector('.js-plotly-plot .bars path');"
+        " return bar && getComputedStyle(bar).fill !== before; }",
+        arg=before,
+    )

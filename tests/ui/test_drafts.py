@@ -1,0 +1,136 @@
+"""The plan being made: pure steps from one draft to the next; words; download tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from psvit_core.errors import InvalidPlanError, InvalidRatioError, RecordError
+from psvit_core.jobs import client
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import Interval
+from psvit_core.store import Store
+from tests.ui.example import summary
+from ui import drafts, files, words
+
+MODEL = summary()
+QK, MLP = "block3.0.attn.qk", "block3.0.mlp.hidden"
+
+
+def test_one_step_is_the_core_s_plan() -> None:
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
+    draft = drafts.with_ratio(draft, MODEL, MLP, 0.25)
+    plan = plan_from_ratios(MODEL, {QK: 0.5, MLP: 0.25}, criterion="l2")
+    assert draft.plan.kept == plan.kept
+    assert drafts.removed_units(draft, MODEL)[QK] == 24
+
+
+def test_asked_and_reached_differ() -> None:
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.75)  # 48 units in 8 heads
+    assert drafts.removed_units(draft, MODEL)[QK] == 32
+    assert drafts.ratio_percent(draft, QK) == 75
+    nothing = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.1)
+    assert nothing.empty
+    assert drafts.ratio_percent(nothing, QK) == 10
+
+
+def test_back_to_zero_is_empty() -> None:
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
+    draft = drafts.with_ratio(draft, MODEL, QK, 0.0)
+    assert draft.empty
+    assert draft.asked == {}
+
+
+def test_other_groups_keep_their_units() -> None:
+    kept = tuple(range(1, 193, 2))  # a choice that no ranking makes
+    plan = plan_from_ratios(MODEL, {}, criterion="l2")
+    odd = drafts.draft_of(MODEL, type(plan)(**{**vars(plan), "kept": {MLP: kept}}))
+    assert drafts.with_ratio(odd, MODEL, QK, 0.5).plan.kept[MLP] == kept
+
+
+def test_an_empty_draft_takes_the_sweep_s_criterion() -> None:
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5, "l1")
+    assert draft.plan.criterion == "l1"
+    assert drafts.with_ratio(draft, MODEL, MLP, 0.5, "l2").plan.criterion == "l1"
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0])
+def test_wrong_ratios_are_refused(ratio: float) -> None:
+    with pytest.raises(InvalidRatioError):
+        drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, ratio)
+
+
+def test_plan_files() -> None:
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
+    text = json.dumps(draft.plan.to_dict())
+    assert drafts.read_plan(MODEL, text).plan == draft.plan
+    with pytest.raises(InvalidPlanError, match="other|not for weights"):
+        drafts.read_plan(summary("sdt_v1_digits"), text)
+    for broken in ("{", "[]", '{"document": "measurement"}'):
+        with pytest.raises(RecordError):
+            drafts.read_plan(MODEL, broken)
+
+
+def test_drafts_are_kept_by_weights(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.3)
+    assert drafts.load_draft(store, MODEL) is None
+    drafts.save_draft(store, MODEL, draft)
+    assert drafts.load_draft(store, MODEL) == draft
+    assert drafts.load_draft(store, summary("sdt_v1_digits")) is None
+    store.put(f"draft/{MODEL.weights_hash}", {"document": "of another version"})
+    assert drafts.load_draft(store, MODEL) is None
+
+
+@pytest.mark.parametrize(
+    ("spelt", "text"),
+    [
+        (words.percent(0.254), "25.4 %"),
+        (words.percent(-0.254), "\N{MINUS SIGN}25.4 %"),
+        (words.percent(-0.00001), "0.0 %"),
+        (words.ratio(0.5), "50 %"),
+        (words.ratio(1 / 3), "33.3 %"),
+        (
+            words.drop(Interval(value=0.4, low=-1.3, high=2.4)),
+            "0.40 pp (\N{MINUS SIGN}1.30 to 2.40)",
+        ),
+        (words.accuracy(Interval(value=0.984, low=0.96, high=0.994)), "98.40 % (96.0 to 99.4)"),
+        (words.count(7_803_648), "7.80 M"),
+        (words.count(999), "999"),
+        (words.time_left(None), ""),
+        (words.time_left(12.3), "about 12 s left"),
+        (words.time_left(200), "about 3 min left"),
+        (words.ago(0, now=600), "10 min ago"),
+    ],
+)
+def test_words(spelt: str, text: str) -> None:
+    assert spelt.replace("\N{NO-BREAK SPACE}", " ") == text
+
+
+def export_job(store: Store, path: Path, job_id: str, state: str = "done") -> client.Job:
+    job = client.Job(
+        id=job_id, task="export", title="", params={}, state=state, result={"path": str(path)}
+    )
+    return client.save(store, job)
+
+
+def test_tokens_find_finished_exports_only(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    file = store.place("exports", "a", "small.safetensors")
+    file.write_bytes(b"weights")
+    job = export_job(store, file, "aaaaaaaaaaaa")
+    token = files.file_token(store, job)
+    assert files.find_file(store, token) == file
+    assert token == files.file_token(Store(tmp_path / "store"), job), "survives a restart"
+    assert files.find_file(store, job.id) is None
+    assert files.find_file(store, "") is None
+
+    outside = tmp_path / "secret"
+    outside.write_bytes(b"not ours")
+    assert files.find_file(store, files.file_token(store, export_job(store, outside, "b"))) is None
+    failed = export_job(store, file, "c", state="failed")
+    assert files.find_file(store, files.file_token(store, failed)) is None
+    file.unlink()
+    assert files.find_file(store, token) is None

@@ -1,0 +1,129 @@
+"""The plan being made, as data: what is asked of each group, and the plan that this gives.
+
+Pure functions from a draft to the next one; no streamlit. The plan is the truth; ``asked`` is only
+where the user's handles stand, since a ratio is rounded to whole units.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from psvit_core.errors import PsvitError, RecordError
+from psvit_core.plans import plan_from_ratios, reached_ratios
+from psvit_core.records import ModelSummary, PrunePlan, Record
+from psvit_core.store import Store
+
+MAX_PERCENT = 95
+DEFAULT_CRITERION = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft(Record):
+    """A plan being made."""
+
+    document: ClassVar[str] = "plan_draft"
+
+    plan: PrunePlan
+    asked: dict[str, float]  # prune ratio that the user or a planner asked for, by group
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is removed."""
+        return not self.plan.kept
+
+
+def empty_draft(summary: ModelSummary, criterion: str = DEFAULT_CRITERION) -> Draft:
+    """A draft that removes nothing."""
+    return Draft(plan=plan_from_ratios(summary, {}, criterion=criterion), asked={})
+
+
+def draft_of(summary: ModelSummary, plan: PrunePlan) -> Draft:
+    """A draft that is exactly ``plan``.
+
+    Raises:
+        InvalidPlanError: If the plan does not fit the model.
+    """
+    plan.check(summary.groups, summary.weights_hash)
+    reached = reached_ratios(summary, plan)
+    return Draft(plan=plan, asked={group: r for group, r in reached.items() if r > 0})
+
+
+def with_ratio(
+    draft: Draft, summary: ModelSummary, group_id: str, ratio: float, criterion: str | None = None
+) -> Draft:
+    """The draft with one group at another prune ratio; the other groups keep their units.
+
+    Args:
+        draft: The draft before.
+        summary: The model.
+        group_id: Which group.
+        ratio: Fraction removed, in [0, 1).
+        criterion: What an empty draft ranks units by from now on; a begun one keeps its own.
+
+    Raises:
+        InvalidRatioError: If ``ratio`` is outside [0, 1).
+        InvalidPlanError: If there is no such group.
+    """
+    ranking = criterion if draft.empty and criterion else draft.plan.criterion
+    if ranking not in summary.rankings:  # as in a plan file of unknown make
+        ranking = DEFAULT_CRITERION
+    single = plan_from_ratios(summary, {group_id: ratio}, criterion=ranking)
+    others = {g: units for g, units in draft.plan.kept.items() if g != group_id}
+    kept = {g.group_id: k for g in summary.groups if (k := (others | single.kept).get(g.group_id))}
+    asked = {g: r for g, r in draft.asked.items() if g != group_id}
+    if ratio > 0:
+        asked[group_id] = ratio
+    plan = replace(draft.plan, kept=kept, criterion=ranking, policy="by hand", note="")
+    return Draft(plan=plan, asked=asked)
+
+
+def ratio_percent(draft: Draft, group_id: str) -> int:
+    """Where the group's handle stands, percent."""
+    return min(MAX_PERCENT, math.floor(100 * draft.asked.get(group_id, 0.0) + 0.5))
+
+
+def removed_units(draft: Draft, summary: ModelSummary) -> dict[str, int]:
+    """How many units of each group the plan really removes."""
+    return {
+        g.group_id: g.n_units - len(draft.plan.kept.get(g.group_id, range(g.n_units)))
+        for g in summary.groups
+    }
+
+
+def read_plan(summary: ModelSummary, text: bytes | str) -> Draft:
+    """The draft of a plan file.
+
+    Raises:
+        RecordError: If it is not a plan.
+        InvalidPlanError: If it is a plan for another model.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"This file is not a JSON document ({error}).") from error
+    return draft_of(summary, PrunePlan.from_dict(data))
+
+
+def load_draft(store: Store, summary: ModelSummary) -> Draft | None:
+    """The draft kept for these weights; None without one that can be used."""
+    data = store.get(_key(summary))
+    if data is None:
+        return None
+    try:
+        draft = Draft.from_dict(data)
+        draft.plan.check(summary.groups, summary.weights_hash)
+    except PsvitError:
+        return None
+    return draft
+
+
+def save_draft(store: Store, summary: ModelSummary, draft: Draft) -> None:
+    """Keep the draft, so that it survives a reload."""
+    store.put(_key(summary), draft.to_dict())
+
+
+def _key(summary: ModelSummary) -> str:
+    return f"draft/{summary.weights_hash}"

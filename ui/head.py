@@ -1,0 +1,110 @@
+"""The head of every page: title, model switcher, images; and what they are set to.
+
+The main script draws it, not the pages: a widget that a page draws loses its value in the URL when
+the page is left.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+import streamlit as st
+
+from psvit_core.zoo.cards import DEFAULT_MODEL, ModelCard, list_models, model_card
+from ui import loaders, state
+from ui.loaders import Choice
+
+IMAGE_CHOICES = {"64": 64, "250": 250, "all": None}
+_DEFAULT_IMAGES = "all"
+
+
+def draw_head(title: str, question: str) -> None:
+    """Draw the head of a page.
+
+    Args:
+        title: The page's name.
+        question: What the page answers, in one line.
+    """
+    with st.container(key="head", horizontal=True, gap="medium"):
+        st.html(f"<h1>{escape(title)}</h1><p>{escape(question)}</p>")
+        titles = loaders.model_titles(loaders.open_store())
+        model = st.selectbox(
+            "Model",
+            list(titles),
+            index=list(titles).index(DEFAULT_MODEL),
+            format_func=lambda name: titles.get(name, name),
+            key=state.MODEL,
+            bind="query-params",
+            width=330,
+            help="Type to search. A pruned file is a model too: it can be swept and pruned again.",
+        )
+        st.segmented_control(
+            "Images",
+            list(IMAGE_CHOICES),
+            default=_DEFAULT_IMAGES,
+            required=True,
+            key=state.IMAGES,
+            bind="query-params",
+            help="How many validation images new measurements use. Fewer run faster and give "
+            "wider intervals.",
+        )
+    if model == loaders.OPEN_FILE:
+        _ask_for_pruned_file()
+    elif (card := _card_without_weights(model)) is not None:
+        _ask_for_files(card)
+
+
+def choice() -> Choice:
+    """What the head is set to."""
+    model = state.chosen(state.MODEL) or DEFAULT_MODEL
+    limit = IMAGE_CHOICES[state.chosen(state.IMAGES) or _DEFAULT_IMAGES]
+    if model == loaders.OPEN_FILE:
+        return Choice(model=_path(state.FILE) or "", limit=limit)
+    if _card_without_weights(model) is None:
+        return Choice(model=model, limit=limit)
+    return Choice(
+        model=model, limit=limit, checkpoint=_path(state.CHECKPOINT), data=_path(state.DATA)
+    )
+
+
+def _path(key: str) -> str | None:
+    return (state.chosen(key) or "").strip() or None
+
+
+def _card_without_weights(model: str | None) -> ModelCard | None:
+    if model not in list_models():
+        return None
+    card = model_card(model)
+    return None if card.weights else card
+
+
+def _ask_for_pruned_file() -> None:
+    st.text_input(
+        "Pruned file",
+        key=state.FILE,
+        bind="query-params",
+        placeholder="/path/to/pruned.safetensors",
+        help="A .safetensors file that this tool wrote, on this machine.",
+    )
+
+
+def _ask_for_files(card: ModelCard) -> None:
+    """Where a model without included weights finds them and its images."""
+    example = card.file_name.split()[0] if card.file_name else "weights.pth"
+    with st.container(horizontal=True, gap="medium", key="own-files"):
+        st.text_input(
+            "Checkpoint file",
+            key=state.CHECKPOINT,
+            bind="query-params",
+            placeholder=f"/path/to/{example}",
+            help="The official weights (.pth or .safetensors) on this machine. Files that would "
+            "run code are refused.",
+        )
+        st.text_input(
+            "Validation images",
+            key=state.DATA,
+            bind="query-params",
+            placeholder=f"{card.data}:/path/to/{card.data}",
+            help="Where the images are, in words that the command line takes too: imagenet:DIR, "
+            "cifar10:DIR, folder:DIR with class folders, npz:FILE. Sizes and groups need none.",
+        )

@@ -1,0 +1,233 @@
+"""The sensitivity heatmap: a pure function from records to a plotly figure, no streamlit.
+
+State is never told by colour alone: cells carry marks, and every number is in the tooltip and in
+the table beside the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
+from psvit_core.size import plan_size
+from ui import tables, words
+from ui.palette import GAP_TICKS, Palette, heat_position, heat_scale, layout, palette
+
+_TICKS = {
+    "drop": {0: "0", 0.5: "0.5", 3: "3", 10: "≥ 10 pp"},
+    "kl": {0: "0", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1 nat"},
+}
+_ROW, _SMALL_ROW, _MANY_ROWS = 24, 19, 24  # pixels a row; the small one from _MANY_ROWS on
+
+
+def sensitivity_heatmap(
+    summary: ModelSummary,
+    ratios: Sequence[float],
+    rows: Sequence[SensitivityRow],
+    *,
+    metric: str = "drop",
+    by_sensitivity: bool = False,
+    selected: tuple[str, float] | None = None,
+    dark: bool = False,
+) -> go.Figure:
+    """Channel groups by prune ratios; colour is what removing that part alone costs.
+
+    An invisible marker lies over every cell, since a plotly heatmap reports no clicks; its custom
+    data is ``cell_name`` of the cell.
+
+    Args:
+        summary: The model.
+        ratios: The sweep's ratios.
+        rows: The cells measured so far.
+        metric: ``drop`` or ``kl``.
+        by_sensitivity: Most sensitive group first instead of network order.
+        selected: The (group_id, prune_ratio) to frame.
+        dark: Theme.
+    """
+    colours = palette(dark)
+    groups = (
+        tables.most_sensitive_first(summary, rows, metric) if by_sensitivity else [*summary.groups]
+    )
+    found = tables.by_cell(rows)
+    cells = [
+        _HeatCell(x, y, group, ratio, found.get((group.group_id, ratio)))
+        for y, group in enumerate(groups)
+        for x, ratio in enumerate(ratios)
+    ]
+    height = (_SMALL_ROW if len(groups) >= _MANY_ROWS else _ROW) * len(groups)
+    figure = go.Figure(
+        [
+            _heat_layer(cells, groups, ratios, metric, colours, height),
+            _hatched([c for c in cells if c.row is None], colours),
+            _marks([c for c in cells if c.empty], "line-ew", 9, colours),
+            _marks([c for c in cells if c.noise], "circle", 4, colours),
+            _click_layer(cells, summary),
+        ]
+    )
+    _frame_axes(figure, groups, ratios, colours, network=not by_sensitivity)
+    for cell in cells:
+        if selected == (cell.group.group_id, cell.ratio):
+            for colour, width in ((colours.heat[0], 5), (colours.text, 2)):  # seen on any cell
+                figure.add_shape(
+                    type="rect", x0=cell.x - 0.5, x1=cell.x + 0.5, y0=cell.y - 0.5,
+                    y1=cell.y + 0.5, line={"color": colour, "width": width},
+                )  # fmt: skip
+    figure.update_layout(
+        **layout(colours), height=height + 76, margin={"l": 8, "r": 8, "t": 68, "b": 8},
+        hovermode="closest", hoverdistance=-1, bargap=0, dragmode="pan",
+    )  # fmt: skip
+    return figure
+
+
+@dataclass(frozen=True)
+class _HeatCell:
+    x: int
+    y: int
+    group: ChannelGroup
+    ratio: float
+    row: SensitivityRow | None  # None: still to run
+
+    @property
+    def empty(self) -> bool:
+        """Whether the cell removes nothing."""
+        return self.row is not None and self.row.n_pruned == 0
+
+    @property
+    def noise(self) -> bool:
+        """Whether no drop was shown."""
+        return self.row is not None and not self.empty and words.within_noise(self.row.drop)
+
+
+def cell_name(group_id: str, ratio: float) -> str:
+    """A cell's name in the chart's custom data."""
+    return f"{group_id}|{ratio!r}"
+
+
+def cell_of(name: str) -> tuple[str, float]:
+    """The (group_id, prune_ratio) of a cell's name."""
+    group_id, _, ratio = name.rpartition("|")
+    return group_id, float(ratio)
+
+
+def _heat_layer(
+    cells: Sequence[_HeatCell],
+    groups: Sequence[ChannelGroup],
+    ratios: Sequence[float],
+    metric: str,
+    colours: Palette,
+    height: int,
+) -> go.Heatmap:
+    z: list[list[float | None]] = [[None] * len(ratios) for _ in groups]
+    for cell in cells:
+        if cell.row is not None and not cell.empty:
+            z[cell.y][cell.x] = heat_position(tables.metric_value(cell.row, metric), metric)
+    ticks = _TICKS[metric]
+    return go.Heatmap(
+        z=z, zmin=0, zmax=1, xgap=1, ygap=1, hoverinfo="skip",
+        colorscale=heat_scale(colours),
+        colorbar={
+            "orientation": "h", "thickness": 8, "len": 0.92, "x": 0.5, "xpad": 0, "ypad": 0,
+            "y": 1 + 34 / height, "yanchor": "bottom", "outlinewidth": 1,
+            "outlinecolor": colours.grid, "ticklabelposition": "outside top",
+            "tickvals": [heat_position(v, metric) for v in ticks], "ticktext": [*ticks.values()],
+            "tickfont": {"size": 11, "color": colours.faint},
+        },
+    )  # fmt: skip
+
+
+def _hatched(cells: Sequence[_HeatCell], colours: Palette) -> go.Bar:
+    """Cells that are still to run."""
+    return go.Bar(
+        x=[c.x for c in cells], y=[0.94] * len(cells), base=[c.y - 0.47 for c in cells], width=0.98,
+        hoverinfo="skip", showlegend=False,
+        marker={
+            "color": "rgba(0,0,0,0)", "line": {"width": 0},
+            "pattern": {"shape": "/", "size": 6, "solidity": 0.12, "fgcolor": colours.faint},
+        },
+    )  # fmt: skip
+
+
+def _marks(cells: Sequence[_HeatCell], symbol: str, size: int, colours: Palette) -> go.Scatter:
+    return go.Scatter(
+        x=[c.x for c in cells], y=[c.y for c in cells], mode="markers", hoverinfo="skip",
+        showlegend=False,
+        marker={
+            "symbol": symbol, "size": size, "color": colours.mark,
+            "line": {"width": 1.5 if symbol == "line-ew" else 0, "color": colours.mark},
+        },
+    )  # fmt: skip
+
+
+def _click_layer(cells: Sequence[_HeatCell], summary: ModelSummary) -> go.Scatter:
+    return go.Scatter(
+        x=[c.x for c in cells], y=[c.y for c in cells], mode="markers", showlegend=False,
+        marker={"opacity": 0, "symbol": "square", "size": 14},
+        selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
+        customdata=[cell_name(c.group.group_id, c.ratio) for c in cells],
+        text=[cell_text(summary, c.group, c.ratio, c.row) for c in cells],
+        hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+
+
+def cell_text(
+    summary: ModelSummary, group: ChannelGroup, ratio: float, row: SensitivityRow | None
+) -> str:
+    """A cell's tooltip."""
+    head = f"<b>{group.label}</b><br>{words.ratio(ratio)} asked"
+    if row is None:
+        return f"{head}<br>still to run"
+    if row.n_pruned == 0:
+        return f"{head}<br><b>removes nothing</b>: too few units for this ratio"
+    base = plan_size(summary, None)
+    noise = "<br>within noise: the interval includes 0" if words.within_noise(row.drop) else ""
+    return (
+        f"{head}, {row.n_pruned} of {group.n_units} units removed<br>"
+        f"drop {words.drop(row.drop)}{noise}<br>"
+        f"KL {row.kl:.4f} nats · {row.n_images} images<br>"
+        f"memory {words.saving(row.size.bytes, base.bytes)}"
+    )
+
+
+def _frame_axes(
+    figure: go.Figure,
+    groups: Sequence[ChannelGroup],
+    ratios: Sequence[float],
+    colours: Palette,
+    *,
+    network: bool,
+) -> None:
+    labels = []
+    for i, group in enumerate(groups):
+        first = i == 0 or groups[i - 1].block != group.block
+        if network and not first:
+            labels.append(group.title)
+        else:
+            labels.append(f"<b>{group.block}</b>  {group.title}")
+        if network and first and i:
+            figure.add_shape(
+                type="line", x0=-0.5, x1=len(ratios) - 0.5, y0=i - 0.5, y1=i - 0.5,
+                line={"color": colours.faint, "width": 1}, layer="above", opacity=0.6,
+            )  # fmt: skip
+    axis: dict[str, Any] = {
+        "showgrid": False, "zeroline": False, "fixedrange": True, **GAP_TICKS,
+        "tickfont": {"color": colours.text, "size": 12},
+    }  # fmt: skip
+    figure.update_xaxes(
+        **axis, side="top", range=[-0.5, len(ratios) - 0.5], tickangle=0,
+        tickvals=[*range(len(ratios))], ticktext=_ratio_labels(ratios),
+    )  # fmt: skip
+    figure.update_yaxes(
+        **axis, range=[len(groups) - 0.5, -0.5], tickvals=[*range(len(groups))], ticktext=labels,
+        automargin=True,
+    )  # fmt: skip
+
+
+def _ratio_labels(ratios: Sequence[float]) -> list[str]:
+    labels = [words.ratio(ratio) for ratio in ratios]
+    if len(labels) > 5:  # many columns on a phone have no room for nine percent signs
+        labels[:-1] = [label.rstrip("%" + words.GAP) for label in labels[:-1]]
+    return labels

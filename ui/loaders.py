@@ -1,0 +1,263 @@
+"""What pages read: the store, models, sweeps, jobs. Cached where it never changes; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import streamlit as st
+
+from psvit_core.errors import RecordError
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.tasks import Subject, SweepSettings
+from psvit_core.outcomes import load_outcome
+from psvit_core.records import (
+    Conditions,
+    Interval,
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    SensitivityRow,
+    SensitivityTable,
+)
+from psvit_core.sensitivity.table import Cell, SweepSpec, load_spec, row_of, sweep_keys
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from psvit_core.zoo.cards import list_models, model_card
+
+
+@st.cache_resource(show_spinner=False)
+def open_store() -> Store:
+    """The store, opened once a server."""
+    return Store()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the head of a page was set to."""
+
+    model: str  # registered name or path of a pruned file
+    limit: int | None  # validation images; None: all
+    checkpoint: str | None = None  # file of weights, for registered models without
+    data: str | None = None  # data specification; None: what the model was trained for
+
+    def workspace(self, store: Store) -> Workspace:
+        """The workspace of this choice."""
+        subject = Subject(
+            model=self.model, checkpoint=self.checkpoint, data=self.data, limit=self.limit
+        )
+        return Workspace(subject, store)
+
+    def describer(self, store: Store) -> Workspace:
+        """The workspace that describes the model: that does not depend on the images."""
+        return Workspace(Subject(model=self.model, checkpoint=self.checkpoint), store)
+
+
+#: The entry of the model list for a file that was not exported here.
+OPEN_FILE = "open-file"
+
+# ---- models ----------------------------------------------------------------------------------
+
+
+def model_titles(store: Store) -> dict[str, str]:
+    """Names on screen: models with weights, files exported here (newest first), any file, others.
+
+    Two files may have one name, so a file's title ends in the beginning of its job's id.
+    """
+    cards = [model_card(name) for name in list_models()]
+    titles = {card.name: card.title for card in cards if card.weights}
+    for job in exports(store):
+        path = Path(job.result["path"])
+        if path.is_file():
+            titles[str(path)] = f"Pruned: {path.stem} ({job.id[:4]})"
+    titles[OPEN_FILE] = "Open a pruned file"
+    others = {card.name: f"{card.title} (weights not included)" for card in cards}
+    return titles | {name: title for name, title in others.items() if name not in titles}
+
+
+def known_summary(describer: Workspace) -> ModelSummary | None:
+    """The model's description, if there is one that this version of the engine can read."""
+    try:
+        return describer.summary()
+    except RecordError:
+        return None
+
+
+def measurement(workspace: Workspace, plan: PrunePlan | None) -> Measurement | None:
+    """The newest measurement of a plan, if there is one that this engine can read."""
+    try:
+        return workspace.measurement(plan)
+    except RecordError:
+        return None
+
+
+def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
+    """Finished exports, newest first; of one model where its hash is given."""
+    return [
+        job
+        for job in client.list_jobs(store)
+        if job.task == "export"
+        and job.state == "done"
+        and weights_hash in (None, job.params["plan"]["weights_hash"])
+    ]
+
+
+def result_measurement(job: Job) -> Measurement | None:
+    """The measurement in a finished job's result, if there is one that this engine can read."""
+    try:
+        return Measurement.from_dict(job.result.get("measurement"))
+    except RecordError:
+        return None
+
+
+# ---- sweeps ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepView:
+    """A sweep as far as it has come: what the Sensitivity page shows."""
+
+    summary: ModelSummary
+    ratios: tuple[float, ...]
+    criterion: str
+    rows: tuple[SensitivityRow, ...] = ()
+    baseline: Interval | None = None  # accuracy; None before it is measured
+    conditions: Conditions | None = None  # None before the worker has started
+    key: str | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in all."""
+        return len(self.summary.groups) * len(self.ratios)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell is there."""
+        return len(self.rows) == self.n_cells
+
+    @property
+    def table(self) -> SensitivityTable | None:
+        """The table, for planners; None before the sweep is complete."""
+        if not self.complete or self.baseline is None or self.conditions is None:
+            return None
+        return SensitivityTable(
+            summary=self.summary,
+            criterion=self.criterion,
+            conditions=self.conditions,
+            ratios=self.ratios,
+            baseline_accuracy=self.baseline,
+            rows=self.rows,
+        )
+
+
+@dataclass
+class _Reader:
+    """Reads a sweep's finished cells; what was read once is not read again.
+
+    Finished cells never change: their results are kept per image, and a sweep names its images.
+    """
+
+    spec: SweepSpec
+    cells: list[Cell] = field(default_factory=list)
+    rows: dict[str, SensitivityRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cells = [
+            self.spec.cell(group, ratio)
+            for group in self.spec.summary.groups
+            for ratio in self.spec.ratios
+        ]
+
+    def view(self, store: Store) -> SweepView:
+        spec = self.spec
+        baseline = load_outcome(store, spec.baseline_key)
+        if baseline is None or baseline.missing(spec.ids):
+            return view_of(spec)
+        for cell in self.cells:
+            name = f"{cell.group.group_id}|{cell.prune_ratio}"  # equal kept sets share a key
+            if name not in self.rows:
+                outcome = load_outcome(store, cell.key)
+                if outcome is not None and not outcome.missing(spec.ids):
+                    self.rows[name] = row_of(spec, cell, outcome, baseline)
+        names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
+        rows = tuple(self.rows[name] for name in names if name in self.rows)
+        return view_of(spec, rows, baseline.select(spec.ids).accuracy())
+
+
+def view_of(
+    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Interval | None = None
+) -> SweepView:
+    """The view of a sweep with these rows."""
+    return SweepView(
+        summary=spec.summary,
+        ratios=spec.ratios,
+        criterion=spec.criterion,
+        rows=rows,
+        baseline=baseline,
+        conditions=spec.conditions,
+        key=spec.key,
+    )
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _reader(folder: str, key: str) -> _Reader:
+    return _Reader(load_spec(open_store(), key))
+
+
+def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
+    """All sweeps of these weights on validation images, the one started last first."""
+    found = []
+    for key in sweep_keys(store):
+        try:
+            reader = _reader(str(store.folder), key)
+        except RecordError:
+            continue  # written by another version of the engine
+        spec = reader.spec
+        if (spec.summary.weights_hash, spec.conditions.split) == (summary.weights_hash, "val"):
+            found.append(reader.view(store))
+    return found
+
+
+def sweep_view(store: Store, key: str) -> SweepView:
+    """A sweep as far as it has come."""
+    return _reader(str(store.folder), key).view(store)
+
+
+def running_view(store: Store, summary: ModelSummary, job: Job) -> SweepView:
+    """The sweep of a job; all cells still to run until the worker has begun."""
+    if key := job.result.get("sweep_key"):
+        return sweep_view(store, key)
+    settings = SweepSettings.from_dict(job.params["settings"])
+    return SweepView(summary=summary, ratios=settings.ratios, criterion=settings.criterion)
+
+
+# ---- jobs ------------------------------------------------------------------------------------
+
+
+def newest_job(workspace: Workspace, *tasks: str) -> Job | None:
+    """The job of these tasks on this model and these images that was asked for last."""
+    jobs = workspace.jobs(*tasks)
+    return jobs[0] if jobs else None
+
+
+def plan_job(workspace: Workspace, task: str, plan: PrunePlan | None) -> Job | None:
+    """The newest job of a task for a plan's kept units (None: the unpruned model)."""
+    wanted = plan.to_dict()["kept"] if plan else None
+    for job in workspace.jobs(task):
+        params = job.params.get("plan")
+        if (params["kept"] if params else None) == wanted:
+            return job
+    return None
+
+
+def sweep_job(workspace: Workspace) -> Job | None:
+    """The sweep of this model to tell about: an active one, else the newest if it ended early."""
+    mine = (workspace.subject.model, workspace.subject.checkpoint)
+    jobs = []
+    for job in client.list_jobs(workspace.store):
+        subject = job.params["subject"]
+        if job.task == "sweep" and (subject["model"], subject.get("checkpoint")) == mine:
+            jobs.append(job)
+    active = next((job for job in jobs if job.active), None)
+    return active or (jobs[0] if jobs and jobs[0].state != "done" else None)

@@ -1,0 +1,35 @@
+"""Runs before every page: the page list.
+
+It stands in ``ui/`` because Streamlit takes a ``pages/`` folder beside this script for a page list
+of its own, and then opens a cold deep link without this script.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from ui.head import draw_head
+
+UI = Path(__file__).parent
+PAGES = UI.parent / "pages"
+QUESTIONS = {
+    "Model": "What is in the network, and where its bytes are.",
+    "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
+    "Plan": "How much to remove from each channel group, and what that gives.",
+    "Export": "Write the pruned network to a file and take it away.",
+}
+
+st.set_page_config(page_title="PSViT explorer", page_icon=str(UI / "icon.png"), layout="wide")
+st.logo(UI / "logo.svg", size="medium")
+st.html(UI / "style.css")
+page = st.navigation(
+    [
+        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == "Model")
+        for title in QUESTIONS
+    ],
+    position="top",
+)
+draw_head(page.title, QUESTIONS[page.title])
+page.run()

@@ -1,0 +1,247 @@
+"""Panels of the Sensitivity page: starting a sweep, its heatmap, one group's curve."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.records import ModelSummary, SensitivityRow
+from psvit_core.sensitivity.table import DEFAULT_RATIOS
+from psvit_core.size import plan_size
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from ui import charts, drafts, state, tables, words
+from ui.heatmap import cell_of, sensitivity_heatmap
+from ui.loaders import SweepView
+
+RATIO_CHOICES = {"Quick: 25, 50, 75 %": (0.25, 0.5, 0.75), "Full: 10 to 90 %": DEFAULT_RATIOS}
+_SHOWN = "sweep-shown"  # key of the choice among sweeps
+ORDERS = {"Network order": False, "Most sensitive first": True}
+
+_LEGEND = (
+    "**●** within noise: the 95 % interval includes 0 &ensp; **—** removes nothing: too few units "
+    "for this ratio &ensp; **▨** still to run"
+)
+
+
+_SCALE = {
+    "drop": "The colour runs from 0 to 10 pp, the same for every sweep, with more room for small "
+    "drops. 3 pp, the reference, is what many call too much.",
+    "kl": "The colour runs from 0 to 1 nat, the same for every sweep, with more room for small "
+    "values. The outputs move before any answer changes.",
+}
+
+
+def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: bool) -> None:
+    """Choose what to sweep and start it."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=key):
+        ratios = st.segmented_control(
+            "Prune ratios", list(RATIO_CHOICES), default=next(iter(RATIO_CHOICES)), required=True,
+            key=f"{key}-ratios", persist_state="session",
+            help="Which fractions of a group's units are removed, one group at a time.",
+        )  # fmt: skip
+        criterion = st.segmented_control(
+            "Rank units by", sorted(summary.rankings, reverse=True),
+            default=drafts.DEFAULT_CRITERION, required=True, key=f"{key}-criterion",
+            persist_state="session",
+            help="The norm of a unit's weights; units with the smallest are removed first.",
+        )  # fmt: skip
+        chosen = RATIO_CHOICES[ratios or next(iter(RATIO_CHOICES))]
+        settings = SweepSettings(ratios=chosen, criterion=criterion or drafts.DEFAULT_CRITERION)
+        st.button(
+            "Start sweep", key=f"{key}-start", type="primary", icon=":material/play_arrow:",
+            disabled=busy, on_click=_start, args=(workspace, settings),
+        )  # fmt: skip
+    st.caption(
+        f"{len(summary.groups)} channel groups × {len(chosen)} ratios = "
+        f"{len(summary.groups) * len(chosen)} cells, each measured on "
+        f"{words.images(workspace.subject.limit)} of the validation split. Finished cells are "
+        "kept: a sweep goes on where it stopped."
+    )
+
+
+def _start(workspace: Workspace, settings: SweepSettings) -> None:
+    workspace.start_sweep(settings)
+    state.choose(_SHOWN, None)  # the new one, when it is done
+
+
+def _choose_sweep(views: list[SweepView]) -> SweepView:
+    """The sweep to show, of those that there are."""
+    state.settle(_SHOWN, [view.key for view in views], views[0].key)
+    by_key = {view.key: view for view in views}
+    chosen = st.selectbox(
+        "Sweep shown", list(by_key), format_func=lambda k: sweep_title(by_key[k]), key=_SHOWN,
+        persist_state="session", width=380,
+    )  # fmt: skip
+    return by_key[chosen]
+
+
+def sweep_title(view: SweepView) -> str:
+    """A sweep in one line."""
+    ratios = (
+        ", ".join(f"{100 * r:g}" for r in view.ratios) + words.GAP + "%"
+        if len(view.ratios) <= 4
+        else f"{len(view.ratios)} ratios"
+    )
+    n_images = f"{view.conditions.n_images} images" if view.conditions else ""
+    done = "complete" if view.complete else f"{len(view.rows)} of {view.n_cells} cells"
+    return " · ".join(filter(None, [view.criterion, ratios, n_images, done]))
+
+
+def how_measured(view: SweepView) -> None:
+    """How the sweep's numbers were measured."""
+    if view.conditions is None:
+        st.caption("The worker is starting; cells appear here as they are measured.")
+        return
+    baseline = f" · baseline {words.accuracy(view.baseline)}" if view.baseline else ""
+    st.caption(
+        f"Measured on {words.conditions_line(view.conditions)} · units ranked by "
+        f"{view.criterion}{baseline}"
+    )
+
+
+def view_controls(views: list[SweepView], *, key: str) -> tuple[SweepView | None, str, bool]:
+    """What is shown: the sweep (None while one runs), the metric, whether most sensitive first."""
+    with st.container(horizontal=True, gap="medium", key=key):
+        shown = _choose_sweep(views) if views else None
+        metric = st.segmented_control(
+            "Colour", list(tables.METRICS), format_func=tables.METRICS.__getitem__, default="drop",
+            required=True, key=f"{key}-metric", persist_state="session",
+            help="Accuracy drop: percentage points lost against the baseline on the same images. "
+            "KL: how far the outputs move, which shows before any answer changes.",
+        )  # fmt: skip
+        order = st.segmented_control(
+            "Order", list(ORDERS), default=next(iter(ORDERS)), required=True, key=f"{key}-order",
+            persist_state="session",
+        )  # fmt: skip
+    return shown, metric or "drop", ORDERS[order or next(iter(ORDERS))]
+
+
+def heatmap_panel(
+    view: SweepView, metric: str, by_sensitivity: bool, *, key: str, dark: bool
+) -> tuple[str, float]:
+    """The heatmap; returns the selected (group_id, prune_ratio)."""
+    selected = _selected(view, key)
+    figure = sensitivity_heatmap(
+        view.summary, view.ratios, view.rows, metric=metric, by_sensitivity=by_sensitivity,
+        selected=selected, dark=dark,
+    )  # fmt: skip
+    st.plotly_chart(
+        figure, key=f"{key}-chart", theme=None, on_select=lambda: _select(key),
+        selection_mode="points", config={"displayModeBar": False},
+        alt="Sensitivity of every channel group at every prune ratio",
+    )  # fmt: skip
+    st.caption(_LEGEND)
+    st.caption(_SCALE[metric])
+    return selected
+
+
+def _selected(view: SweepView, key: str) -> tuple[str, float]:
+    """The choice in the two widgets of ``group_panel``; at first the most sensitive group."""
+    groups = [g.group_id for g in view.summary.groups]
+    worst = tables.most_sensitive_first(view.summary, view.rows, "drop")[0].group_id
+    state.settle(f"{key}-group", groups, worst)
+    state.settle(f"{key}-ratio", list(view.ratios), view.ratios[len(view.ratios) // 2])
+    return state.chosen(f"{key}-group"), state.chosen(f"{key}-ratio")
+
+
+def _select(key: str) -> None:
+    """Take over a click in the heatmap."""
+    name = state.clicked_point(f"{key}-chart")
+    if name is not None:
+        group_id, ratio = cell_of(name)
+        state.choose(f"{key}-group", group_id)
+        state.choose(f"{key}-ratio", ratio)
+
+
+def group_panel(
+    store: Store, view: SweepView, summary: ModelSummary, metric: str, *, key: str, dark: bool
+) -> None:
+    """One group: its curve, the numbers of the selected cell, and the way into the plan.
+
+    The two widgets are the selection; a click in the heatmap sets them.
+    """
+    group_id = st.selectbox(
+        "Channel group", [g.group_id for g in summary.groups], key=f"{key}-group",
+        format_func=lambda g: summary.by_id[g].label, persist_state="session",
+    )  # fmt: skip
+    ratio = st.segmented_control(
+        "Prune ratio", list(view.ratios), format_func=words.ratio, required=True,
+        key=f"{key}-ratio", persist_state="session",
+    )  # fmt: skip
+    ratio = view.ratios[0] if ratio is None else ratio
+    group = summary.by_id[group_id]
+    rows = [row for row in view.rows if row.group_id == group_id]
+    st.plotly_chart(
+        charts.sensitivity_curve(group, rows, metric=metric, selected_ratio=ratio, dark=dark),
+        key=f"{key}-curve", theme=None, config={"displayModeBar": False},
+        alt=f"Cost of pruning {group.label} alone",
+    )  # fmt: skip
+    row = next((row for row in rows if row.prune_ratio == ratio), None)
+    if row is None:
+        st.info("This cell is still to run.")
+    elif row.n_pruned == 0:
+        st.info(
+            f"{words.ratio(ratio)} of {group.n_units} units removes nothing: at least one unit"
+            f"{' per head' if group.heads else ''} must go."
+        )
+    else:
+        _cell_numbers(row, summary)
+    draft = state.draft(store, summary)
+    st.button(
+        f"Use {words.ratio(ratio)} in my plan", key=f"{key}-use", type="primary",
+        disabled=row is not None and row.n_pruned == 0,
+        on_click=_use, args=(store, summary, group_id, ratio, view.criterion),
+    )  # fmt: skip
+    removed = drafts.removed_units(draft, summary)
+    st.caption(
+        f"Your plan removes {removed[group_id]} of {group.n_units} units of this group, and prunes "
+        f"{tables.changed_groups(summary, removed)} of {len(removed)} groups."
+    )
+
+
+def _cell_numbers(row: SensitivityRow, summary: ModelSummary) -> None:
+    base = plan_size(summary, None)
+    group = summary.by_id[row.group_id]
+    noise = " · within noise" if words.within_noise(row.drop) else ""
+    lines = {
+        "Accuracy drop, paired": f"**{words.drop(row.drop)}**{noise}",
+        "Accuracy": words.accuracy(row.accuracy),
+        "KL to baseline": f"{row.kl:.4f} nats",
+        "Same answer as baseline": words.percent(row.agreement, 2),
+        "Removed": f"{row.n_pruned} of {group.n_units} units, "
+        f"{base.params - row.size.params:,} parameters",
+        "Memory": f"{words.saving(row.size.bytes, base.bytes)} ({words.megabytes(row.size.bytes)})",
+    }
+    body = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
+    st.markdown(f"| | |\n|:--|:--|\n{body}")
+
+
+def _use(store: Store, summary: ModelSummary, group_id: str, ratio: float, criterion: str) -> None:
+    draft = state.draft(store, summary)
+    changed = drafts.with_ratio(draft, summary, group_id, ratio, criterion)
+    state.set_draft(store, summary, changed)
+
+
+def table_panel(view: SweepView, *, key: str) -> None:
+    """All measured cells as a table, and as CSV."""
+    with st.expander(f"All {len(view.rows)} measured cells as a table", key=f"{key}-open"):
+        frame = tables.sensitivity_rows(view.summary, view.rows)
+        st.dataframe(
+            frame, key=key, hide_index=True, height=420,
+            column_config={
+                "prune_ratio": st.column_config.NumberColumn(format="percent"),
+                "accuracy": st.column_config.NumberColumn(format="percent"),
+                "agreement": st.column_config.NumberColumn(format="percent"),
+                "memory_saving": st.column_config.NumberColumn(format="percent"),
+                "drop_pp": st.column_config.NumberColumn(format="%.2f"),
+                "drop_low_pp": st.column_config.NumberColumn(format="%.2f"),
+                "drop_high_pp": st.column_config.NumberColumn(format="%.2f"),
+                "kl_nats": st.column_config.NumberColumn(format="%.4f"),
+                "sops": st.column_config.NumberColumn(format="%.0f"),
+            },
+        )  # fmt: skip
+        st.download_button(
+            "Download CSV", frame.to_csv(index=False), file_name="sensitivity.csv",
+            mime="text/csv", key=f"{key}-csv", icon=":material/download:", on_click="ignore",
+        )  # fmt: skip

@@ -1,0 +1,136 @@
+"""The one door to session state: choices, the draft with its undo steps, messages for the next run.
+
+Widgets named here keep their value in the URL (model, images, files) or in the session; everything
+else that must outlive a reload is in the store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from psvit_core.errors import PsvitError
+from psvit_core.records import ModelSummary
+from psvit_core.store import Store
+from ui import drafts
+from ui.drafts import Draft
+
+MODEL = "model"  # widget keys; also the names in the URL
+IMAGES = "images"
+FILE = "file"
+CHECKPOINT = "checkpoint"
+DATA = "data"
+_UNDO_STEPS = 50
+
+
+# ---- choices ---------------------------------------------------------------------------------
+
+
+def chosen(key: str, default: Any = None) -> Any:
+    """The value under a key, or ``default``."""
+    return st.session_state.get(key, default)
+
+
+def choose(key: str, value: Any) -> None:
+    """Set a value; for a widget's key only before the widget is drawn or in a callback."""
+    st.session_state[key] = value
+
+
+def settle(key: str, options: list[Any], default: Any) -> None:
+    """Give a widget's key a value that is among ``options``, before the widget is drawn."""
+    if st.session_state.get(key) not in options:
+        st.session_state[key] = default
+
+
+def clicked_point(key: str) -> str | None:
+    """The custom data of the point that was clicked in a chart, inside its callback."""
+    points = st.session_state[key].selection.points
+    return points[0]["customdata"] if points else None
+
+
+def uploaded(key: str) -> bytes | None:
+    """The content of an uploaded file, inside its callback."""
+    file = st.session_state[key]
+    return file.getvalue() if file is not None else None
+
+
+def fresh_key(name: str) -> str:
+    """The key of a widget that ``renew_key`` empties."""
+    return f"{name}-{st.session_state.get(f'turn/{name}', 0)}"
+
+
+def renew_key(name: str) -> None:
+    """Have the next run draw the widget anew."""
+    st.session_state[f"turn/{name}"] = st.session_state.get(f"turn/{name}", 0) + 1
+
+
+# ---- the draft -------------------------------------------------------------------------------
+
+
+def draft(store: Store, summary: ModelSummary) -> Draft:
+    """The plan being made for this model: of this session, else the one kept in the store."""
+    key = _draft_key(summary)
+    if key not in st.session_state:
+        kept = drafts.load_draft(store, summary)
+        st.session_state[key] = kept or drafts.empty_draft(summary)
+    found: Draft = st.session_state[key]
+    return found
+
+
+def set_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
+    """Replace the draft; the old one can be had back by ``undo``."""
+    steps = _steps(summary)
+    steps.append(draft(store, summary))
+    del steps[:-_UNDO_STEPS]
+    _put_draft(store, summary, new)
+
+
+def can_undo(summary: ModelSummary) -> bool:
+    """Whether there is a step to take back."""
+    return bool(_steps(summary))
+
+
+def undo(store: Store, summary: ModelSummary) -> None:
+    """Take the last change of the draft back."""
+    if steps := _steps(summary):
+        _put_draft(store, summary, steps.pop())
+
+
+def _put_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
+    st.session_state[_draft_key(summary)] = new
+    drafts.save_draft(store, summary, new)
+
+
+def _steps(summary: ModelSummary) -> list[Draft]:
+    steps: list[Draft] = st.session_state.setdefault(f"undo/{summary.weights_hash}", [])
+    return steps
+
+
+def _draft_key(summary: ModelSummary) -> str:
+    return f"draft/{summary.weights_hash}"
+
+
+def put_slider(key: str, value: int) -> None:
+    """Make a slider show ``value``, as after undo or a preset."""
+    if st.session_state.get(key) != value:
+        st.session_state[key] = value
+
+
+# ---- messages --------------------------------------------------------------------------------
+
+
+def tell(text: str, kind: str = "success") -> None:
+    """Leave a message (success, warning, error) for the next run of the page."""
+    st.session_state["message"] = (kind, text)
+
+
+def tell_error(error: PsvitError) -> None:
+    """Leave an error of the core as a message."""
+    tell(str(error), "error")
+
+
+def take_message() -> tuple[str, str] | None:
+    """The message left for this run (kind, text), once."""
+    message: tuple[str, str] | None = st.session_state.pop("message", None)
+    return message

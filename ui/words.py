@@ -1,0 +1,132 @@
+"""Numbers and conditions in words: one spelling on every page; no streamlit."""
+
+from __future__ import annotations
+
+import time
+
+from psvit_core.records import Conditions, Interval, Measurement, Size
+
+MINUS = "\N{MINUS SIGN}"
+GAP = "\N{NO-BREAK SPACE}"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """``0.254`` as ``25.4 %``."""
+    return _signed(f"{100 * fraction:.{digits}f}") + f"{GAP}%"
+
+
+def ratio(fraction: float) -> str:
+    """A prune ratio or a reached one: ``0.5`` as ``50 %``, ``0.479`` as ``47.9 %``."""
+    return _signed(f"{100 * fraction:.1f}".removesuffix(".0")) + f"{GAP}%"
+
+
+def points(value: float, digits: int = 2) -> str:
+    """Percentage points: ``0.4`` as ``0.40 pp``."""
+    return _signed(f"{value:.{digits}f}") + f"{GAP}pp"
+
+
+def accuracy(interval: Interval) -> str:
+    """An accuracy (fraction) with its 95 % interval."""
+    return f"{percent(interval.value, 2)} {_range(interval, 100, 1)}"
+
+
+def drop(interval: Interval) -> str:
+    """A drop (percentage points) with its 95 % interval."""
+    return f"{points(interval.value)} {drop_range(interval)}"
+
+
+def drop_range(interval: Interval) -> str:
+    """The 95 % interval of a drop alone."""
+    return _range(interval, 1, 2)
+
+
+def _range(interval: Interval, scale: float, digits: int) -> str:
+    low, high = (_signed(f"{scale * v:.{digits}f}") for v in (interval.low, interval.high))
+    return f"({low} to {high})"
+
+
+def _signed(text: str) -> str:
+    if text.startswith("-"):
+        return text[1:] if not text.strip("-0.") else MINUS + text[1:]
+    return text
+
+
+def within_noise(interval: Interval) -> bool:
+    """Whether an interval includes 0: no change was shown."""
+    return interval.low <= 0 <= interval.high
+
+
+def megabytes(n_bytes: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{n_bytes / 1e6:.2f}{GAP}MB"
+
+
+def kilobytes(n_bytes: int) -> str:
+    """Bytes as kB (10^3), or MB where that reads better."""
+    return megabytes(n_bytes) if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f}{GAP}kB"
+
+
+def count(number: float) -> str:
+    """A large count with its unit letter: ``12.3 M``."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            short = number / limit
+            return f"{short:.{2 if short < 10 else 1 if short < 100 else 0}f}{GAP}{letter}"
+    return f"{number:.0f}"
+
+
+def saving(part: float, whole: float) -> str:
+    """How much smaller a part is than the whole, as a signed percentage."""
+    return percent(part / whole - 1, 1)
+
+
+def energy(picojoules: float) -> str:
+    """Theoretical energy in microjoules."""
+    return f"{picojoules / 1e6:.2f}{GAP}µJ"
+
+
+def size_line(size: Size) -> str:
+    """Parameters, memory and compute in one line."""
+    return (
+        f"{size.params:,} parameters, {megabytes(size.bytes)}, {count(size.macs)} MACs a time step"
+    )
+
+
+def conditions_line(c: Conditions) -> str:
+    """How a number was measured, in one line."""
+    return (
+        f"{c.data}, {c.split} split · {c.n_images:,} images · T = {c.T} · batch {c.batch} · "
+        f"{c.precision} · {c.device}"
+    )
+
+
+def images(limit: int | None) -> str:
+    """The choice of images in words."""
+    return "all images" if limit is None else f"{limit} images"
+
+
+def time_left(seconds: float | None) -> str:
+    """An estimate in words; empty without one."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
+def ago(moment: float, now: float | None = None) -> str:
+    """When something was, in words."""
+    seconds = (now or time.time()) - moment
+    if seconds < 90:
+        return "just now"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} min ago"
+    if seconds < 129600:
+        return f"{round(seconds / 3600)} h ago"
+    return time.strftime("%Y-%m-%d", time.localtime(moment))
+
+
+def measured_line(m: Measurement) -> str:
+    """Accuracy and, against the baseline, drop: one line."""
+    text = f"top-1 {accuracy(m.accuracy)}"
+    return f"{text}, drop {drop(m.drop)}" if m.drop else text
