@@ -5,7 +5,7 @@ Importing this package is cheap and imports no torch; names load what they need 
 Example:
     >>> import psvit_core as psvit
     >>> psvit.list_models(shipped=True)
-    ['sdt_v1_digits', 'e_spikeformer_digits']
+    ['sdt_v1_digits', 'e_spikeformer_digits', 'meta_spikeformer_digits']
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psvit_core.custom import check_groups, register_model
     from psvit_core.data import EvalSet, load_data
     from psvit_core.errors import PsvitError
     from psvit_core.evaluate import measure
@@ -47,6 +48,7 @@ _HOMES = {
     "Workspace": "workspace",
     "apply_plan": "surgery",
     "build_model": "zoo.registry",
+    "check_groups": "custom",
     "find_groups": "groups",
     "list_models": "zoo.cards",
     "load_data": "data",
@@ -55,6 +57,7 @@ _HOMES = {
     "measure": "evaluate",
     "model_card": "zoo.cards",
     "plan_from_kept": "groups",
+    "register_model": "custom",
     "save_pruned": "export.pruned",
     "silenced": "surgery",
     "sweep": "sensitivity.sweep",
@@ -72,6 +75,7 @@ __all__ = [
     "Workspace",
     "apply_plan",
     "build_model",
+    "check_groups",
     "find_groups",
     "list_models",
     "load_data",
@@ -80,6 +84,7 @@ __all__ = [
     "measure",
     "model_card",
     "plan_from_kept",
+    "register_model",
     "save_pruned",
     "silenced",
     "sweep",

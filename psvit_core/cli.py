@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _models(options: argparse.Namespace) -> tuple[Result, str]:
+    if options.plugin is not None:
+        from psvit_core.custom import load_plugin
+
+        load_plugin(options.plugin)
     cards = [model_card(name) for name in list_models()]
     rows = [
         {
@@ -75,18 +80,21 @@ def _models(options: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _groups(options: argparse.Namespace) -> tuple[Result, str]:
-    summary = tasks.summarize_model(_engine(options))
+    engine = _engine(options)
+    summary, refused = tasks.summarize_model(engine), tasks.refused_groups(engine)
     size = plan_size(summary, None)
     head = f"{summary.model}: {len(summary.groups)} channel groups, {_size_text(size.to_dict())}"
     lines = [
         f"{g.group_id:36} {g.n_units:5} units  {'per head' if g.heads else '':8} {g.label}"
         for g in summary.groups
     ]
+    lines += [f"left out: {name}: {reason}" for name, reason in refused.items()]
     result = {
         "model": summary.model,
         "weights_hash": summary.weights_hash,
         "size": size.to_dict(),
         "groups": [g.to_dict() for g in summary.groups],
+        "refused": refused,
         "unused": [t.name for t in summary.shapes.tensors if t.role == "unused"],
     }
     return result, "\n".join([head, *lines])
@@ -111,6 +119,8 @@ def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
         published := tasks.compare_published(engine.card, tasks.evaluate(engine))
     ):
         print(_published_text(*published), file=sys.stderr)  # before any cell is run
+    for name, reason in tasks.refused_groups(engine).items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
     with tqdm(unit="cell", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int, what: str) -> None:
@@ -203,8 +213,14 @@ def _engine(options: argparse.Namespace) -> Engine:
         ema=options.ema,
         workers=getattr(options, "workers", 0),
         bad_images=getattr(options, "bad_images", "stop"),
+        plugin=_absolute(options.plugin),
     )
     return Engine(subject, Store(), warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
+
+
+def _absolute(plugin: str | None) -> str | None:
+    """A plugin's file as any process finds it; a module's name as it is."""
+    return str(Path(plugin).resolve()) if plugin and Path(plugin).suffix == ".py" else plugin
 
 
 def _advance(bar: tqdm[Any], done: int) -> None:
@@ -272,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object")
         return command
 
-    add("models", _models, "list the registered models")
+    _plugin_argument(add("models", _models, "list the registered models"))
     _model_arguments(add("groups", _groups, "list a model's channel groups"))
 
     evaluate = add("evaluate", _evaluate, "measure a model")
@@ -308,7 +324,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _plugin_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--plugin",
+        metavar="MODULE_OR_FILE",
+        help="your Python module or .py file that registers a model of your own; it is run",
+    )
+
+
 def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -> None:
+    _plugin_argument(command)
     command.add_argument(
         "model",
         metavar="MODEL",

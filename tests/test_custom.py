@@ -58,6 +58,7 @@ def registered() -> Iterator[None]:
     yield
     cards._own_cards.clear()
     plugins._loaded.clear()
+    plugins._store = None
 
 
 Own = Callable[[str], CustomModel]
@@ -442,6 +443,22 @@ def test_the_whole_way_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixt
     cards._own_cards.clear()
     for command in (("evaluate", out), ("groups", out), ("sweep", out, "--out", sweep)):
         assert "registers it with --plugin" in fails(capsys, *command)
+
+
+def test_what_was_checked_is_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_plugin(str(PLUGIN), Store(tmp_path / "cache"))
+    first = psvit.load_model("own_mixed")
+    monkeypatch.setattr(plugins, "accept", lambda *_: pytest.fail("checked again"))
+    again = psvit.load_model("own_mixed")
+    assert isinstance(first, CustomModel)
+    assert isinstance(again, CustomModel)
+    assert (again.structure, again.refused) == (first.structure, first.refused)
+    assert summarize(again, {}) == summarize(first, {})
+    monkeypatch.undo()
+    torch.save(warmed(Tokens()).state_dict(), tmp_path / "w.pth")
+    psvit.load_model("own_tokens", tmp_path / "w.pth")  # other weights: checked
 
 
 @pytest.mark.usefixtures("own_store")

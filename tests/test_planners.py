@@ -51,7 +51,8 @@ def hand_made(slopes: dict[str, float]) -> SensitivityTable:
     )
     summary = ModelSummary(
         model="made", family="made", weights_hash="0", T=4, input_shape=(1, 8, 8), num_classes=10,
-        real_fed={}, batch_coupled=False, groups=groups, shapes=ShapeTable(tensors=tensors, terms=()),
+        real_fed={}, batch_coupled=False, groups=groups,
+        shapes=ShapeTable(tensors=tensors, terms=()),
         rankings={"l2": {name: tuple(range(N)) for name in slopes}},
     )  # fmt: skip
     rows = tuple(

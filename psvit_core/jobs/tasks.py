@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError
+from psvit_core.errors import DataError, ModelError
 from psvit_core.files import check_writable
 from psvit_core.records import (
     Measurement,
@@ -55,6 +55,7 @@ class Subject(Record):
     ema: bool = False  # take the checkpoint's moving average
     workers: int = 0  # processes that decode images
     bad_images: str = "stop"  # at unreadable images, or skip them
+    plugin: str | None = None  # file or module that registers the user's own models; runs code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,12 @@ class Engine:
     warn: Callable[[str], None] = field(default=log.warning, repr=False)
     _model: SpikingModel | None = field(default=None, repr=False)
     _data: EvalSet | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.subject.plugin is not None:
+            from psvit_core.custom import load_plugin
+
+            load_plugin(self.subject.plugin, self.store)
 
     @property
     def card(self) -> ModelCard:
@@ -169,6 +176,11 @@ def summarize_model(engine: Engine) -> ModelSummary:
     return summarize(engine.model, {name: rank(engine.model, name) for name in CRITERIA})
 
 
+def refused_groups(engine: Engine) -> dict[str, str]:
+    """Groups that are left out, with the reason: only of models of the user's own."""
+    return dict(getattr(engine.model, "refused", {}))
+
+
 def evaluate(
     engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None
 ) -> Measurement:
@@ -218,6 +230,11 @@ def run_sweep(
     """Run or resume a sweep; ``started`` is told its key in the store before the first cell."""
     from psvit_core.sensitivity.sweep import make_spec, run_spec
 
+    if not engine.model.channel_groups():
+        raise ModelError(
+            f"{engine.model.name} has no channel group that can be removed exactly. The command "
+            "groups says why."
+        )
     spec = make_spec(
         engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
         run=engine.run,

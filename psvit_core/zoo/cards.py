@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from psvit_core.errors import ModelError, UnknownNameError
-from psvit_core.records import DIGITS_TRANSFORM, ModelSummary, Transform
+from psvit_core.records import DIGITS_48_TRANSFORM, DIGITS_TRANSFORM, ModelSummary, Transform
 
 WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "sdt_v1_digits"
@@ -41,7 +41,7 @@ class ModelCard:
     title: str
     family: str
     arguments: Mapping[str, Any]
-    parameters: int  # all of the state dict's parameters, unused ones included
+    parameters: int  # all of the state dict's, unused ones included; 0: not known yet
     transform: Transform
     data: str  # what it was trained for; the default of --data where it is built in
     paper: str
@@ -52,6 +52,7 @@ class ModelCard:
     published: tuple[Published, ...] = ()
     notes: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    own: Any = None  # what builds a model of the user's own (psvit_core.custom), or None
 
     def at(self, px: int | None) -> ModelCard:
         """This card for images of another side (None: as it is), with the official transform.
@@ -249,25 +250,46 @@ def _demo(name: str, title: str, paper: str, transform: Transform) -> ModelCard:
     )
 
 
+_own_cards: dict[str, ModelCard] = {}  # of the user's own models, in this process
+
+
+def register_card(card: ModelCard) -> None:
+    """List a model of the user's own; one of the same name that is there is replaced.
+
+    Raises:
+        ModelError: If a model of the zoo has that name.
+    """
+    if card.name in _cards():
+        raise ModelError(f"{card.name!r} is a model of the zoo. Register yours under another name.")
+    _own_cards[card.name] = card
+
+
 @cache
 def _cards() -> dict[str, ModelCard]:
     demos = (
         _demo("sdt_v1_digits", "Spike-driven Transformer v1, digits", "sdt_v1", DIGITS_TRANSFORM),
         _demo("e_spikeformer_digits", "E-SpikeFormer (SDT v3), digits", "sdt_v3", DIGITS_TRANSFORM),
+        _demo(
+            "meta_spikeformer_digits",
+            "Meta-SpikeFormer (SDT v2), digits",
+            "sdt_v2",
+            DIGITS_48_TRANSFORM,
+        ),
     )
     return {card.name: card for card in (*demos, *_OFFICIAL)}
 
 
 def list_models(*, shipped: bool = False) -> list[str]:
     """Names of the registered models, those with shipped weights first (or only those)."""
-    return [name for name, card in _cards().items() if card.weights is not None or not shipped]
+    cards = {**_cards(), **_own_cards}
+    return [name for name, card in cards.items() if card.weights is not None or not shipped]
 
 
 def model_card(name: str) -> ModelCard:
     """The card of a registered model; ``UnknownNameError`` with the nearest name otherwise."""
-    if name not in _cards():
+    if name not in list_models():
         raise UnknownNameError("model", name, list_models())
-    return _cards()[name]
+    return _own_cards.get(name) or _cards()[name]
 
 
 @cache

@@ -18,6 +18,7 @@ from psvit_core.zoo.registry import build_model
 from psvit_core.zoo.tensors import read_metadata, read_tensors
 
 PRUNED_FORMAT = 1
+CUSTOM = "custom"  # family of the users' own models
 METADATA_KEY = "psvit"
 _MAX_ARGUMENT = 100_000  # larger than any width or image side; keeps a hostile header harmless
 _MAX_DEPTH = 1_000
@@ -67,6 +68,8 @@ def load_model(
         return _load_pruned(Path(name))
     card = model_card(name).at(image_size)
     path = Path(checkpoint) if checkpoint else card.weights
+    if card.own and path is None:
+        return card.own.load(None, image_size)
     if path is None:
         raise CheckpointError(f"{name} ships without weights. Give its file with --checkpoint.")
     tensors, metadata = read_tensors(path, ema=ema)
@@ -75,6 +78,8 @@ def load_model(
             f"{path} is a pruned checkpoint with an architecture of its own. "
             f"Use it in place of the model name {name!r}."
         )
+    if card.own:
+        return card.own.load(tensors, image_size)
     arguments = {**card.arguments, **_classes_of(tensors)}
     built = _build_empty(card.family, arguments, {})
     _assign(built, tensors, path)
@@ -102,6 +107,8 @@ def find_card(model: str | Path) -> ModelCard:
 def _build_empty(
     family: str, arguments: Mapping[str, Any], widths: Mapping[str, int]
 ) -> SpikingModel:
+    if family == CUSTOM:
+        return model_card(arguments["name"]).own.rebuild(arguments, widths)
     with torch.device("meta"):
         return build_model(family, widths, **arguments)
 
@@ -142,6 +149,8 @@ def _fitting_models(tensors: Mapping[str, Tensor]) -> list[str]:
     fitting = []
     for name in list_models():
         card = model_card(name)
+        if card.own:
+            continue
         empty = _build_empty(card.family, {**card.arguments, **_classes_of(tensors)}, {})
         if {key: tensor.shape for key, tensor in empty.state_dict().items()} == shapes:
             fitting.append(name)
@@ -169,6 +178,12 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: its metadata is damaged ({error}).") from error
     if not sound:
         raise CheckpointError(f"{path}: its metadata is not of format {PRUNED_FORMAT}.")
+    own = header["arguments"].get("name")
+    if header["family"] == CUSTOM and (own not in list_models() or not model_card(own).own):
+        raise CheckpointError(
+            f"{path} was pruned from {own!r}, a model of the user's own that is not registered. "
+            "Name the file or module that registers it with --plugin."
+        )
     return header
 
 

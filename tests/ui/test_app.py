@@ -277,6 +277,7 @@ def test_choices_stay(server: Server, open_page: OpenPage) -> None:
         settled(page)
         expect(page.get_by_role("combobox", name="Model")).to_have_value(TITLE)
         expect(page.get_by_role("radio", name="64")).to_be_checked()
+        expect(page).to_have_url(re.compile("images=64"))
     page.reload()
     settled(page)
     expect(page.get_by_role("combobox", name="Model")).to_have_value(TITLE)
