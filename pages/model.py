@@ -4,7 +4,7 @@ import streamlit as st
 
 import ui
 from psvit_core.size import plan_size
-from ui.panels_measure import measure_panel
+from ui.panels_measure import measure_panel, published_panel
 from ui.panels_model import bytes_panel, card_panel, groups_panel, size_tiles, terms_panel
 
 page = ui.boot()
@@ -17,5 +17,6 @@ with left:
 with right:
     st.subheader("Baseline on this machine", anchor=False)
     measure_panel(page.workspace, None, key="baseline")
+    published_panel(page.workspace)
     terms_panel()
 groups_panel(page.summary, key="groups")

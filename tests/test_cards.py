@@ -52,3 +52,32 @@ def test_unknown_names_offer_the_nearest() -> None:
 
     with pytest.raises(UnknownNameError, match="Did you mean 'meta_spikeformer_15m'"):
         model_card("meta_spikformer_15m")
+
+
+def test_measured_beside_published() -> None:
+    """A baseline is compared at the same data, time steps and image size only."""
+    from psvit_core.jobs.tasks import compare_published
+    from psvit_core.records import Conditions, Interval, Measurement, Size
+
+    card = model_card("sdt_v1_8_512")  # published 74.57 at T = 4, 224 px
+
+    def measured(value: float, data: str = "imagenet:/data", T: int = 4) -> Measurement:
+        conditions = Conditions(
+            data=data, split="val", n_images=1000, T=T, batch=32, precision="float32",
+            device="cpu", transform=card.transform.name,
+        )  # fmt: skip
+        return Measurement(
+            model=card.name, weights_hash="0", conditions=conditions, sops=0, macs_real=0,
+            accuracy=Interval(value=value, low=value - 0.02, high=value + 0.02), energy_pj=0,
+            size=Size(params=1, bytes=4, macs=1), firing={},
+        )  # fmt: skip
+
+    near, far = compare_published(card, measured(0.75)), compare_published(card, measured(0.6))
+    assert near is not None
+    assert far is not None
+    assert near[1]
+    assert not far[1]
+    assert "published 74.57 % (official README), measured 60.00 % [58.00, 62.00]" in far[0]
+    assert compare_published(card, measured(0.75, T=1)) is None
+    assert compare_published(card, measured(0.75, data="folder:/data")) is None
+    assert compare_published(model_card("sdt_v1_digits"), measured(0.98, data="digits")) is None

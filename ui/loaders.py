@@ -182,7 +182,7 @@ class _Reader:
                     self.rows[name] = row_of(spec, cell, outcome, baseline)
         names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
         rows = tuple(self.rows[name] for name in names if name in self.rows)
-        return view_of(spec, rows, baseline.select(spec.ids).accuracy())
+        return view_of(spec, rows, baseline.select(spec.ids).accuracy(spec.cluster))
 
 
 def view_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from psvit_core.jobs.tasks import compare_published
 from psvit_core.records import Measurement, PrunePlan
 from psvit_core.workspace import Workspace
 from ui import loaders, words
@@ -79,6 +80,24 @@ def measured_table(
 
 def _change(value: float, base: float) -> str:
     return f" ({words.saving(value, base)})" if value != base else ""
+
+
+def published_panel(workspace: Workspace) -> None:
+    """How the measured baseline stands beside the published accuracy; a warning where it is off."""
+    measured = loaders.measurement(workspace, None)
+    if workspace.card is None or measured is None:
+        return
+    compared = compare_published(workspace.card, measured)
+    if compared is None:
+        return
+    line, inside = compared
+    if inside:
+        st.caption(f"Baseline: {line}.")
+    else:
+        st.warning(
+            f"Baseline: {line}: outside the interval. Check the weights, the time steps and the "
+            "images before trusting a sweep."
+        )
 
 
 def short_measure(workspace: Workspace, plan: PrunePlan, *, key: str) -> None:
