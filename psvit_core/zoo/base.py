@@ -17,6 +17,20 @@ from torch import nn
 from psvit_core.errors import ModelError
 from psvit_core.records import ChannelGroup
 
+#: Official constructor arguments that change no number in any family.
+UNUSED_ARGUMENTS: dict[str, Any] = {
+    "patch_size": ...,
+    "qkv_bias": ...,
+    "qk_scale": ...,
+    "drop_rate": ...,
+    "attn_drop_rate": ...,
+    "drop_path_rate": ...,
+    "norm_layer": ...,
+    "sr_ratios": ...,
+    "pretrained": False,
+    "pretrained_cfg": None,
+}
+
 BN_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 

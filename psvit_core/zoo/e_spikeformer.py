@@ -15,11 +15,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from psvit_core.neurons import IntegerLIF
-from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.base import (
+    UNUSED_ARGUMENTS,
+    GroupSpec,
+    SpikingModel,
+    accept_unused,
+    prefixed,
+)
 from psvit_core.zoo.layers import SpikeProduct
 from psvit_core.zoo.metaformer import (
     DOWNSAMPLING,
-    UNUSED_ARGUMENTS,
     BlockNames,
     check_widths,
     group_specs,
@@ -184,7 +189,9 @@ class ESpikeFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, {**UNUSED_ARGUMENTS, "T": ..., "kd": False})
+        accept_unused(
+            self.family, unused, {**UNUSED_ARGUMENTS, "depths": ..., "T": ..., "kd": False}
+        )
         check_widths(embed_dim, num_heads)
         arguments = {
             "img_size_h": img_size_h,

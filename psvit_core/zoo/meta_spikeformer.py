@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.base import (
+    UNUSED_ARGUMENTS,
+    GroupSpec,
+    SpikingModel,
+    accept_unused,
+    prefixed,
+)
 from psvit_core.zoo.layers import BNAndPad, SpikeProduct, over_time, repeat_over_time
 from psvit_core.zoo.metaformer import (
     DOWNSAMPLING,
-    UNUSED_ARGUMENTS,
     BlockNames,
     check_widths,
     group_specs,
@@ -201,7 +206,7 @@ class MetaSpikeFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, UNUSED_ARGUMENTS)
+        accept_unused(self.family, unused, {**UNUSED_ARGUMENTS, "depths": ...})
         check_widths(embed_dim, num_heads)
         if mlp_ratios != 4:
             raise ModelError(f"mlp_ratios is 4 in Meta-SpikeFormer; got {mlp_ratios!r}.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from psvit_core.errors import ModelError
 from psvit_core.zoo.base import GroupSpec, prefixed
@@ -32,19 +31,6 @@ DOWNSAMPLING = {
     "stage2": "downsample2",
     "stage3": "downsample3",
     "stage4": "downsample4",
-}
-
-#: Official arguments that change no number here.
-UNUSED_ARGUMENTS: dict[str, Any] = {
-    "patch_size": ...,
-    "qkv_bias": ...,
-    "qk_scale": ...,
-    "drop_rate": ...,
-    "attn_drop_rate": ...,
-    "drop_path_rate": ...,
-    "norm_layer": ...,
-    "depths": ...,
-    "sr_ratios": ...,
 }
 
 

@@ -20,7 +20,13 @@ from torch.nn import functional as F
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.base import (
+    UNUSED_ARGUMENTS,
+    GroupSpec,
+    SpikingModel,
+    accept_unused,
+    prefixed,
+)
 from psvit_core.zoo.layers import HeadSum, SpikeProduct, over_time, repeat_over_time
 from psvit_core.zoo.spikformer import attention_specs
 
@@ -253,7 +259,7 @@ class QKFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, _UNUSED)
+        accept_unused(self.family, unused, UNUSED_ARGUMENTS)
         heads = num_heads if self.imagenet else 8
         if embed_dims % (4 * heads) or img_size_h != img_size_w:
             raise ModelError(
@@ -325,20 +331,6 @@ class QKFormerCifar(QKFormer):
 
     family = "qkformer_cifar"
     imagenet = False
-
-
-_UNUSED: dict[str, Any] = {
-    "patch_size": ...,
-    "qkv_bias": ...,
-    "qk_scale": ...,
-    "drop_rate": ...,
-    "attn_drop_rate": ...,
-    "drop_path_rate": ...,
-    "norm_layer": ...,
-    "sr_ratios": ...,
-    "pretrained_cfg": None,
-    "pretrained": False,
-}
 
 
 def _mlp_names(imagenet: bool) -> tuple[str, str]:

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.base import (
+    UNUSED_ARGUMENTS,
+    GroupSpec,
+    SpikingModel,
+    accept_unused,
+    prefixed,
+)
 from psvit_core.zoo.layers import MaskedKeySum, halve, over_time
 from psvit_core.zoo.stem import STREAM_IN, STREAM_OUT, StemLayers, stem_specs
 
@@ -191,22 +197,13 @@ class SpikeDrivenTransformer(SpikingModel):
 
 
 _UNUSED: dict[str, Any] = {
-    "patch_size": ...,
-    "qkv_bias": ...,
-    "qk_scale": ...,
-    "drop_rate": ...,
-    "attn_drop_rate": ...,
-    "drop_path_rate": ...,
-    "norm_layer": ...,
-    "sr_ratios": ...,
+    **UNUSED_ARGUMENTS,
     "spike_mode": "lif",
     "attn_mode": "direct_xor",
     "get_embed": False,
     "dvs_mode": False,
     "TET": False,
     "cml": False,
-    "pretrained": False,
-    "pretrained_cfg": None,
 }
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import GroupSpec, SpikingModel, accept_unused, prefixed
+from psvit_core.zoo.base import (
+    UNUSED_ARGUMENTS,
+    GroupSpec,
+    SpikingModel,
+    accept_unused,
+    prefixed,
+)
 from psvit_core.zoo.layers import SpikeProduct, halve, over_time
 from psvit_core.zoo.stem import STREAM_IN, STREAM_OUT, StemLayers, stem_specs
 
@@ -184,7 +190,7 @@ class Spikformer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, _UNUSED)
+        accept_unused(self.family, unused, UNUSED_ARGUMENTS)
         if embed_dims % num_heads or embed_dims % 8:
             raise ModelError(
                 f"embed_dims must be a multiple of 8 and of num_heads={num_heads}; "
@@ -252,20 +258,6 @@ class SpikformerCifar(Spikformer):
     family = "spikformer_cifar"
     layer = "linear"
     pooling = (False, False, True, True)
-
-
-_UNUSED: dict[str, Any] = {
-    "patch_size": ...,
-    "qkv_bias": ...,
-    "qk_scale": ...,
-    "drop_rate": ...,
-    "attn_drop_rate": ...,
-    "drop_path_rate": ...,
-    "norm_layer": ...,
-    "sr_ratios": ...,
-    "pretrained_cfg": None,
-    "pretrained": False,
-}
 
 
 def attention_specs(
