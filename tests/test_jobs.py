@@ -180,10 +180,11 @@ def test_reconcile_starts_workers_for_waiting_jobs(store: Store) -> None:
 
 
 def test_time_left_goes_by_fresh_work_only() -> None:
-    job = Job(id="a", task="sweep", title="t", params={}, state="running", started=0.0, done=60,
-              total=100, fresh=10)  # fmt: skip
+    job = Job(id="a", task="sweep", title="t", params={}, state="running", started=0.0, paced=2.0,
+              done=60, total=100, fresh=10)  # fmt: skip
     assert job.seconds_left(now=20.0) == pytest.approx(80.0)
-    assert dataclasses.replace(job, fresh=0).seconds_left(now=20.0) is None
+    assert dataclasses.replace(job, fresh=1).seconds_left(now=20.0) is None
+    assert dataclasses.replace(job, paced=None).seconds_left(now=20.0) is None
 
 
 def test_workspace_without_a_job(workspace: Workspace) -> None:

@@ -54,6 +54,7 @@ class Job(Record):
     total: int = 0  # 0: not known
     what: str = ""  # what was done last
     fresh: int = 0  # done in this run, not found in the store: what a time estimate goes by
+    paced: float | None = None  # when the first of them was done: start-up is no pace
     error: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -64,9 +65,9 @@ class Job(Record):
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Estimate from the pace so far; None where there is none yet."""
-        if self.state != "running" or self.started is None or not self.fresh or not self.total:
+        if self.state != "running" or self.paced is None or self.fresh < 2 or not self.total:
             return None
-        pace = ((now or time.time()) - self.started) / self.fresh
+        pace = ((now or time.time()) - self.paced) / (self.fresh - 1)
         return pace * (self.total - self.done)
 
 
@@ -150,7 +151,15 @@ def resume(store: Store, job_id: str) -> Job:
         return job
     store.delete(_cancel_key(job_id))
     again = dataclasses.replace(
-        job, state="queued", started=None, ended=None, pid=None, pid_started=None, error="", fresh=0
+        job,
+        state="queued",
+        started=None,
+        ended=None,
+        pid=None,
+        pid_started=None,
+        error="",
+        fresh=0,
+        paced=None,
     )
     save(store, again)
     ensure_worker(store, job.device)

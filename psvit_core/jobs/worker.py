@@ -168,8 +168,11 @@ class _Runner:
         """Called after each step."""
         worked = self._work > self._counted  # no batch was run: the step came from the store
         self._counted = self._work
+        paced = self.job.paced
+        if worked and paced is None:
+            paced = time.time()
         self.job = dataclasses.replace(
-            self.job, done=done, total=total, what=what, fresh=self.job.fresh + worked
+            self.job, done=done, total=total, what=what, fresh=self.job.fresh + worked, paced=paced
         )
         now = time.monotonic()
         if now - self._saved >= _SAVE_SECONDS or done == total:

@@ -185,8 +185,10 @@ def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str,
     file = folder / waiting.value.suggested_filename
     assert re.fullmatch(r"e_spikeformer_digits-saves\d+\.safetensors", file.name)
     waiting.value.save_as(file)
-    codes = page.get_by_role("code").all_inner_texts()
-    assert codes[0] == hashlib.sha256(file.read_bytes()).hexdigest()
+    blocks = page.get_by_role("code")  # drawn a moment after the link
+    expect(blocks.first).to_have_text(hashlib.sha256(file.read_bytes()).hexdigest())
+    expect(blocks).to_have_count(3)
+    codes = blocks.all_inner_texts()
     assert f'load_model("{file.name}")' in codes[1]
     return codes[1], codes[2]
 
