@@ -6,6 +6,7 @@ import ui
 from psvit_core.jobs import client
 from ui import loaders
 from ui.panels_job import job_panel, live
+from ui.panels_measure import published_panel
 from ui.panels_sweep import (
     group_panel,
     heatmap_panel,
@@ -44,6 +45,7 @@ def results() -> bool:
         assert chosen is not None
         now, view = None, chosen
     how_measured(view)
+    published_panel(page.workspace)
     left, right = st.columns([3, 2], gap="large")
     with left:
         heatmap_panel(view, metric, by_sensitivity, key="cell", dark=page.dark)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError
+from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
@@ -28,6 +28,9 @@ from psvit_core.store import Store
 from psvit_core.zoo.cards import list_models, model_card
 
 Result = dict[str, Any]
+
+MODES = ("exact",)
+RECOVERIES = ("none",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +116,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[Result, str]:
 
 def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
+    if options.mode not in MODES:
+        raise UnknownNameError("sweep mode", options.mode, MODES)
     settings = SweepSettings(ratios=check_ratios(options.ratios), criterion=options.criterion)
     engine = _engine(options)
     if engine.card.published and (
@@ -174,6 +179,8 @@ def _plan(options: argparse.Namespace) -> tuple[Result, str]:
 
 def _prune(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
+    if options.recover not in RECOVERIES:
+        raise UnknownNameError("recovery", options.recover, RECOVERIES)
     plan = PrunePlan.load(options.plan)
     engine = _engine(options)
     path = tasks.prune(engine, plan, options.out)
@@ -302,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ratios", type=_ratios, default=DEFAULT_RATIOS, help="fractions removed, e.g. 0.25,0.5"
     )
     sweep.add_argument("--criterion", default="l2", help="importance criterion: l1 or l2")
+    sweep.add_argument("--mode", default="exact", help="exact: every image in every cell")
     sweep.add_argument("--out", required=True, help="JSON file for the table")
 
     plan = add("plan", _plan, "choose what to prune; with MODEL and --data, measured")
@@ -319,6 +327,8 @@ def _parser() -> argparse.ArgumentParser:
 
     prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
     _model_arguments(prune)
+    _data_arguments(prune)
+    prune.add_argument("--recover", default="none", help="recovery after pruning; so far only none")
     prune.add_argument("--plan", required=True, help="plan written by plan")
     prune.add_argument("--out", required=True, help=".safetensors file for the pruned model")
     return parser

@@ -71,7 +71,10 @@ def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert measured["measured"]["conditions"]["n_images"] == 20
     assert measured["memory_saving"] >= 0.224
 
-    pruned = run(capsys, "prune", model, "--plan", plan, "--out", out)
+    pruned = run(
+        capsys, "prune", model, "--plan", plan, "--recover", "none", "--data", "digits",
+        "--out", out,
+    )  # fmt: skip
     assert pruned["memory_saving"] == pytest.approx(measured["memory_saving"])
     result = run(capsys, "evaluate", out, "--data", "digits", "--limit", "20")
     assert result["accuracy"] == measured["measured"]["accuracy"]
@@ -162,6 +165,11 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("plan", "--sweep", "none.json", "--memory-saving", "0.2", "--out", out), "Cannot read"),
         (("plan", "--sweep", "none.json", "--out", out), "required"),
         (("nothing",), "invalid choice"),
+        (("sweep", "sdt_v1_digits", "--mode", "fast", "--out", out), "No sweep mode 'fast'"),
+        (
+            ("prune", "sdt_v1_digits", "--plan", "p.json", "--recover", "all", "--out", out),
+            "No recovery 'all'",
+        ),
     ]
     if not torch.cuda.is_available():
         cases.append((("evaluate", "sdt_v1_digits", "--device", "cuda"), "no device 'cuda'"))

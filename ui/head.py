@@ -25,6 +25,7 @@ def draw_head(title: str, question: str) -> None:
         title: The page's name.
         question: What the page answers, in one line.
     """
+    state.hold(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
     with st.container(key="head", horizontal=True, gap="medium"):
         st.html(f"<h1>{escape(title)}</h1><p>{escape(question)}</p>")
         titles = loaders.model_titles(loaders.open_store())
@@ -52,6 +53,7 @@ def draw_head(title: str, question: str) -> None:
         _ask_for_pruned_file()
     elif (card := _card_without_weights(model)) is not None:
         _ask_for_files(card)
+    state.note(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
 
 
 def choice() -> Choice:

@@ -61,6 +61,8 @@ def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: 
 
 
 def _start(workspace: Workspace, settings: SweepSettings) -> None:
+    if workspace.card is not None and workspace.card.published:
+        workspace.measure(None)  # short jobs come first: the baseline stands before any cell
     workspace.start_sweep(settings)
     state.choose(_SHOWN, None)  # the new one, when it is done
 

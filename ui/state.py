@@ -43,6 +43,26 @@ def settle(key: str, options: list[Any], default: Any) -> None:
         st.session_state[key] = default
 
 
+def hold(*keys: str) -> None:
+    """Before the widgets of these keys are drawn: have them keep their value, and the URL too.
+
+    A quick page switch may stop a run half-way; what the URL had put into a widget is then lost,
+    or the URL itself, unless the value is set again.
+    """
+    for key in keys:
+        if key in st.session_state:
+            st.session_state[key] = st.session_state[key]
+        elif f"held/{key}" in st.session_state:
+            st.session_state[key] = st.session_state[f"held/{key}"]
+
+
+def note(*keys: str) -> None:
+    """After the widgets of these keys were drawn: remember their value for ``hold``."""
+    for key in keys:
+        if key in st.session_state:
+            st.session_state[f"held/{key}"] = st.session_state[key]
+
+
 def clicked_point(key: str) -> str | None:
     """The custom data of the point that was clicked in a chart, inside its callback."""
     points = st.session_state[key].selection.points
