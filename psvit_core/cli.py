@@ -217,6 +217,7 @@ def _engine(options: argparse.Namespace) -> Engine:
         device=getattr(options, "device", "cpu"),
         time_steps=getattr(options, "time_steps", None),
         image_size=options.image_size,
+        num_heads=options.num_heads,
         ema=options.ema,
         workers=getattr(options, "workers", 0),
         bad_images=getattr(options, "bad_images", "stop"),
@@ -352,6 +353,7 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
     )
     command.add_argument("--checkpoint", metavar="F", help="weights for a registered name")
     command.add_argument("--ema", action="store_true", help="take the file's moving average")
+    command.add_argument("--num-heads", type=int, metavar="H", help="where not the card's")
     command.add_argument("--image-size", type=int, metavar="PX", help="side, where not the card's")
 
 

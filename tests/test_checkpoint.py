@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from psvit_core.data import load_data
-from psvit_core.errors import CheckpointError, OutputError, UnknownNameError
+from psvit_core.errors import CheckpointError, ModelError, OutputError, UnknownNameError
 from psvit_core.export.pruned import save_pruned
 from psvit_core.groups import find_groups, plan_from_kept
 from psvit_core.surgery import apply_plan
@@ -227,6 +227,9 @@ def test_another_class_count(official: Path) -> None:
     model = load_model("e_spikeformer_5m", official)
     assert model.num_classes == 7
     assert model.arguments["num_heads"] == 8  # of the card: shapes do not tell
+    assert load_model("e_spikeformer_5m", official, num_heads=4).arguments["num_heads"] == 4
+    with pytest.raises(ModelError, match="multiples of num_heads=7"):
+        load_model("e_spikeformer_5m", official, num_heads=7)
 
 
 def test_moving_average_only_when_chosen(official: Path, tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_another_image_size(official: Path) -> None:
     assert (card.transform.resize, card.transform.crop) == (66, 64)
     with torch.no_grad():
         assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
-    with pytest.raises(CheckpointError, match="leave --checkpoint, --ema and --image-size away"):
+    with pytest.raises(CheckpointError, match="leave --checkpoint, --ema, --image-size and"):
         load_model("pruned.safetensors", image_size=64)
 
 

@@ -52,6 +52,7 @@ class Subject(Record):
     precision: str = "float32"
     time_steps: int | None = None  # None: the model's own
     image_size: int | None = None  # side in pixels; None: the model's own
+    num_heads: int | None = None  # None: the card's
     ema: bool = False  # take the checkpoint's moving average
     workers: int = 0  # processes that decode images
     bad_images: str = "stop"  # at unreadable images, or skip them
@@ -113,7 +114,9 @@ class Engine:
             from psvit_core.zoo.checkpoint import load_model
 
             s = self.subject
-            self._model = load_model(s.model, s.checkpoint, image_size=s.image_size, ema=s.ema)
+            self._model = load_model(
+                s.model, s.checkpoint, image_size=s.image_size, num_heads=s.num_heads, ema=s.ema
+            )
             if s.time_steps is not None:
                 self._model.set_time_steps(s.time_steps)
         return self._model

@@ -39,6 +39,7 @@ def load_model(
     checkpoint: str | Path | None = None,
     *,
     image_size: int | None = None,
+    num_heads: int | None = None,
     ema: bool = False,
 ) -> SpikingModel:
     """A model with weights, in evaluation mode, on the CPU.
@@ -51,6 +52,7 @@ def load_model(
         checkpoint: Weights for a registered name (``.safetensors``, ``.pth``, ``.pt``, ``.tar``);
             the shipped ones when None.
         image_size: Side of the images in pixels where it differs from the card's.
+        num_heads: Attention heads where they differ from the card's.
         ema: Take the moving average that the file holds beside the weights.
 
     Raises:
@@ -60,10 +62,10 @@ def load_model(
     """
     name = str(model)
     if is_file_name(name):
-        if checkpoint or ema or image_size:
+        if checkpoint or ema or image_size or num_heads:
             raise CheckpointError(
-                f"{name} is a model file of its own; leave --checkpoint, --ema and --image-size "
-                "away."
+                f"{name} is a model file of its own; leave --checkpoint, --ema, --image-size and "
+                "--num-heads away."
             )
         return _load_pruned(Path(name))
     card = model_card(name).at(image_size)
@@ -80,8 +82,8 @@ def load_model(
         )
     if card.own:
         return card.own.load(tensors, image_size)
-    arguments = {**card.arguments, **_classes_of(tensors)}
-    built = _build_empty(card.family, arguments, {})
+    heads = {} if num_heads is None else {"num_heads": num_heads}
+    built = _build_empty(card.family, {**card.arguments, **_classes_of(tensors), **heads}, {})
     _assign(built, tensors, path)
     built.name = name
     return built
