@@ -45,7 +45,9 @@ class ModelCard:
     transform: Transform
     data: str  # what it was trained for; the default of --data where it is built in
     paper: str
-    licence: str = "see the official repository"
+    licence: str = (
+        "none found in the official repository; ask its authors before passing weights on"
+    )
     batch: int = 32  # default of --batch
     weights: Path | None = None  # shipped weights, or None: give a checkpoint
     file_name: str = ""  # of the published weights, where known
@@ -86,7 +88,7 @@ _PAPERS = {
 _CIFAR_TRANSFORM = Transform(
     resize=32, crop=32, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
 )
-_CIFAR_NOTE = "The CIFAR transform's mean and std are the usual ones, not read at the source."
+_CIFAR_NOTE = "Transform and heads as in the official configuration file."
 _IMAGENET_NAMES = {
     "spikformer_imagenet": ("spikformer", "Spikformer", 224),
     "sdt_v1": ("sdt_v1", "Spike-driven Transformer v1", 235),
