@@ -22,6 +22,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "sdt_v1_digits"
 
 
+_NO_LICENCE = "none found in the official repository: ask its authors before passing weights on"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Published:
     """One published accuracy."""
@@ -45,9 +48,7 @@ class ModelCard:
     transform: Transform
     data: str  # what it was trained for; the default of --data where it is built in
     paper: str
-    licence: str = (
-        "none found in the official repository; ask its authors before passing weights on"
-    )
+    licence: str = _NO_LICENCE
     batch: int = 32  # default of --batch
     weights: Path | None = None  # shipped weights, or None: give a checkpoint
     file_name: str = ""  # of the published weights, where known
@@ -136,6 +137,7 @@ def _meta_model(
         transform=Transform(resize=resize, crop=224),
         data="imagenet",
         paper=_PAPERS[family],
+        licence="not looked up: see the official repository" if family == "sdt_v3" else _NO_LICENCE,
         file_name=file_name,
         published=published,
         notes=notes,
