@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from psvit_core.records import Conditions, Interval, Measurement, Size
+from psvit_core.records import Conditions, Interval, Measurement
 
 MINUS = "\N{MINUS SIGN}"
 GAP = "\N{NO-BREAK SPACE}"
@@ -83,13 +83,6 @@ def saving(part: float, whole: float) -> str:
 def energy(picojoules: float) -> str:
     """Theoretical energy in microjoules."""
     return f"{picojoules / 1e6:.2f}{GAP}µJ"
-
-
-def size_line(size: Size) -> str:
-    """Parameters, memory and compute in one line."""
-    return (
-        f"{size.params:,} parameters, {megabytes(size.bytes)}, {count(size.macs)} MACs a time step"
-    )
 
 
 def conditions_line(c: Conditions) -> str:
