@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 log = logging.getLogger(__name__)
 
@@ -74,14 +75,25 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
     Source:
         ``h = v + (x - v) / 2``, spike where ``h >= v_threshold``, then ``v = 0`` there.
     """
+    if has_torch_function_unary(x):  # a step of its own on a tape
+        return handle_torch_function(lif, (x,), x, v_threshold)
     if torch.is_grad_enabled() and x.requires_grad:
         return _LIF.apply(x, v_threshold)
     if x.device.type == "meta":
         return torch.empty_like(x)  # shapes are asked for, not spikes
+    order = _memory_order(x)
+    dense = x.permute(order)
     if _compiled:
         with torch.no_grad():
-            return _run(_recurrence, _in_pieces, x, v_threshold=v_threshold)
-    return _in_pieces(x, v_threshold)
+            spikes = _run(_recurrence, _in_pieces, dense, v_threshold=v_threshold)
+    else:
+        spikes = _in_pieces(dense, v_threshold)
+    return spikes.permute([order.index(axis) for axis in range(len(order))])
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    """Axes in the order of memory, time first: channels-last tensors need no copy."""
+    return [0, *sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))]
 
 
 _Kernel = Callable[..., Tensor]

@@ -26,11 +26,19 @@ from psvit_core.zoo.layers import SpikeProduct, SpikeSum
 
 @dataclass
 class SpikeCount:
-    """What the hooks of ``count_spikes`` gather; ``sops`` per image of the batches so far."""
+    """What the hooks of ``count_spikes`` gather, batch by batch."""
 
-    sops: list[Tensor] = field(default_factory=list)  # one (B,) float64 a batch
+    # Reader -> one (B,) float64 a batch: spikes at its input x output positions that each reaches.
+    reached: dict[str, list[Tensor]] = field(default_factory=dict)
+    fan_out: dict[str, int] = field(default_factory=dict)  # reader -> output channels of a spike
     fired: dict[str, float] = field(default_factory=dict)  # neuron layer -> sum of spike values
     seen: dict[str, float] = field(default_factory=dict)  # neuron layer -> neurons x steps x images
+
+    @property
+    def sops(self) -> list[Tensor]:
+        """Synaptic operations per image, one (B,) float64 a batch."""
+        scaled = ([t * self.fan_out[n] for t in parts] for n, parts in self.reached.items())
+        return [torch.stack(batch).sum(0) for batch in zip(*scaled, strict=True)]
 
     def firing_rates(self) -> dict[str, float]:
         """Mean spike value per neuron and time step, by neuron layer."""
@@ -39,7 +47,7 @@ class SpikeCount:
 
 @contextmanager
 def count_spikes(
-    model: SpikingModel, widths: Mapping[str, int] | None = None
+    model: SpikingModel, widths: Mapping[str, int] | None = None, *, neurons: bool = True
 ) -> Iterator[SpikeCount]:
     """Count while the block runs ``model``; hooks are removed at its end.
 
@@ -47,11 +55,12 @@ def count_spikes(
         model: The model that runs.
         widths: Group widths that fan-outs are counted at, where ``model`` is a full model that
             stands for a pruned one (``surgery.silenced``).
+        neurons: Whether firing rates are counted too.
     """
-    counter = _Counter(model, widths or {})
+    counter = _Counter(model, widths)
     handles = []
     for name, module in model.named_modules():
-        hook = counter.hook_for(name, module)
+        hook = counter.hook_for(name, module, neurons)
         if hook is not None:
             handles.append(module.register_forward_hook(hook))
     handles.append(model.register_forward_pre_hook(counter.start_batch))
@@ -62,38 +71,63 @@ def count_spikes(
             handle.remove()
 
 
+def fan_out(model: SpikingModel, reader: str, widths: Mapping[str, int] | None = None) -> int:
+    """Output channels that a spike reaches at a layer.
+
+    Args:
+        model: The model, unpruned where ``widths`` are given.
+        reader: A layer, as in ``SpikeCount.reached``.
+        widths: Group widths of what stands for a pruned model; absent groups are whole.
+    """
+    module = model.get_submodule(reader)
+    if not isinstance(module, COMPUTE_LAYERS) or getattr(module, "groups", 1) > 1:
+        return 1  # sums and products count whole operations; depthwise
+    owner = axis_groups(model.channel_groups()).get((f"{reader}.weight", 0), "")
+    return (widths or {}).get(owner, module.weight.shape[0])
+
+
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 class _Counter:
-    def __init__(self, model: SpikingModel, widths: Mapping[str, int]) -> None:
+    def __init__(self, model: SpikingModel, widths: Mapping[str, int] | None) -> None:
         self.count = SpikeCount()
         self._model = model
         self._widths = widths
         self._real_fed = model.real_fed()
-        self._owners = axis_groups(model.channel_groups())
         self._covers: dict[tuple[str, torch.Size], Tensor] = {}
         self._summed: tuple[Tensor, Tensor] | None = None  # the last tensor and its row sums
+        self._images = self._batches = 0
 
     def start_batch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        self.count.sops.append(torch.zeros(x.shape[0], dtype=torch.float64, device=x.device))
+        self._images = inputs[0].shape[0]
+        self._batches += 1
 
-    def hook_for(self, name: str, module: nn.Module) -> _Hook | None:
+    def hook_for(self, name: str, module: nn.Module, neurons: bool) -> _Hook | None:
         if isinstance(module, NEURONS):
-            return self._on_neuron(name)
+            return self._on_neuron(name) if neurons else None
+        hook = self._counting(name, module)
+        if hook is not None:
+            self.count.fan_out[name] = fan_out(self._model, name, self._widths)
+        return hook
+
+    def _counting(self, name: str, module: nn.Module) -> _Hook | None:
         if isinstance(module, SpikeSum):
-            return self._on_sum
+            return self._on_sum(name)
         if isinstance(module, SpikeProduct):
             return self._on_product(name)
         if isinstance(module, COMPUTE_LAYERS) and name not in self._real_fed:
             return self._on_layer(name)
         return None
 
-    def _add(self, per_row: Tensor) -> None:
-        """Add operations, (T * B,) merged time-major or (B,), to their images."""
-        total = self.count.sops[-1]
-        total += per_row.double().view(-1, total.shape[0]).sum(0)
+    def _add(self, name: str, per_row: Tensor) -> None:
+        """Add counts, (T * B,) merged time-major or (B,), to their images."""
+        per_image = per_row.double().view(-1, self._images).sum(0)
+        batches = self.count.reached.setdefault(name, [])
+        if len(batches) < self._batches:
+            batches.append(per_image)
+        else:  # a layer that runs more than once
+            batches[-1] = batches[-1] + per_image
 
     def _row_sums(self, x: Tensor) -> Tensor:
         """Sum of each row of (rows, ...), float32: exact for spike counts below 2^22.
@@ -101,11 +135,11 @@ class _Counter:
         Several layers read the same spikes, so the last result is kept (with its tensor, so that
         the memory cannot be another tensor's by then).
         """
-        if self._summed is not None:
+        if self._summed is not None and not x.is_meta:
             last, sums = self._summed
             if last.data_ptr() == x.data_ptr() and last.numel() == x.numel():
                 return sums.view(x.shape[0], -1).sum(1)
-        sums = x.flatten(1).sum(1)
+        sums = _sum_of_each(x)
         self._summed = (x, sums)
         return sums
 
@@ -120,8 +154,11 @@ class _Counter:
 
         return hook
 
-    def _on_sum(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._add(output.flatten(0, 1).flatten(1).sum(1))
+    def _on_sum(self, name: str) -> _Hook:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._add(name, _sum_of_each(output.flatten(0, 1)))
+
+        return hook
 
     def _on_product(self, name: str) -> _Hook:
         unit = self._model.spike_unit(name)
@@ -129,8 +166,7 @@ class _Counter:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             q, _, v = inputs
             tokens = q.shape[-1]
-            self._add(q.flatten(1).sum(1) * (unit * tokens))
-            self._add(v.flatten(1).sum(1) * (unit * tokens))
+            self._add(name, (_sum_of_each(q) + _sum_of_each(v)) * (unit * tokens))
 
         return hook
 
@@ -139,21 +175,13 @@ class _Counter:
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0]
-            fan_out = self._fan_out(name, module) * unit
             if isinstance(module, nn.Conv2d) and max(*module.kernel_size, *module.stride) > 1:
                 cover = self._cover(name, module, x, output)
-                self._add((x.sum(1) * cover).flatten(1).sum(1) * fan_out)
+                self._add(name, _sum_of_each(x.sum(1) * cover) * unit)
             else:
-                self._add(self._row_sums(x) * fan_out)
+                self._add(name, self._row_sums(x) * unit)
 
         return hook
-
-    def _fan_out(self, name: str, module: nn.Module) -> int:
-        """Output channels that one input spike reaches at one position."""
-        if getattr(module, "groups", 1) > 1:
-            return 1  # depthwise
-        full = self._model.get_parameter(f"{name}.weight").shape[0]
-        return self._widths.get(self._owners.get((f"{name}.weight", 0), ""), full)
 
     def _cover(self, name: str, conv: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
         """How many output positions each input position reaches, (H, W)."""
@@ -173,3 +201,8 @@ class _Counter:
                 ones, kernel, stride=conv.stride, padding=pads, output_padding=extra
             )[0, 0]
         return self._covers[key]
+
+
+def _sum_of_each(x: Tensor) -> Tensor:
+    """Sum of each row, (rows,); in the order of memory, so that nothing is copied."""
+    return x.sum(dim=tuple(range(1, x.dim())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 def over_time(layer: nn.Module, x: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def over_time(layer: nn.Module, x: Tensor) -> Tensor:
 
 def repeat_over_time(x: Tensor, T: int) -> Tensor:
     """(B, C, H, W) to (T, B, C, H, W) without copying."""
-    return x.unsqueeze(0).expand(T, *x.shape)
+    return x.unsqueeze(0).expand(T, *(-1 for _ in x.shape))
 
 
 def halve(x: Tensor) -> Tensor:
@@ -85,11 +86,37 @@ class BNAndPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, C, H, W) to (rows, C, H + 2, W + 2)."""
         bn = self.bn
-        assert bn.running_mean is not None
-        assert bn.running_var is not None
-        value = bn.bias - bn.running_mean * bn.weight / torch.sqrt(bn.running_var + bn.eps)
-        padded = F.pad(bn(x), (1, 1, 1, 1))
-        border = value.view(-1, 1)
-        padded[:, :, 0], padded[:, :, -1] = border, border
-        padded[:, :, :, 0], padded[:, :, :, -1] = border, border
-        return padded
+        statistics = (bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+        if self.training:
+            return _with_border(bn(x), *statistics)
+        return bn_and_pad(x, *statistics)
+
+
+def bn_and_pad(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """BatchNorm of (rows, C, H, W) in evaluation mode, then its border: (rows, C, H + 2, W + 2)."""
+    tensors = (x, mean, var, weight, bias)
+    if has_torch_function(tensors):  # a step of its own on a tape
+        return handle_torch_function(bn_and_pad, tensors, *tensors, eps)
+    return _with_border(
+        F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var, weight, bias, eps
+    )
+
+
+def _with_border(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    assert mean is not None
+    assert var is not None
+    value = bias - mean * weight / torch.sqrt(var + eps)
+    padded = F.pad(x, (1, 1, 1, 1))
+    border = value.view(-1, 1)
+    padded[:, :, 0], padded[:, :, -1] = border, border
+    padded[:, :, :, 0], padded[:, :, :, -1] = border, border
+    return padded
