@@ -6,7 +6,7 @@ import torch
 
 from psvit_core.data import EvalSet
 from psvit_core.errors import DataError, UnknownNameError
-from psvit_core.importance._base import Criterion, Scores
+from psvit_core.importance._base import Calibration, Criterion, Scores, Tick
 from psvit_core.importance.activation_weight import ActivationWeight
 from psvit_core.importance.bn_scale import BatchNormScale
 from psvit_core.importance.firing_rate import FiringRate
@@ -18,7 +18,16 @@ from psvit_core.importance.random import Random
 from psvit_core.importance.reconstruction import Reconstruction
 from psvit_core.importance.taylor import Taylor
 from psvit_core.runtime import Run
+from psvit_core.store import ENGINE_VERSION, Store, digest
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import weights_hash
+
+Ranking = dict[str, tuple[int, ...]]  # group_id -> units, most important first
+
+
+def go_on() -> None:
+    """Never stop."""
+
 
 _ALL: tuple[Criterion, ...] = (
     L1(),
@@ -33,6 +42,8 @@ _ALL: tuple[Criterion, ...] = (
     Random(),
 )
 CRITERIA: dict[str, Criterion] = {c.name: c for c in _ALL}
+#: Criteria that need no images.
+WEIGHT_CRITERIA = tuple(c.name for c in _ALL if not c.needs_images)
 DEFAULT_CRITERION = L2.name
 
 
@@ -50,6 +61,7 @@ def all_scores(
     calib: EvalSet | None = None,
     run: Run | None = None,
     seed: int = 0,
+    tick: Tick = go_on,
 ) -> Scores:
     """Importance of each unit of every group, higher means keep.
 
@@ -60,6 +72,7 @@ def all_scores(
             own are ``load_data(spec, split="calib")``.
         run: Device, batch and decoding; the defaults when None.
         seed: For the criterion ``random``; which images are in ``calib`` is the caller's choice.
+        tick: Called before each batch; may raise to stop.
 
     Returns:
         (n_units,) float64 by group, finite and at least 0; comparable inside a group only.
@@ -71,12 +84,12 @@ def all_scores(
     """
     chosen = criterion(name)
     if not chosen.needs_images:
-        calib = None
+        calib = None  # so that it cannot matter
     elif calib is None or not len(calib):
-        others = ", ".join(n for n, c in CRITERIA.items() if not c.needs_images)
         raise DataError(
             f"Criterion {name!r} ranks units by what they do on images: give calibration images, "
-            f'e.g. calib=load_data("digits", split="calib"), or take one that needs none: {others}.'
+            f"e.g. calib=load_data('digits', split='calib'), or take one "
+            f"that needs none: {', '.join(WEIGHT_CRITERIA)}."
         )
     elif calib.split == "test":
         raise DataError(
@@ -88,7 +101,8 @@ def all_scores(
             f"{calib.spec} has labels up to {max(calib.labels)}, but {model.name} has "
             f"{model.num_classes} outputs. Calibrate on images of the classes of its training."
         )
-    return chosen.all_scores(model, calib, run or Run(), seed)
+    given = Calibration(images=calib, run=run or Run(), seed=seed, tick=tick)
+    return chosen.all_scores(model, given)
 
 
 def rank(
@@ -98,16 +112,49 @@ def rank(
     calib: EvalSet | None = None,
     run: Run | None = None,
     seed: int = 0,
-) -> dict[str, tuple[int, ...]]:
+    store: Store | None = None,
+    tick: Tick = go_on,
+) -> Ranking:
     """Units of every group, most important first; equal scores in index order.
 
-    Args and errors are those of ``all_scores``.
+    Args:
+        model: The model, as ``all_scores`` takes it; further arguments and errors are its, too.
+        name: A name of ``CRITERIA``.
+        calib: Calibration images.
+        run: Device, batch and decoding.
+        seed: For the criterion ``random``.
+        store: Where rankings by images are kept and taken from, or None.
+        tick: Called before each batch; may raise to stop.
     """
-    scores = all_scores(model, name, calib=calib, run=run, seed=seed)
-    return {
+    by_images = criterion(name).needs_images and calib is not None
+    key = _key(model, name, calib, run or Run()) if store and by_images else None
+    known = store.get(key) if store and key else None
+    if known:
+        return {group_id: tuple(units) for group_id, units in known.items()}
+    scores = all_scores(model, name, calib=calib, run=run, seed=seed, tick=tick)
+    ranking = {
         group_id: tuple(torch.sort(own, descending=True, stable=True).indices.tolist())
         for group_id, own in scores.items()
     }
+    if store and key:
+        store.put(key, ranking)
+    return ranking
 
 
-__all__ = ["CRITERIA", "DEFAULT_CRITERION", "Criterion", "all_scores", "criterion", "rank"]
+def _key(model: SpikingModel, name: str, calib: EvalSet | None, run: Run) -> str:
+    """Where the ranking by calibration images is kept."""
+    assert calib is not None
+    batch = run.batch if model.batch_coupled else None
+    images = [calib.split, calib.transform, *calib.ids]
+    return "ranking/" + digest([ENGINE_VERSION, weights_hash(model), name, model.T, batch, images])
+
+
+__all__ = [
+    "CRITERIA",
+    "DEFAULT_CRITERION",
+    "WEIGHT_CRITERIA",
+    "Criterion",
+    "all_scores",
+    "criterion",
+    "rank",
+]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +15,32 @@ from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
 
 Scores = dict[str, Tensor]  # group_id -> (n_units,) float64
+Tick = Callable[[], None]  # called before each batch; raises to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What criteria may use besides the weights.
+
+    Args:
+        images: Calibration images with labels; empty only for criteria that need none.
+        run: Device, batch and decoding; the precision is the model's own.
+        seed: For criteria that draw.
+        tick: Called before each batch; may raise to stop.
+    """
+
+    images: EvalSet | None
+    run: Run
+    seed: int
+    tick: Tick
+
+    def batches(self, model: SpikingModel, batch: int | None = None) -> Iterator[Tensor]:
+        """The images in the model's precision, on its device."""
+        assert self.images is not None
+        first = next(model.parameters())
+        for x in self.images.batches(batch or self.run.batch, first.dtype, self.run.workers):
+            self.tick()
+            yield x.to(first.device)
 
 
 class Criterion(ABC):
@@ -26,15 +54,8 @@ class Criterion(ABC):
     needs_images = False
 
     @abstractmethod
-    def all_scores(self, model: SpikingModel, calib: EvalSet | None, run: Run, seed: int) -> Scores:
-        """Importance of each unit of every group, in network order.
-
-        Args:
-            model: The model; not changed.
-            calib: Calibration images; None only where ``needs_images`` is False.
-            run: Device, batch and decoding; the precision is the model's own.
-            seed: For criteria that draw.
-        """
+    def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
+        """Importance of each unit of every group, in network order; ``model`` is not changed."""
 
 
 class WeightCriterion(Criterion):
@@ -44,8 +65,8 @@ class WeightCriterion(Criterion):
     def scores(self, model: SpikingModel, group: ChannelGroup) -> Tensor:
         """Importance of each unit of ``group``: (n_units,) float64."""
 
-    def all_scores(self, model: SpikingModel, calib: EvalSet | None, run: Run, seed: int) -> Scores:
-        """Scores of every group; images, run and seed change nothing."""
+    def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
+        """Scores of every group; the calibration changes nothing."""
         return {group.group_id: self.scores(model, group) for group in model.channel_groups()}
 
 
@@ -54,12 +75,12 @@ def written_filters(model: SpikingModel, group: ChannelGroup) -> Tensor:
 
     Biases and BatchNorm tensors are left out.
     """
-    tensors = model.state_dict()
-    filters = [
-        tensors[name].detach().double().flatten(1)
-        for name, _ in group.writers
-        if tensors[name].dim() > 1
-    ]
+    filters = []
+    for name, _ in group.writers:
+        parent, _, leaf = name.rpartition(".")
+        tensor: Tensor = getattr(model.get_submodule(parent), leaf)
+        if tensor.dim() > 1:
+            filters.append(tensor.detach().double().flatten(1))
     return torch.cat(filters, dim=1)
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psvit_core.data import EvalSet
-from psvit_core.importance._base import Criterion, Scores, written_filters
+from psvit_core.importance._base import Calibration, Criterion, Scores, written_filters
 from psvit_core.records import ChannelGroup
 from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
@@ -216,12 +215,11 @@ def squared(x: Tensor) -> Tensor:
 
 def find_readers(model: SpikingModel) -> dict[str, list[Reader]]:
     """Where each group's units are read; an empty list where no such place is known."""
-    modules = dict(model.named_modules())
     found: dict[str, list[Reader]] = {}
     for group in model.channel_groups():
         layers = reading_layers(model, group)
         found[group.group_id] = [LayerReader(layer, group.n_units) for layer in layers]
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         path = name.rpartition(".")[0]
         if isinstance(module, SpikeProduct) and found.get(f"{path}.qk") == []:
             found[f"{path}.qk"].append(ProductReader(module, model.widths[f"{path}.qk"]))
@@ -234,11 +232,10 @@ def reading_layers(
     model: SpikingModel, group: ChannelGroup
 ) -> list[nn.Conv1d | nn.Conv2d | nn.Linear]:
     """Layers whose input axis the group is; a parameter that is only added reads nothing."""
-    modules = dict(model.named_modules())
     found = []
     for name, axis in group.readers:
         parent, _, leaf = name.rpartition(".")
-        module = modules.get(parent)
+        module = model.get_submodule(parent)
         if (leaf, axis) == ("weight", 1) and isinstance(module, _LAYERS):
             found.append(module)
     return found
@@ -256,16 +253,22 @@ def placed(model: SpikingModel, run: Run) -> SpikingModel:
 def watched(
     model: nn.Module, readers: Mapping[str, Sequence[Reader]], watch: Watch
 ) -> Iterator[None]:
-    """Call ``watch`` at every reader while the block runs ``model``, in evaluation mode."""
+    """Call ``watch`` at every reader while the block runs ``model``, in evaluation mode.
+
+    Each reader gets its own view of what it reads, so that the gradient of that view is by this
+    reader alone, also where several layers and a shortcut share one tensor.
+    """
+
+    def own_view(module: nn.Module, inputs: Inputs) -> Inputs:
+        return (inputs[0].view_as(inputs[0]), *inputs[1:])
 
     def hook(reader: Reader, module: nn.Module, inputs: Inputs, output: Tensor) -> None:
         watch(reader, inputs, output)
 
-    handles = [
-        reader.module.register_forward_hook(functools.partial(hook, reader))
-        for group in readers.values()
-        for reader in group
-    ]
+    handles = []
+    for reader in (r for group in readers.values() for r in group):
+        handles.append(reader.module.register_forward_pre_hook(own_view))
+        handles.append(reader.module.register_forward_hook(functools.partial(hook, reader)))
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -298,20 +301,18 @@ class ReaderCriterion(Criterion):
         """Scores of the units by all readers, (readers, n_units) to (n_units,)."""
         return scores.sum(0)
 
-    def all_scores(self, model: SpikingModel, calib: EvalSet | None, run: Run, seed: int) -> Scores:
+    def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
         """Scores of every group."""
-        assert calib is not None
-        model = placed(model, run)
+        model = placed(model, calib.run)
         readers = find_readers(model)
         totals: dict[Reader, Sums] = {}
 
         def watch(reader: Reader, inputs: Inputs, output: Tensor) -> None:
             added(totals.setdefault(reader, {}), self.sums(reader, inputs, output))
 
-        dtype = next(model.parameters()).dtype
-        with torch.no_grad(), run.autocast, watched(model, readers, watch):
-            for x in calib.batches(run.batch, dtype, run.workers):
-                model(x.to(run.device))
+        with torch.no_grad(), calib.run.autocast, watched(model, readers, watch):
+            for x in calib.batches(model):
+                model(x)
         found = {}
         for group in model.channel_groups():
             seen = [r for r in readers[group.group_id] if r in totals]

@@ -2,9 +2,7 @@
 
 import torch
 
-from psvit_core.data import EvalSet
-from psvit_core.importance._base import Criterion, Scores
-from psvit_core.runtime import Run
+from psvit_core.importance._base import Calibration, Criterion, Scores
 from psvit_core.store import digest
 from psvit_core.zoo.base import SpikingModel
 
@@ -14,11 +12,11 @@ class Random(Criterion):
 
     name = "random"
 
-    def all_scores(self, model: SpikingModel, calib: EvalSet | None, run: Run, seed: int) -> Scores:
+    def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
         """Draws in [0, 1) for every group."""
         found = {}
         for group in model.channel_groups():
-            own = int(digest([seed, group.group_id])[:15], 16)
+            own = int(digest([calib.seed, group.group_id])[:15], 16)
             generator = torch.Generator().manual_seed(own)
             found[group.group_id] = torch.rand(
                 group.n_units, dtype=torch.float64, generator=generator

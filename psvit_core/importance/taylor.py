@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psvit_core.data import EvalSet
-from psvit_core.importance._base import Criterion, Scores
+from psvit_core.importance._base import Calibration, Criterion, Scores
 from psvit_core.importance._readers import Inputs, Reader, find_readers, placed, unread, watched
 from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
@@ -30,10 +30,10 @@ class Taylor(Criterion):
     name = "taylor"
     needs_images = True
 
-    def all_scores(self, model: SpikingModel, calib: EvalSet | None, run: Run, seed: int) -> Scores:
+    def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
         """Scores of every group; one pass forward and backward, in batches that memory bounds."""
-        assert calib is not None
-        model = placed(model, run)
+        assert calib.images is not None
+        model = placed(model, calib.run)
         readers = find_readers(model)
         owner = {reader: group_id for group_id, found in readers.items() for reader in found}
         calls: list[tuple[Reader, Inputs]] = []
@@ -43,14 +43,13 @@ class Taylor(Criterion):
             if inputs[0].requires_grad:
                 calls.append((reader, inputs))
 
-        labels = torch.tensor(calib.labels, device=run.device)
+        labels = torch.tensor(calib.images.labels, device=calib.run.device)
         constants = {name: p.detach() for name, p in model.named_parameters()}
-        batch, dtype = _batch(model, calib, run), next(model.parameters()).dtype
+        batch = _batch(model, calib.images, calib.run)
         done = 0
-        with torch.enable_grad(), run.autocast, watched(model, readers, watch):
-            for images in calib.batches(batch, dtype, run.workers):
-                x = images.to(run.device).requires_grad_()
-                logits = torch.func.functional_call(model, constants, (x,))
+        with torch.enable_grad(), calib.run.autocast, watched(model, readers, watch):
+            for x in calib.batches(model, batch):
+                logits = torch.func.functional_call(model, constants, (x.requires_grad_(),))
                 target = labels[done : done + len(x)]
                 loss = F.cross_entropy(logits, target, reduction="sum")
                 for group_id, change in _changes(loss, calls, owner, len(x)).items():
@@ -65,9 +64,9 @@ class Taylor(Criterion):
         }
 
 
-def _batch(model: SpikingModel, calib: EvalSet, run: Run) -> int:
+def _batch(model: SpikingModel, images: EvalSet, run: Run) -> int:
     _, height, width = model.input_shape
-    steps = calib.time_steps or model.T
+    steps = images.time_steps or model.T
     return max(1, min(run.batch, _POSITIONS_AT_ONCE // (steps * height * width)))
 
 
