@@ -67,7 +67,7 @@ class WeightCriterion(Criterion):
 
     def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
         """Scores of every group; the calibration changes nothing."""
-        return {group.group_id: self.scores(model, group) for group in model.channel_groups()}
+        return {g.group_id: self.scores(model, g).cpu() for g in model.channel_groups()}
 
 
 def written_filters(model: SpikingModel, group: ChannelGroup) -> Tensor:

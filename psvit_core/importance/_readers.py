@@ -49,8 +49,7 @@ class Reader(ABC):
         return (self._units(inputs[0]),)
 
     def _units(self, x: Tensor) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision would overflow
-        return x.reshape(x.shape[0], self.n_units, -1)
+        return wide(x).reshape(x.shape[0], self.n_units, -1)
 
     @abstractmethod
     def energy(self, inputs: Inputs) -> Tensor:
@@ -66,7 +65,7 @@ class Reader(ABC):
 
     def outputs(self, output: Tensor) -> Tensor:
         """The output as (rows, outputs, positions)."""
-        return output.reshape(*output.shape[:2], -1)
+        return wide(output).reshape(*output.shape[:2], -1)
 
 
 class LayerReader(Reader):
@@ -79,15 +78,20 @@ class LayerReader(Reader):
 
     module: nn.Conv1d | nn.Conv2d | nn.Linear
 
-    def __init__(self, module: nn.Conv1d | nn.Conv2d | nn.Linear, n_units: int) -> None:
-        super().__init__(module, n_units)
-        weight = module.weight.detach().double()
-        self.weight = weight.reshape(weight.shape[0], n_units, -1)  # (outputs, n_units, taps)
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weights, (outputs, n_units, taps)."""
+        weight = self.module.weight.detach()
+        return weight.reshape(weight.shape[0], self.n_units, -1)
+
+    @functools.cached_property
+    def norms(self) -> Tensor:
+        """Squared norm of the layer's weights on each unit, (n_units,) float64."""
+        return self.weight.double().square().sum(dim=(0, 2))
 
     def energy(self, inputs: Inputs) -> Tensor:
         """Squared activations times the squared norm of the layer's weights on the unit."""
-        [x] = self.values(inputs)
-        return squared(x) * self.weight.square().sum(dim=(0, 2))
+        return squared(self.values(inputs)[0]) * self.norms
 
     def contributions(self, inputs: Inputs) -> Sums:
         """First and second moments of the taps of each unit, exact at borders and strides."""
@@ -102,12 +106,13 @@ class LayerReader(Reader):
         """``w cov(x) w`` over the taps of each unit, for each output channel."""
         mean = sums["first"] / sums["n"]
         cov = sums["second"] / sums["n"] - mean.unsqueeze(2) * mean.unsqueeze(1)  # (units, k, k)
-        return (torch.einsum("ouk,ukm->oum", self.weight, cov) * self.weight).sum(2).clamp(min=0)
+        weight = self.weight.double()
+        return (torch.einsum("ouk,ukm->oum", weight, cov) * weight).sum(2).clamp(min=0)
 
     def _patches(self, x: Tensor) -> Iterator[Tensor]:
         """What each output position reads of each unit: (n_units, taps, positions of some rows)."""
         layer, taps = self.module, self.weight.shape[2]
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = wide(x)
         if isinstance(layer, nn.Linear):
             yield x.reshape(len(x), self.n_units, taps, -1).permute(1, 2, 0, 3).flatten(2)
             return
@@ -150,8 +155,7 @@ class ProductReader(Reader):
     def contributions(self, inputs: Inputs) -> Sums:
         """Moments over rows and tokens of ``q_c (k_c^T v)``, (v channels of the head, n_units)."""
         heads, scale = self.module.heads, self.module.scale
-        q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in inputs)
-        q, k, v = (x.unflatten(1, (heads, -1)) for x in (q, k, v))  # (rows, heads, d, tokens)
+        q, k, v = (wide(x).unflatten(1, (heads, -1)) for x in inputs)  # (rows, heads, d, tokens)
         met = (v @ k.transpose(2, 3)) * scale  # (rows, heads, dv, d)
         first = torch.einsum("rhvd,rhd->hvd", met, q.sum(3)).double()
         second = torch.einsum("rhvd,rhd->hvd", met.square(), q.square().sum(3)).double()
@@ -190,7 +194,7 @@ class SumReader(Reader):
 
     def outputs(self, output: Tensor) -> Tensor:
         """The sums as (rows, heads, tokens)."""
-        return output.flatten(0, 1).flatten(2)
+        return wide(output).flatten(0, 1).flatten(2)
 
 
 def _pads(conv: nn.Conv1d | nn.Conv2d) -> list[int]:
@@ -206,6 +210,11 @@ def added(total: Sums, fresh: Sums) -> None:
     """Add the sums of one call to those of all calls before, in place."""
     for name, value in fresh.items():
         total[name] = total[name] + value if name in total else value
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in single precision at least: sums of half precision would overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def squared(x: Tensor) -> Tensor:

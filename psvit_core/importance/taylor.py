@@ -47,7 +47,8 @@ class Taylor(Criterion):
         constants = {name: p.detach() for name, p in model.named_parameters()}
         batch = _batch(model, calib.images, calib.run)
         done = 0
-        with torch.enable_grad(), calib.run.autocast, watched(model, readers, watch):
+        # Without autocast: small gradients would vanish in half precision.
+        with torch.enable_grad(), watched(model, readers, watch):
             for x in calib.batches(model, batch):
                 logits = torch.func.functional_call(model, constants, (x.requires_grad_(),))
                 target = labels[done : done + len(x)]
@@ -74,6 +75,8 @@ def _changes(
     loss: Tensor, calls: list[tuple[Reader, Inputs]], owner: dict[Reader, str], n_images: int
 ) -> Scores:
     """First-order change of each image's loss by each unit, (n_images, n_units) by group."""
+    if not calls:
+        return {}
     gradients = torch.autograd.grad(loss, [inputs[0] for _, inputs in calls], allow_unused=True)
     changes: Scores = {}
     for (reader, inputs), gradient in zip(calls, gradients, strict=True):

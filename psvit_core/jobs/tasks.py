@@ -264,13 +264,14 @@ def run_sweep(
     calib = None
     if criterion(settings.criterion).needs_images:
         calib = engine.calib(settings.calib_images, settings.seed)
-    _compile_kernels(engine)
+        _compile_kernels(engine)
     spec = make_spec(
         engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
         calib=calib, run=engine.run, seed=settings.seed, store=engine.store, tick=tick,
     )  # fmt: skip
     save_spec(engine.store, spec)
     started(spec.key)
+    _compile_kernels(engine)
     return run_spec(
         spec, engine.model, engine.data, run=engine.run, store=engine.store,
         progress=progress, tick=tick,
