@@ -26,12 +26,14 @@ from psvit_core.sensitivity.sweep import sweep
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store
 from psvit_core.surgery import silencing_edits
+from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import load_model
 from psvit_core.zoo.qkformer import SelfAttention
 from tests import own_models
 from tests.tiny import NAMES, tiny_data, tiny_model
 
+cards._own_cards.clear()  # other tests go over all registered models
 IMAGE_CRITERIA = [name for name in CRITERIA if name not in WEIGHT_CRITERIA]
 
 
@@ -304,8 +306,9 @@ def test_heads_lose_equally() -> None:
 
 @pytest.mark.parametrize("model_name", ["own_mixed", "own_tokens"])
 def test_own_models(model_name: str) -> None:
-    assert own_models.SHAPE == (1, 8, 8)  # imported, so registered
+    own_models.register()
     model = load_model(model_name)
+    cards._own_cards.clear()
     images = torch.randn(5, *model.input_shape, generator=torch.Generator().manual_seed(0))
     data = dataclasses.replace(
         tiny_data("sdt_v1", n_images=5), labels=(0, 1, 2, 3, 4), load=lambda i: images[i]
