@@ -118,7 +118,12 @@ def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
     if options.mode not in MODES:
         raise UnknownNameError("sweep mode", options.mode, MODES)
-    settings = SweepSettings(ratios=check_ratios(options.ratios), criterion=options.criterion)
+    settings = SweepSettings(
+        ratios=check_ratios(options.ratios),
+        criterion=options.criterion,
+        calib_images=options.calib_images,
+        seed=options.seed,
+    )
     engine = _engine(options)
     if engine.card.published and (
         published := tasks.compare_published(engine.card, tasks.evaluate(engine))
@@ -309,7 +314,23 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--ratios", type=_ratios, default=DEFAULT_RATIOS, help="fractions removed, e.g. 0.25,0.5"
     )
-    sweep.add_argument("--criterion", default="l2", help="importance criterion: l1 or l2")
+    sweep.add_argument(
+        "--criterion",
+        default="l2",
+        metavar="NAME",
+        help="what ranks a group's units; by weights: l1, l2 (default), l2_group, fpgm, bn_scale; "
+        "by calibration images: firing_rate, activation_weight, taylor, reconstruction; or random",
+    )
+    sweep.add_argument(
+        "--calib-images", type=int, default=256, metavar="N", help="for criteria that need images"
+    )
+    sweep.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="0: calibrate on the calib split; others: on images drawn from the training split",
+    )
     sweep.add_argument("--mode", default="exact", help="exact: every image in every cell")
     sweep.add_argument("--out", required=True, help="JSON file for the table")
 

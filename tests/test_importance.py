@@ -1,45 +1,297 @@
-"""The contract of every importance criterion, and hand-made values for the norms."""
+"""The contract of every importance criterion, and each one's definition by another way."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from psvit_core.errors import UnknownNameError
-from psvit_core.groups import find_groups
-from psvit_core.importance import CRITERIA, criterion, rank
-from psvit_core.plans import kept_units
-from tests.tiny import tiny_model
+from psvit_core.data import EvalSet, load_data
+from psvit_core.errors import CancelledError, DataError, UnknownNameError
+from psvit_core.groups import find_groups, summarize
+from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, all_scores, criterion, rank
+from psvit_core.importance._base import WeightCriterion
+from psvit_core.importance._readers import Inputs, ProductReader, Reader, find_readers
+from psvit_core.jobs.tasks import Engine, Subject, SweepSettings, run_sweep
+from psvit_core.plans import kept_units, plan_from_ratios
+from psvit_core.runtime import Run
+from psvit_core.sensitivity.sweep import sweep
+from psvit_core.sensitivity.table import load_spec
+from psvit_core.store import Store
+from psvit_core.surgery import silencing_edits
+from psvit_core.zoo import cards
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import load_model
+from psvit_core.zoo.qkformer import SelfAttention
+from tests import own_models
+from tests.tiny import NAMES, tiny_data, tiny_model
+
+cards._own_cards.clear()  # other tests go over all registered models
+IMAGE_CRITERIA = [name for name in CRITERIA if name not in WEIGHT_CRITERIA]
 
 
+def uncoupled(name: str, dtype: torch.dtype = torch.float32) -> SpikingModel:
+    """A tiny model whose logits do not depend on the batch."""
+    model = tiny_model(name, dtype)
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.batch_coupled = False
+    return model
+
+
+@cache
+def family(name: str) -> tuple[SpikingModel, EvalSet]:
+    return uncoupled(name), tiny_data(name)
+
+
+def scores_of(name: str, model_name: str, batch: int = 7) -> dict[str, Tensor]:
+    model, data = family(model_name)
+    return all_scores(model, name, calib=data, run=Run(batch=batch), seed=3)
+
+
+# ---- the contract ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_name", NAMES)
 @pytest.mark.parametrize("name", CRITERIA)
-@pytest.mark.parametrize("model_name", ["sdt_v1", "sdt_v3"])
 def test_contract(name: str, model_name: str) -> None:
-    model = tiny_model(model_name)
+    model, data = family(model_name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    scores = scores_of(name, model_name)
+    assert list(scores) == [g.group_id for g in find_groups(model)]
     for group in find_groups(model):
-        scores = criterion(name).scores(model, group)
-        assert scores.shape == (group.n_units,)
-        assert scores.dtype == torch.float64
-        assert torch.isfinite(scores).all()
-        assert torch.equal(scores, criterion(name).scores(model, group))
-        order = rank(model, name)[group.group_id]
-        assert sorted(order) == list(range(group.n_units))
-        ranked = scores[list(order)]
-        assert (ranked[:-1] >= ranked[1:]).all()
+        own = scores[group.group_id]
+        assert own.shape == (group.n_units,)
+        assert own.dtype == torch.float64
+        assert torch.isfinite(own).all()
+        assert (own >= 0).all()
+    differing = [g for g, own in scores.items() if own.max() > own.min()]
+    assert len(differing) >= len(scores) - 1  # one query a head is the whole of its sum
+    if name in IMAGE_CRITERIA:
+        for group_id, other in scores_of(name, model_name, batch=3).items():
+            torch.testing.assert_close(other, scores[group_id], rtol=1e-4, atol=1e-9)
+    ranking = rank(model, name, calib=data, run=Run(batch=7), seed=3)
+    for group_id, order in ranking.items():
+        expected = torch.sort(scores[group_id], descending=True, stable=True).indices
+        assert order == tuple(expected.tolist())
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("model_name", NAMES)
+def test_silent_units_are_worth_nothing_to_readers(model_name: str) -> None:
+    model, data = uncoupled(model_name), family(model_name)[1]
+    groups = find_groups(model)
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    plan = plan_from_ratios(summary, {g.group_id: 0.5 for g in groups}, criterion="l2")
+    model.load_state_dict({**model.state_dict(), **silencing_edits(model, plan)})
+    for name in (*IMAGE_CRITERIA, "bn_scale"):
+        scores = all_scores(model, name, calib=data)
+        for group_id, kept in plan.kept.items():
+            removed = sorted(set(range(len(scores[group_id]))) - set(kept))
+            assert scores[group_id][removed].abs().max() < 1e-9, (name, group_id)
+
+
+def test_a_training_model_is_scored_in_evaluation_mode() -> None:
+    model, data = tiny_model("sdt_v1").train(), tiny_data("sdt_v1")
+    block = model.get_submodule("block.0").eval()
+    model.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name in IMAGE_CRITERIA:
+        expected = scores_of(name, "sdt_v1")
+        for group_id, own in all_scores(model, name, calib=data).items():
+            torch.testing.assert_close(own, expected[group_id])
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert model.training
+    assert not any(module.training for module in block.modules())
+
+
+def test_equal_scores_stay_in_index_order() -> None:
+    model = tiny_model("sdt_v1")
+    with torch.no_grad():
+        model.get_parameter("patch_embed.proj_bn.weight").fill_(1.0)
+    n = model.widths["stem0"]
+    assert rank(model, "bn_scale")["stem0"] == tuple(range(n))
+
+
+def test_frames_are_read_as_images_are() -> None:
+    """A sequence of one image over and over is that image."""
+    model, data = family("sdt_v1")
+    frames = dataclasses.replace(
+        data, load=lambda i: data.load(i).expand(model.T, -1, -1, -1), time_steps=model.T
+    )
+    for name in IMAGE_CRITERIA:
+        own = all_scores(model, name, calib=frames)
+        for group_id, expected in scores_of(name, "sdt_v1").items():
+            torch.testing.assert_close(own[group_id], expected, rtol=1e-3, atol=1e-9)
+
+
+# ---- each definition by another way ----------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "expected"), [("l1", [3.0, 4.0]), ("l2", [5**0.5, 8**0.5])])
 def test_norms_concatenate_tied_filters(name: str, expected: list[float]) -> None:
     model = tiny_model("sdt_v1")
-    group = next(g for g in find_groups(model) if g.group_id == "block.0.attn.qkv")
     with torch.no_grad():
         for part, values in (("q", (2.0, 2.0)), ("k", (-1.0, 0.0)), ("v", (0.0, -2.0))):
             weight = model.get_parameter(f"block.0.attn.{part}_conv.weight")
             weight.zero_()
             weight[0, 0], weight[1, 1] = values
-    assert criterion(name).scores(model, group)[:2].tolist() == pytest.approx(expected)
+    assert all_scores(model, name)["block.0.attn.qkv"][:2].tolist() == pytest.approx(expected)
+    grouped = all_scores(model, "l2_group")["block.0.attn.qkv"].square()
+    reader = model.get_parameter("block.0.attn.proj_conv.weight").double().flatten(1)
+    written = all_scores(model, "l2")["block.0.attn.qkv"].square()
+    torch.testing.assert_close(grouped, written + reader.square().sum(0))
+
+
+def test_the_filter_in_the_middle_is_the_least_of_fpgm() -> None:
+    model = tiny_model("sdt_v1")
+    with torch.no_grad():
+        weight = model.get_parameter("patch_embed.proj_conv1.weight")
+        weight.zero_()
+        weight[:, 0, 0, 0] = torch.arange(len(weight))
+    scores = all_scores(model, "fpgm")["stem1"]
+    at = torch.arange(len(scores)).double()
+    torch.testing.assert_close(scores, (at.unsqueeze(0) - at.unsqueeze(1)).abs().sum(1))
+    assert int(scores.argmin()) in ((len(scores) - 1) // 2, len(scores) // 2)
+
+
+def test_batch_norm_scale_is_the_mean_of_tied_gammas() -> None:
+    model = tiny_model("sdt_v1")
+    with torch.no_grad():
+        for part, value in (("q", 1.0), ("k", -2.0), ("v", 6.0)):
+            model.get_parameter(f"block.0.attn.{part}_bn.weight")[0] = value
+    assert float(all_scores(model, "bn_scale")["block.0.attn.qkv"][0]) == pytest.approx(3.0)
+
+
+def test_random_follows_the_seed_alone() -> None:
+    model = tiny_model("sdt_v1")
+    first, again, other = (rank(model, "random", seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    alike = [g.group_id for g in find_groups(model) if g.kind == "mlp"]
+    assert len({first[g] for g in alike}) == len(alike)  # no two groups share their draws
+
+
+Seen = dict[Reader, list[tuple[Inputs, Tensor]]]
+
+
+@cache
+def seen(model_name: str) -> tuple[SpikingModel, dict[str, list[Reader]], Seen]:
+    """What every reader of a model really got and gave, in float64."""
+    model, data = uncoupled(model_name, torch.float64), tiny_data(model_name)
+    readers = find_readers(model)
+    calls: Seen = {}
+    for reader in (r for found in readers.values() for r in found):
+        reader.module.register_forward_hook(
+            lambda _m, inputs, out, r=reader: calls.setdefault(r, []).append((inputs, out))
+        )
+    with torch.no_grad():
+        model(torch.stack([data.load(i) for i in range(len(data))]).double())
+    for module in model.modules():
+        module._forward_hooks.clear()
+    return model, readers, calls
+
+
+def without(reader: Reader, inputs: Inputs, unit: int) -> Tensor:
+    """The reader's output without one unit at its input."""
+    x = inputs[0].clone()
+    x.select(2 if x.shape[1] != reader.n_units else 1, unit).zero_()
+    with torch.no_grad():
+        return reader.module(x, *inputs[1:])
+
+
+@pytest.mark.parametrize("model_name", NAMES)
+def test_reconstruction_is_what_the_readers_lose(model_name: str) -> None:
+    model, readers, calls = seen(model_name)
+    scores = all_scores(model, "reconstruction", calib=tiny_data(model_name))
+    checked = 0
+    for group_id, found in readers.items():
+        assert found, group_id  # every group of the zoo has a known reader
+        for unit in (0, len(scores[group_id]) - 1):
+            expected = 0.0
+            for reader in found:
+                [(inputs, y)] = calls[reader]
+                lost = y - without(reader, inputs, unit)
+                channel = 2 if reader.outputs(y).shape[:2] != y.shape[:2] else 1
+                axes = [i for i in range(y.dim()) if i != channel]
+                variance = y.var(axes, correction=0)
+                moving = variance > 1e-9 * y.square().mean(axes)
+                expected += float((lost.var(axes, correction=0) / variance)[moving].sum())
+            assert float(scores[group_id][unit]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            checked += 1
+    assert checked == 2 * len(scores)
+
+
+@pytest.mark.parametrize("model_name", NAMES)
+def test_rates_and_energies_are_those_of_the_readers_inputs(model_name: str) -> None:
+    model, readers, calls = seen(model_name)
+    rates = all_scores(model, "firing_rate", calib=tiny_data(model_name))
+    energies = all_scores(model, "activation_weight", calib=tiny_data(model_name))
+    for group_id, found in readers.items():
+        rate: list[Tensor] = []
+        energy: list[Tensor] = []
+        for reader in found:
+            [(inputs, _)] = calls[reader]
+            values = [v.transpose(0, 1).flatten(1) for v in reader.values(inputs)]
+            rate.append(torch.stack([v.abs().mean(1) for v in values]).mean(0))
+            if isinstance(reader, ProductReader):
+                q, k = reader.values(inputs)
+                shares = torch.einsum("rcn,rcm->rcnm", q, k)
+                energy.append(shares.square().sum((2, 3)).sum(0) / (q.shape[0] * q.shape[2]))
+            else:
+                weight = getattr(reader.module, "weight", None)
+                norm = 1.0 if weight is None else weight.detach().transpose(0, 1).flatten(1)
+                total = norm if isinstance(norm, float) else norm.square().sum(1)
+                energy.append(values[0].square().mean(1) * total)
+        torch.testing.assert_close(rates[group_id], torch.stack(rate).mean(0))
+        torch.testing.assert_close(energies[group_id], torch.stack(energy).sum(0))
+        assert rates[group_id].max() > 0.01, group_id  # a silent net passes everything
+
+
+@pytest.mark.parametrize("model_name", NAMES)
+def test_taylor_is_the_gradient_of_a_gate(model_name: str) -> None:
+    """One gate a unit at all its readers' inputs: its gradient, image by image."""
+    model, data = uncoupled(model_name, torch.float64), tiny_data(model_name, n_images=3)
+    readers = find_readers(model)
+    gates = {g.group_id: torch.ones(g.n_units).double() for g in find_groups(model)}
+
+    def gate(group_id: str, reader: Reader) -> Callable[[nn.Module, Inputs], Inputs]:
+        def hook(module: nn.Module, inputs: Inputs) -> Inputs:
+            x = inputs[0]
+            axis = 2 if x.shape[1] != reader.n_units else 1
+            shape = [1] * x.dim()
+            shape[axis] = reader.n_units
+            return (x * gates[group_id].view(shape), *inputs[1:])
+
+        return hook
+
+    for group_id, found in readers.items():
+        gates[group_id].requires_grad_()
+        for reader in found:
+            reader.module.register_forward_pre_hook(gate(group_id, reader))
+    total = {group_id: torch.zeros_like(g) for group_id, g in gates.items()}
+    for i in range(len(data)):
+        loss = F.cross_entropy(
+            model(data.load(i).double()[None]), torch.tensor(data.labels[i:][:1])
+        )
+        for group_id, gradient in zip(
+            gates, torch.autograd.grad(loss, list(gates.values())), strict=True
+        ):
+            total[group_id] += gradient.abs() / len(data)
+    scores = all_scores(uncoupled(model_name, torch.float64), "taylor", calib=data)
+    for group_id, expected in total.items():
+        torch.testing.assert_close(scores[group_id], expected, rtol=1e-6, atol=1e-12)
+        assert expected.max() > 0, group_id
 
 
 def test_heads_lose_equally() -> None:
@@ -49,6 +301,146 @@ def test_heads_lose_equally() -> None:
     assert kept_units(group, ranking, 4) == (0, 1, 2, 3, 6, 7, 8, 9)
 
 
+# ---- models of the user's own ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_name", ["own_mixed", "own_tokens"])
+def test_own_models(model_name: str) -> None:
+    own_models.register()
+    model = load_model(model_name)
+    cards._own_cards.clear()
+    images = torch.randn(5, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    data = dataclasses.replace(
+        tiny_data("sdt_v1", n_images=5), labels=(0, 1, 2, 3, 4), load=lambda i: images[i]
+    )
+    for name in CRITERIA:
+        one, two = (all_scores(model, name, calib=data, run=Run(batch=b)) for b in (5, 2))
+        assert list(one) == [g.group_id for g in find_groups(model)]
+        for group in find_groups(model):
+            own = one[group.group_id]
+            assert own.shape == (group.n_units,)
+            assert torch.isfinite(own).all()
+            assert (own >= 0).all()
+            assert own.max() > 0
+            torch.testing.assert_close(two[group.group_id], own, rtol=1e-4, atol=1e-9)
+
+
+def test_units_that_no_known_place_reads_are_ranked_by_their_filters() -> None:
+    class Foreign(nn.Module):
+        def __init__(self, product: nn.Module) -> None:
+            super().__init__()
+            self.inner = [product]  # no submodule
+
+        def forward(self, *qkv: Tensor) -> Tensor:
+            return self.inner[0](*qkv)
+
+    model, data = copy.deepcopy(family("sdt_v3")[0]), tiny_data("sdt_v3")
+    attention = model.get_submodule("block3.0.attn")
+    attention.product = Foreign(attention.get_submodule("product"))
+    for name in IMAGE_CRITERIA:
+        scores = all_scores(model, name, calib=data)
+        filters = all_scores(model, "l2")["block3.0.attn.qk"]
+        assert torch.equal(scores["block3.0.attn.qk"], filters)
+        known = scores_of(name, "sdt_v3")["block3.1.attn.qk"]
+        torch.testing.assert_close(scores["block3.1.attn.qk"], known)
+
+
+# ---- images, seeds, errors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", IMAGE_CRITERIA)
+def test_images_are_asked_for(name: str) -> None:
+    model, data = family("sdt_v1")
+    with pytest.raises(DataError, match="split='calib'"):
+        rank(model, name)
+    with pytest.raises(DataError, match="never see the test split"):
+        rank(model, name, calib=dataclasses.replace(data, split="test"))
+    with pytest.raises(DataError, match="labels up to 99"):
+        rank(model, name, calib=dataclasses.replace(data, labels=(99,) * len(data)))
+
+    def stop() -> None:
+        raise CancelledError("stopped")
+
+    with pytest.raises(CancelledError):
+        rank(model, name, calib=data, tick=stop)
+
+
+def test_weight_criteria_need_no_images() -> None:
+    assert {n for n, c in CRITERIA.items() if not c.needs_images} == set(WEIGHT_CRITERIA)
+    model, data = family("sdt_v1")
+    for name in WEIGHT_CRITERIA:
+        assert rank(model, name) == rank(model, name, calib=data)
+        if isinstance(chosen := criterion(name), WeightCriterion):
+            for group in find_groups(model):
+                own = chosen.scores(model, group)
+                assert torch.equal(own, all_scores(model, name)[group.group_id])
+
+
+def test_rankings_by_images_are_kept(tmp_path: Path) -> None:
+    model, data = family("sdt_v1")
+    store = Store(tmp_path)
+    runs: list[int] = []
+
+    def tick() -> None:
+        runs.append(1)
+
+    first = rank(model, "taylor", calib=data, store=store, tick=tick)
+    assert runs
+    runs.clear()
+    assert rank(model, "taylor", calib=data, store=store, tick=tick) == first
+    assert not runs
+    assert rank(model, "firing_rate", calib=data, store=store, tick=tick) != first
+    rank(model, "taylor", calib=data.take([0, 1]), store=store, tick=tick)
+    assert len(runs) == 2
+    store.close()
+
+
+def test_seeds_choose_the_calibration_images(tmp_path: Path) -> None:
+    engine = Engine(Subject(model="e_spikeformer_digits", limit=4), Store(tmp_path))
+    own, one, two, other = (engine.calib(n, s) for n, s in ((64, 0), (64, 1), (64, 2), (32, 1)))
+    assert set(own.ids) <= set(load_data("digits", split="calib").ids)
+    assert len({own.ids, one.ids, two.ids}) == 3
+    assert set(other.ids) < set(one.ids)
+    assert one.ids == engine.calib(64, 1).ids
+    taken = {"val", "test"}
+    foreign = {i for split in taken for i in load_data("digits", split=split).ids}
+    for data in (own, one, two):
+        assert data.split not in taken
+        assert not set(data.ids) & foreign
+        counts = [data.labels.count(digit) for digit in range(10)]
+        assert max(counts) - min(counts) <= 1
+    with pytest.raises(DataError, match="A seed is"):
+        engine.calib(64, -1)
+
+
+def test_a_sweep_by_images(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    engine = Engine(Subject(model="e_spikeformer_digits", limit=4), store)
+    specs = []
+
+    def started(key: str) -> None:
+        specs.append(load_spec(store, key))
+        raise CancelledError("before the first cell")
+
+    for seed in (0, 1):
+        settings = SweepSettings(criterion="activation_weight", calib_images=20, seed=seed)
+        with pytest.raises(CancelledError):
+            run_sweep(engine, settings, started)
+        calib = engine.calib(20, seed)
+        ranking = rank(engine.model, "activation_weight", calib=calib, run=engine.run)
+        assert specs[-1].summary.rankings == {"activation_weight": ranking}
+    assert specs[0].key != specs[1].key
+    assert specs[0].summary.rankings != specs[1].summary.rankings
+
+
+def test_a_table_names_its_seed() -> None:
+    model, data = family("sdt_v1")
+    for name in ("random", "firing_rate"):
+        table = sweep(model, data.take([0]), ratios=[0.5], criterion=name, calib=data, seed=3)
+        assert (table.criterion, table.seed) == (name, 3)
+        assert table.summary.rankings == {name: rank(model, name, calib=data, seed=3)}
+
+
 def test_unknown_criterion_offers_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'l2'"):
-        criterion("l2_norm")
+    with pytest.raises(UnknownNameError, match="Did you mean 'taylor'"):
+        criterion("taylr")

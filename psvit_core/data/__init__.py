@@ -53,6 +53,7 @@ def load_data(
     transform: Transform | None = None,
     limit: int | None = None,
     on_bad: str = "stop",
+    seed: int = 0,
 ) -> EvalSet:
     """One split of the data that ``spec`` names.
 
@@ -69,6 +70,7 @@ def load_data(
         on_bad: What to do with unreadable images: ``stop`` raises when one is decoded; ``skip``
             decodes all images of the subset now, leaves the unreadable ones out and names them in
             ``EvalSet.bad``.
+        seed: Which images a ``limit`` keeps.
 
     Raises:
         DataError: If there are no usable images or no such split.
@@ -79,7 +81,7 @@ def load_data(
     if on_bad not in ON_BAD:
         raise UnknownNameError("way with bad images", on_bad, ON_BAD)
     source = _source(spec, split, transform or DIGITS_TRANSFORM)
-    return source.choose(spec, split, limit, skip_bad=on_bad == "skip")
+    return source.choose(spec, split, limit, skip_bad=on_bad == "skip", seed=seed)
 
 
 def _source(spec: str, split: str, transform: Transform) -> Source:

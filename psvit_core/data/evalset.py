@@ -113,9 +113,11 @@ class Source:
             check=(lambda i: check(chosen[i])) if check else None,
         )
 
-    def choose(self, spec: str, split: str, n_images: int | None, *, skip_bad: bool) -> EvalSet:
+    def choose(
+        self, spec: str, split: str, n_images: int | None, *, skip_bad: bool, seed: int = 0
+    ) -> EvalSet:
         """The set of a subset's images; with ``skip_bad`` only those that can be read."""
-        positions = limited(self.labels, n_images)
+        positions = limited(self.labels, n_images, seed)
         bad: list[str] = []
         if skip_bad and self.check:
             positions, bad = _readable(self.check, positions, spec)
@@ -139,8 +141,10 @@ def limited(labels: Sequence[int], n_images: int | None, seed: int = 0) -> list[
     """Positions of a stratified, seeded subset, ascending; all for None or too many.
 
     Raises:
-        DataError: If the limit is below 1.
+        DataError: If the limit is below 1, or the seed is none that numpy takes.
     """
+    if not 0 <= seed < 1 << 32:
+        raise DataError(f"A seed is a whole number from 0 to 2^32 - 1; got {seed}.")
     if n_images is None or n_images >= len(labels):
         return list(range(len(labels)))
     if n_images < 1:

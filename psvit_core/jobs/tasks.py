@@ -65,6 +65,8 @@ class SweepSettings(Record):
 
     ratios: tuple[float, ...] = DEFAULT_RATIOS
     criterion: str = "l2"
+    calib_images: int = 256  # for criteria that need images
+    seed: int = 0  # of these images, and of the criterion random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,23 @@ class Engine:
             self._data = data
         return self._data
 
+    def calib(self, n_images: int, seed: int) -> EvalSet:
+        """Calibration images with the model's transform, stratified.
+
+        Seed 0 takes them from the data's own ``calib`` split (256 images at most); any other seed
+        draws others from the training images.
+        """
+        from psvit_core.data import load_data
+
+        card, s = self.card, self.subject
+        images = load_data(
+            s.data or card.data, split="train" if seed else "calib", transform=card.transform,
+            limit=n_images, on_bad=s.bad_images, seed=seed,
+        )  # fmt: skip
+        if images.time_steps is not None:
+            self._take_time_steps(images.time_steps)
+        return images
+
     def _take_time_steps(self, T: int) -> None:
         """Run the model for as many time steps as the frames hold."""
         asked = self.subject.time_steps
@@ -172,11 +191,14 @@ class Engine:
 
 
 def summarize_model(engine: Engine) -> ModelSummary:
-    """The model's summary with its rankings by every criterion."""
-    from psvit_core.groups import summarize
-    from psvit_core.importance import CRITERIA, rank
+    """The model's summary with its rankings by the filter norms.
 
-    return summarize(engine.model, {name: rank(engine.model, name) for name in CRITERIA})
+    They cost milliseconds; a ranking by another criterion comes with the sweep that uses it.
+    """
+    from psvit_core.groups import summarize
+    from psvit_core.importance import rank
+
+    return summarize(engine.model, {name: rank(engine.model, name) for name in ("l1", "l2")})
 
 
 def refused_groups(engine: Engine) -> dict[str, str]:
@@ -231,6 +253,7 @@ def run_sweep(
     tick: Tick = lambda: None,
 ) -> SensitivityTable:
     """Run or resume a sweep; ``started`` is told its key in the store before the first cell."""
+    from psvit_core.importance import criterion
     from psvit_core.sensitivity.sweep import make_spec, run_spec
 
     if not engine.model.channel_groups():
@@ -238,9 +261,13 @@ def run_sweep(
             f"{engine.model.name} has no channel group that can be removed exactly. The command "
             "groups says why."
         )
+    calib = None
+    if criterion(settings.criterion).needs_images:
+        calib = engine.calib(settings.calib_images, settings.seed)
+        _compile_kernels(engine)
     spec = make_spec(
         engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
-        run=engine.run,
+        calib=calib, run=engine.run, seed=settings.seed, store=engine.store, tick=tick,
     )  # fmt: skip
     save_spec(engine.store, spec)
     started(spec.key)

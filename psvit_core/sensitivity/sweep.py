@@ -9,7 +9,7 @@ from psvit_core.data import EvalSet
 from psvit_core.errors import DataError
 from psvit_core.evaluate import Baseline, Tick, conditions_of, go_on, outcome_of, place, predict
 from psvit_core.groups import summarize
-from psvit_core.importance import DEFAULT_CRITERION, rank
+from psvit_core.importance import CRITERIA, DEFAULT_CRITERION, rank
 from psvit_core.outcomes import load_outcome, save_outcome
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
@@ -22,7 +22,7 @@ from psvit_core.sensitivity.table import (
     save_spec,
 )
 from psvit_core.size import plan_widths
-from psvit_core.store import Store
+from psvit_core.store import Store, digest
 from psvit_core.surgery import Silenced, silencing_edits
 from psvit_core.zoo.base import SpikingModel
 
@@ -49,15 +49,23 @@ def make_spec(
     ratios: Sequence[float] = DEFAULT_RATIOS,
     criterion: str = DEFAULT_CRITERION,
     run: Run | None = None,
+    calib: EvalSet | None = None,
+    seed: int = 0,
+    store: Store | None = None,
+    tick: Tick = go_on,
 ) -> SweepSpec:
-    """What a sweep of ``model`` over ``data`` consists of."""
+    """What a sweep of ``model`` over ``data`` consists of; arguments as of ``sweep``."""
     refuse_test(data)
+    ranking = rank(model, criterion, calib=calib, run=run, seed=seed, store=store, tick=tick)
+    by_images = CRITERIA[criterion].needs_images
     return SweepSpec(
-        summary=summarize(model, {criterion: rank(model, criterion)}),
+        summary=summarize(model, {criterion: ranking}),
         criterion=criterion,
         ratios=check_ratios(tuple(ratios)),
         conditions=conditions_of(model, data, run or Run()),
         ids=data.ids,
+        calib=digest([calib.transform, *calib.ids]) if calib and by_images else "",
+        seed=seed,
     )
 
 
@@ -68,6 +76,8 @@ def sweep(
     ratios: Sequence[float] = DEFAULT_RATIOS,
     criterion: str = DEFAULT_CRITERION,
     run: Run | None = None,
+    calib: EvalSet | None = None,
+    seed: int = 0,
     store: Store | None = None,
     progress: Progress = silent,
     tick: Tick = go_on,
@@ -83,6 +93,8 @@ def sweep(
         ratios: Prune ratios (fraction removed), each in [0, 1).
         criterion: Importance criterion that ranks the units.
         run: Device, batch, precision; the defaults when None.
+        calib: Images for criteria that need some, e.g. ``load_data(spec, split="calib")``.
+        seed: For the criterion ``random``; named in the table.
         store: Where cells are kept; a temporary one when None.
         progress: Called with (cells done, cells in all, what) after each.
         tick: Called before each batch; may raise ``CancelledError`` to stop.
@@ -92,10 +104,14 @@ def sweep(
 
     Raises:
         InvalidRatioError: If a ratio is outside [0, 1).
-        DataError: If the data is a test split or does not fit the model.
+        DataError: If the data is a test split or does not fit the model, or the criterion needs
+            calibration images.
     """
     run = run or Run()
-    spec = make_spec(model, data, ratios=ratios, criterion=criterion, run=run)
+    spec = make_spec(
+        model, data, ratios=ratios, criterion=criterion, run=run, calib=calib, seed=seed,
+        store=store, tick=tick,
+    )  # fmt: skip
     if store is not None:
         save_spec(store, spec)
         return run_spec(spec, model, data, run=run, store=store, progress=progress, tick=tick)

@@ -61,6 +61,8 @@ class SweepSpec(Record):
     ratios: tuple[float, ...]
     conditions: Conditions
     ids: tuple[str, ...] = field(repr=False)  # images, in order
+    calib: str = ""  # digest of the images that the ranking was made on; none: of weights alone
+    seed: int = 0
 
     @property
     def key(self) -> str:
@@ -68,7 +70,8 @@ class SweepSpec(Record):
         c = self.conditions
         parts = [self.summary.weights_hash, self.criterion, list(self.ratios), list(self.ids)]
         batches = batches_key(self.summary.batch_coupled, c.batch, self.ids)
-        return "sweep/" + digest([*parts, c.T, c.precision, c.transform, batches])
+        chosen_on = [self.calib, self.seed] if self.calib or self.seed else []
+        return "sweep/" + digest([*parts, c.T, c.precision, c.transform, batches, *chosen_on])
 
     def cells(self) -> Iterator[Cell]:
         """All cells, coarse to fine: the middle ratio of every group first, then the others."""
@@ -175,4 +178,5 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
         ratios=spec.ratios,
         baseline_accuracy=baseline.select(spec.ids).accuracy(spec.cluster),
         rows=tuple(rows),
+        seed=spec.seed,
     )
