@@ -20,8 +20,9 @@ from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, U
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
+from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.planners import POLICIES, SCOPES
-from psvit_core.records import Interval, Measurement, PrunePlan, SensitivityTable
+from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
@@ -104,8 +105,9 @@ def _groups(options: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[Result, str]:
+    energy = energy_model(options.energy, options.energy_mac, options.energy_ac)
     engine = _engine(options)
-    result = tasks.evaluate(engine)
+    result = at_energy(tasks.evaluate(engine, profile=options.profile), energy)
     published = tasks.compare_published(engine.card, result)
     document = result.to_dict()
     if published:
@@ -247,18 +249,41 @@ def _percent(interval: Interval) -> str:
 
 def _measurement_text(m: Measurement) -> str:
     c = m.conditions
+    energy = f"{m.energy_pj / 1e6:.2f} uJ"
     how = f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}"
     lines = [
         f"accuracy  {_percent(m.accuracy)} (95 %)",
         f"measured  {c.data} {c.split}, {c.n_images} images, {how}",
         f"size      {_size_text(m.size.to_dict())}, memory saving {m.memory_saving:.2%}",
-        f"compute   {m.sops:,.0f} SOPs an image, theoretical {m.energy_pj / 1e6:.2f} uJ",
+        f"compute   {m.sops:,.0f} SOPs an image, theoretical {energy} ({m.energy_model.name})",
     ]
     if m.drop is not None:
         lines.append(
             f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired"
         )
+    if m.profile is not None:
+        lines += _profile_lines(m.profile)
     return "\n".join(lines)
+
+
+def _profile_lines(profile: Profile) -> list[str]:
+    """Run-time memory and latency, each with how it is meant."""
+    m = profile.machine
+    peaks = profile.peak_activation_bytes.items()
+    lines = [
+        f"state     {profile.state_bytes:,} bytes of membrane potentials an image",
+        "peak      " + ", ".join(f"batch {b}: {n / 1e6:.2f} MB" for b, n in peaks)
+        + " of activations",
+    ]  # fmt: skip
+    lines += [
+        f"latency   batch {batch}: {t.median:.2f} ms [quartiles {t.low:.2f}, {t.high:.2f}], "
+        f"{t.n_runs} runs"
+        for batch, t in profile.latency_ms.items()
+    ]
+    return [
+        *lines,
+        f"          on {m.processor} ({m.device}), {m.threads} threads, {m.kernels} LIF",
+    ]
 
 
 def _published_text(line: str, inside: bool) -> str:
@@ -302,6 +327,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", _evaluate, "measure a model")
     _model_arguments(evaluate)
     _data_arguments(evaluate)
+    evaluate.add_argument(
+        "--profile", action="store_true", help="also run-time memory and latency on this machine"
+    )
+    evaluate.add_argument(
+        "--energy", default=next(iter(ENERGY_MODELS)), metavar="NAME",
+        help=f"energy model: {', '.join(ENERGY_MODELS)}",
+    )  # fmt: skip
+    evaluate.add_argument("--energy-mac", type=float, metavar="PJ", help="pJ an MAC, instead")
+    evaluate.add_argument("--energy-ac", type=float, metavar="PJ", help="pJ an accumulate, instead")
 
     sweep = add("sweep", _sweep, "measure every group at every prune ratio; resumes")
     _model_arguments(sweep)

@@ -19,6 +19,7 @@ from psvit_core.files import check_writable
 from psvit_core.records import (
     Measurement,
     ModelSummary,
+    Partial,
     PrunePlan,
     Record,
     SensitivityTable,
@@ -185,12 +186,20 @@ def refused_groups(engine: Engine) -> dict[str, str]:
 
 
 def evaluate(
-    engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None
+    engine: Engine,
+    plan: PrunePlan | None = None,
+    tick: Tick = lambda: None,
+    *,
+    profile: bool = False,
+    partial: Callable[[Partial], None] | None = None,
 ) -> Measurement:
-    """Measure the model, or what a plan makes of it."""
+    """Measure the model, or what a plan makes of it; see ``evaluate.measure``."""
     from psvit_core.evaluate import measure
 
-    return measure(engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick)
+    return measure(
+        engine.model, engine.data, plan, run=engine.run, store=engine.store, profile=profile,
+        tick=tick, partial=partial,
+    )  # fmt: skip
 
 
 def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool] | None:
