@@ -19,8 +19,10 @@ from tqdm import tqdm
 from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
+from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
 from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
+from psvit_core.pareto import ParetoArchive
 from psvit_core.planners import POLICIES, SCOPES
 from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
@@ -201,6 +203,37 @@ def _prune(options: argparse.Namespace) -> tuple[Result, str]:
     return result, text
 
 
+def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
+    check_writable(options.out)
+    if options.csv is not None:
+        check_writable(options.csv)
+    settings = ParetoSettings(
+        policies=tuple(options.policies or POLICIES),
+        savings=options.savings,
+        max_drops=options.max_drops,
+        scopes=options.scope,
+        ratios=check_ratios(options.ratios),
+        criterion=options.criterion,
+        round_to=options.round_to,
+        recover=options.recover,
+        profile=options.profile,
+    )
+    table = SensitivityTable.load(options.sweep) if options.sweep else None
+    engine = _engine(options)
+    with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        archive = run_pareto(engine, settings, table, progress)
+    archive.save(options.out)
+    if options.csv is not None:
+        archive.save_csv(options.csv)
+    return archive.to_dict(), f"{options.out}: {_archive_text(archive)}"
+
+
 # ---- helpers ---------------------------------------------------------------------------------
 
 
@@ -286,6 +319,24 @@ def _profile_lines(profile: Profile) -> list[str]:
     ]
 
 
+def _archive_text(archive: ParetoArchive) -> str:
+    """The front of accuracy against bytes, one line a plan."""
+    front, knee = archive.front(), archive.knee()
+    lines = [f"{len(archive.points)} measured plans, {len(front)} on the front of bytes"]
+    for p in front:
+        m, way = p.point.measurement, p.point.made[0]
+        marks = ("  overlaps a neighbour" if p.overlaps else "") + ("  knee" if p == knee else "")
+        lines.append(
+            f"{m.size.bytes / 1e6:9.3f} MB  saves {m.memory_saving:6.2%}  "
+            f"{_percent(m.accuracy)}  {way.policy}{marks}"
+        )
+    lines += [
+        f"not reached: {u.made.policy} ({u.made.scope}), {u.made.target}: {u.reason}"
+        for u in archive.unreached
+    ]
+    return "\n".join(lines)
+
+
 def _published_text(line: str, inside: bool) -> str:
     if inside:
         return f"baseline  {line}"
@@ -300,8 +351,12 @@ def _ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InvalidRatioError(
-            f"--ratios is a list of fractions removed, such as 0.25,0.5; got {text!r}."
+            f"Ratios and targets are lists of fractions, such as 0.25,0.5; got {text!r}."
         ) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -359,6 +414,24 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
     plan.add_argument("--measure", type=int, metavar="N", help="measure on N images (default all)")
     plan.add_argument("--out", required=True, help="JSON file for the plan")
+
+    pareto = add("pareto", _pareto, "measure policies x targets and keep the front; resumes")
+    _model_arguments(pareto)
+    _data_arguments(pareto)
+    pareto.add_argument("--policies", type=_names, help=f"of {', '.join(POLICIES)} (all)")
+    pareto.add_argument("--savings", type=_ratios, default=DEFAULT_SAVINGS, help="memory savings")
+    pareto.add_argument("--max-drops", type=_ratios, default=(), help="accuracy drops as targets")
+    pareto.add_argument("--scope", type=_names, default=("all",), help=f"of {', '.join(SCOPES)}")
+    pareto.add_argument(
+        "--recover", default="none", help="recovery after pruning; so far only none"
+    )
+    pareto.add_argument("--sweep", help="table written by sweep; swept now where not given")
+    pareto.add_argument("--ratios", type=_ratios, default=DEFAULT_RATIOS, help="of that sweep")
+    pareto.add_argument("--criterion", default="l2", help="of that sweep")
+    pareto.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
+    pareto.add_argument("--profile", action="store_true", help="also latency and memory here")
+    pareto.add_argument("--csv", metavar="F", help="also a table for spreadsheets")
+    pareto.add_argument("--out", required=True, help="JSON file for the archive")
 
     prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
     _model_arguments(prune)

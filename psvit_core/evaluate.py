@@ -239,7 +239,8 @@ def measure(
     """
     run = run or Run()
     summary = summary or summarize(model, {})
-    subject = apply_plan(model, plan) if plan else model
+    if plan:
+        plan.check(summary.groups, summary.weights_hash)
     conditions = conditions_of(model, data, run)
     kept = {group: list(units) for group, units in plan.kept.items()} if plan else {}
     key = "measurement/" + digest(
@@ -258,19 +259,18 @@ def measure(
         result = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
     else:
         watch = _Watch(partial) if partial else None
-        result = _measured(model, subject, data, plan, run, store, summary, tick, watch)
+        result = _measured(model, data, plan, run, store, summary, tick, watch)
         if store:
             store.put(key, result.to_dict())
     if profile:
         parts = [ENGINE_VERSION, summary.weights_hash, kept, model.T, run.precision, run.batch]
-        found = _profiled(place(subject, run), data, run, store, [*parts, len(data)], tick)
+        found = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
         result = dataclasses.replace(result, profile=found)
     return result
 
 
 def _measured(
     model: SpikingModel,
-    subject: SpikingModel,
     data: EvalSet,
     plan: PrunePlan | None,
     run: Run,
@@ -279,7 +279,8 @@ def _measured(
     tick: Tick,
     watch: _Watch | None,
 ) -> Measurement:
-    """Run ``subject`` (``model`` itself, or what ``plan`` makes of it), and the baseline."""
+    """Run the model, or what ``plan`` makes of it, and the baseline."""
+    subject = apply_plan(model, plan) if plan else model
     base = None
     if plan:
         on_baseline = watch.baseline(len(data)) if watch else lambda done, total: None
@@ -317,15 +318,21 @@ def _measured(
 
 
 def _profiled(
-    model: SpikingModel, data: EvalSet, run: Run, store: Store | None, parts: list[object],
+    model: SpikingModel,
+    data: EvalSet,
+    plan: PrunePlan | None,
+    run: Run,
+    store: Store | None,
+    parts: list[object],
     tick: Tick,
-) -> Profile:  # fmt: skip
-    """The profile of a placed model; kept for this machine only, since times are its own."""
+) -> Profile:
+    """The profile of the model or of what ``plan`` makes of it, kept for this machine only."""
     key = "profile/" + digest([*parts, machine(run.device).to_dict()])
     known = store.get(key) if store else None
     if known:
         return Profile.from_dict(known)
-    found = profile_of(model, data, run, tick=tick)
+    subject = apply_plan(model, plan) if plan else model
+    found = profile_of(place(subject, run), data, run, tick=tick)
     if store:
         store.put(key, found.to_dict())
     return found
