@@ -466,7 +466,7 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
 
 def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:
     command.add_argument(
-        "--data", metavar="SPEC", help="digits, (cifar10|folder|imagenet):DIR or npz:FILE"
+        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
     )
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:
