@@ -228,6 +228,8 @@ def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
             bar.update(done - bar.n)
 
         archive = run_pareto(engine, settings, table, progress)
+    if not options.all:
+        archive = archive.chosen()
     archive.save(options.out)
     if options.csv is not None:
         archive.save_csv(options.csv)
@@ -430,6 +432,7 @@ def _parser() -> argparse.ArgumentParser:
     pareto.add_argument("--criterion", default="l2", help="of that sweep")
     pareto.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
     pareto.add_argument("--profile", action="store_true", help="also latency and memory here")
+    pareto.add_argument("--all", action="store_true", help="write also plans tried on the way")
     pareto.add_argument("--csv", metavar="F", help="also a table for spreadsheets")
     pareto.add_argument("--out", required=True, help="JSON file for the archive")
 

@@ -169,6 +169,18 @@ class ParetoArchive(Record):
             for i, (value, _, point) in enumerate(best)
         )
 
+    def chosen(self) -> ParetoArchive:
+        """Only the plans that were chosen, and those on a front of any axis.
+
+        A planner that measures tries hundreds of plans on its way; the store keeps them all.
+        """
+        best = {p.point.point_id for axis in AXES for p in self.front(axis)}
+        kept = (
+            p for p in self.points
+            if p.point_id in best or not all(way.tried for way in p.made)
+        )  # fmt: skip
+        return dataclasses.replace(self, points=tuple(kept))
+
     def knee(self, axis: str = "bytes") -> FrontPoint | None:
         """Where giving up more accuracy begins to save little: the front's farthest bulge.
 

@@ -149,6 +149,8 @@ def _typed(hint: Any, value: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"expected a list, got {value!r:.40}")
+        if arguments == (int, ...) and all(type(item) is int for item in value):
+            return tuple(value)  # kept units: by far the most values of a plan
         if arguments[-1] is Ellipsis:
             return tuple(_typed(arguments[0], item) for item in value)
         return tuple(_typed(a, item) for a, item in zip(arguments, value, strict=True))

@@ -173,6 +173,17 @@ def test_equal_plans_are_one_point_with_all_ways(tmp_path: Path) -> None:
     assert find_archives(store, "cd") == []
 
 
+def test_chosen_leaves_out_what_was_only_tried() -> None:
+    ways = (Made(policy="p"), Made(policy="p", tried=True))
+    made = [((ways[0],), 0.1), (ways, 0.2), ((ways[1],), 0.9), ((ways[1],), 0.3)]
+    points = tuple(
+        ParetoPoint(measurement=measurement(i, accuracy, 5), made=how)
+        for i, (how, accuracy) in enumerate(made)
+    )
+    archive = dataclasses.replace(archive_of(), points=points)
+    assert archive.chosen().points == points[:3]  # the third stands on the front
+
+
 @pytest.mark.parametrize(
     "change",
     [
