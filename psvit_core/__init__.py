@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from psvit_core.evaluate import measure
     from psvit_core.export.pruned import save_pruned
     from psvit_core.groups import find_groups, plan_from_kept
+    from psvit_core.pareto import ParetoArchive
     from psvit_core.planners import make_plan
     from psvit_core.records import (
         ChannelGroup,
@@ -40,6 +41,7 @@ _HOMES = {
     "ChannelGroup": "records",
     "EvalSet": "data",
     "Measurement": "records",
+    "ParetoArchive": "pareto",
     "PrunePlan": "records",
     "PsvitError": "errors",
     "Run": "runtime",
@@ -67,6 +69,7 @@ __all__ = [
     "ChannelGroup",
     "EvalSet",
     "Measurement",
+    "ParetoArchive",
     "PrunePlan",
     "PsvitError",
     "Run",

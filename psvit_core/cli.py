@@ -19,9 +19,12 @@ from tqdm import tqdm
 from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
+from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
 from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
+from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
+from psvit_core.pareto import ParetoArchive
 from psvit_core.planners import POLICIES, SCOPES
-from psvit_core.records import Interval, Measurement, PrunePlan, SensitivityTable
+from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
@@ -104,8 +107,9 @@ def _groups(options: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[Result, str]:
+    energy = energy_model(options.energy, options.energy_mac, options.energy_ac)
     engine = _engine(options)
-    result = tasks.evaluate(engine)
+    result = at_energy(tasks.evaluate(engine, profile=options.profile), energy)
     published = tasks.compare_published(engine.card, result)
     document = result.to_dict()
     if published:
@@ -204,6 +208,39 @@ def _prune(options: argparse.Namespace) -> tuple[Result, str]:
     return result, text
 
 
+def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
+    check_writable(options.out)
+    if options.csv is not None:
+        check_writable(options.csv)
+    settings = ParetoSettings(
+        policies=tuple(options.policies or POLICIES),
+        savings=options.savings,
+        max_drops=options.max_drops,
+        scopes=options.scope,
+        ratios=check_ratios(options.ratios),
+        criterion=options.criterion,
+        round_to=options.round_to,
+        recover=options.recover,
+        profile=options.profile,
+    )
+    table = SensitivityTable.load(options.sweep) if options.sweep else None
+    engine = _engine(options)
+    with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        archive = run_pareto(engine, settings, table, progress)
+    if not options.all:
+        archive = archive.chosen()
+    archive.save(options.out)
+    if options.csv is not None:
+        archive.save_csv(options.csv)
+    return archive.to_dict(), f"{options.out}: {_archive_text(archive)}"
+
+
 # ---- helpers ---------------------------------------------------------------------------------
 
 
@@ -252,17 +289,58 @@ def _percent(interval: Interval) -> str:
 
 def _measurement_text(m: Measurement) -> str:
     c = m.conditions
+    energy = f"{m.energy_pj / 1e6:.2f} uJ"
     how = f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}"
     lines = [
         f"accuracy  {_percent(m.accuracy)} (95 %)",
         f"measured  {c.data} {c.split}, {c.n_images} images, {how}",
         f"size      {_size_text(m.size.to_dict())}, memory saving {m.memory_saving:.2%}",
-        f"compute   {m.sops:,.0f} SOPs an image, theoretical {m.energy_pj / 1e6:.2f} uJ",
+        f"compute   {m.sops:,.0f} SOPs an image, theoretical {energy} ({m.energy_model.name})",
     ]
     if m.drop is not None:
         lines.append(
             f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired"
         )
+    if m.profile is not None:
+        lines += _profile_lines(m.profile)
+    return "\n".join(lines)
+
+
+def _profile_lines(profile: Profile) -> list[str]:
+    """Run-time memory and latency, each with how it is meant."""
+    m = profile.machine
+    peaks = profile.peak_activation_bytes.items()
+    lines = [
+        f"state     {profile.state_bytes:,} bytes of membrane potentials an image",
+        "peak      " + ", ".join(f"batch {b}: {n / 1e6:.2f} MB" for b, n in peaks)
+        + " of activations",
+    ]  # fmt: skip
+    lines += [
+        f"latency   batch {batch}: {t.median:.2f} ms [quartiles {t.low:.2f}, {t.high:.2f}], "
+        f"{t.n_runs} runs"
+        for batch, t in profile.latency_ms.items()
+    ]
+    return [
+        *lines,
+        f"          on {m.processor} ({m.device}), {m.threads} threads, {m.kernels} LIF",
+    ]
+
+
+def _archive_text(archive: ParetoArchive) -> str:
+    """The front of accuracy against bytes, one line a plan."""
+    front, knee = archive.front(), archive.knee()
+    lines = [f"{len(archive.points)} measured plans, {len(front)} on the front of bytes"]
+    for p in front:
+        m, way = p.point.measurement, p.point.made[0]
+        marks = ("  overlaps a neighbour" if p.overlaps else "") + ("  knee" if p == knee else "")
+        lines.append(
+            f"{m.size.bytes / 1e6:9.3f} MB  saves {m.memory_saving:6.2%}  "
+            f"{_percent(m.accuracy)}  {way.policy}{marks}"
+        )
+    lines += [
+        f"not reached: {u.made.policy} ({u.made.scope}), {u.made.target}: {u.reason}"
+        for u in archive.unreached
+    ]
     return "\n".join(lines)
 
 
@@ -280,8 +358,12 @@ def _ratios(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InvalidRatioError(
-            f"--ratios is a list of fractions removed, such as 0.25,0.5; got {text!r}."
+            f"Ratios and targets are lists of fractions, such as 0.25,0.5; got {text!r}."
         ) from None
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -307,6 +389,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", _evaluate, "measure a model")
     _model_arguments(evaluate)
     _data_arguments(evaluate)
+    evaluate.add_argument(
+        "--profile", action="store_true", help="also run-time memory and latency on this machine"
+    )
+    evaluate.add_argument(
+        "--energy", default=next(iter(ENERGY_MODELS)), metavar="NAME",
+        help=f"energy model: {', '.join(ENERGY_MODELS)}",
+    )  # fmt: skip
+    evaluate.add_argument("--energy-mac", type=float, metavar="PJ", help="pJ an MAC, instead")
+    evaluate.add_argument("--energy-ac", type=float, metavar="PJ", help="pJ an accumulate, instead")
 
     sweep = add("sweep", _sweep, "measure every group at every prune ratio; resumes")
     _model_arguments(sweep)
@@ -347,6 +438,25 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--measure", type=int, metavar="N", help="measure on N images (default all)")
     plan.add_argument("--out", required=True, help="JSON file for the plan")
 
+    pareto = add("pareto", _pareto, "measure policies x targets and keep the front; resumes")
+    _model_arguments(pareto)
+    _data_arguments(pareto)
+    pareto.add_argument("--policies", type=_names, help=f"of {', '.join(POLICIES)} (all)")
+    pareto.add_argument("--savings", type=_ratios, default=DEFAULT_SAVINGS, help="memory savings")
+    pareto.add_argument("--max-drops", type=_ratios, default=(), help="accuracy drops as targets")
+    pareto.add_argument("--scope", type=_names, default=("all",), help=f"of {', '.join(SCOPES)}")
+    pareto.add_argument(
+        "--recover", default="none", help="recovery after pruning; so far only none"
+    )
+    pareto.add_argument("--sweep", help="table written by sweep; swept now where not given")
+    pareto.add_argument("--ratios", type=_ratios, default=DEFAULT_RATIOS, help="of that sweep")
+    pareto.add_argument("--criterion", default="l2", help="of that sweep")
+    pareto.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
+    pareto.add_argument("--profile", action="store_true", help="also latency and memory here")
+    pareto.add_argument("--all", action="store_true", help="write also plans tried on the way")
+    pareto.add_argument("--csv", metavar="F", help="also a table for spreadsheets")
+    pareto.add_argument("--out", required=True, help="JSON file for the archive")
+
     prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
     _model_arguments(prune)
     _data_arguments(prune)
@@ -380,7 +490,7 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
 
 def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:
     command.add_argument(
-        "--data", metavar="SPEC", help="digits, (cifar10|folder|imagenet):DIR or npz:FILE"
+        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
     )
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:

@@ -31,6 +31,10 @@ class InvalidRatioError(PsvitError):
     """A prune ratio or a target outside its range."""
 
 
+class InvalidEnergyError(PsvitError):
+    """An energy constant that is no amount of energy."""
+
+
 class InvalidPlanError(PsvitError):
     """A plan that does not fit the model that it is used on."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,9 +12,11 @@ import numpy as np
 import torch
 
 from psvit_core.data import EvalSet
+from psvit_core.data.evalset import stratified_order
 from psvit_core.errors import DataError
 from psvit_core.groups import summarize
 from psvit_core.metrics.energy import energy_pj
+from psvit_core.metrics.profile import machine, profile_of
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import (
     Array,
@@ -23,7 +27,14 @@ from psvit_core.outcomes import (
     outcome_key,
     save_outcome,
 )
-from psvit_core.records import Conditions, Measurement, ModelSummary, PrunePlan
+from psvit_core.records import (
+    Conditions,
+    Measurement,
+    ModelSummary,
+    Partial,
+    Profile,
+    PrunePlan,
+)
 from psvit_core.runtime import Run
 from psvit_core.size import memory_saving, plan_size, real_macs
 from psvit_core.store import ENGINE_VERSION, Store, digest
@@ -32,10 +43,17 @@ from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
 
 Tick = Callable[[], None]  # called before each batch; raises to stop
+Seen = Callable[[Array], None]  # called after each batch with its logits
+
+_PARTIAL_SECONDS = 0.5  # partial results are told at most this often, the first at once
 
 
 def go_on() -> None:
     """Never stop."""
+
+
+def keep_nothing(logits: Array) -> None:
+    """Look at no batch."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,7 @@ def predict(
     *,
     widths: Mapping[str, int] | None = None,
     tick: Tick = go_on,
+    seen: Seen = keep_nothing,
 ) -> Prediction:
     """Run a model over all images of ``data``, each from zero state.
 
@@ -72,6 +91,7 @@ def predict(
         run: Device, batch, precision; the defaults when None.
         widths: Group widths that SOPs are counted at, for a silenced model.
         tick: Called before each batch; may raise to stop.
+        seen: Called after each batch with its logits, (B, num_classes).
 
     Raises:
         DataError: If the data has more classes than the model has outputs.
@@ -88,6 +108,7 @@ def predict(
         for x in data.batches(run.batch, run.dtype, run.workers):
             tick()
             logits.append(model(x.to(run.device)).to(run.dtype).cpu())
+            seen(logits[-1].numpy())
     return Prediction(
         logits=torch.cat(logits).numpy(),
         sops=torch.cat(count.sops).cpu().numpy(),
@@ -115,6 +136,7 @@ class Baseline:
         run: Device, batch, precision.
         store: Where results are kept, or None.
         tick: Called before each batch; may raise to stop.
+        seen: Called after each batch with (images run, images that are to be run).
     """
 
     def __init__(
@@ -124,6 +146,7 @@ class Baseline:
         run: Run,
         store: Store | None = None,
         tick: Tick = go_on,
+        seen: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.key = outcome_key(
             weights_hash(model), {}, transform=data.transform, T=model.T,
@@ -136,9 +159,15 @@ class Baseline:
             self._logits = dict(zip(known["ids"].tolist(), known["logits"], strict=True))
         outcome = load_outcome(store, self.key) if store and known else None
         todo = outcome.missing(data.ids) if outcome else list(range(len(data)))
+        self._n_run = 0
         if todo:
+
+            def count(logits: Array) -> None:
+                self._n_run += len(logits)
+                seen(self._n_run, len(todo))
+
             part = data.take(todo)
-            prediction = predict(model, part, run, tick=tick)
+            prediction = predict(model, part, run, tick=tick, seen=count)
             self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
             fresh = outcome_of(part, prediction, prediction.logits)
             outcome = outcome.joined(fresh) if outcome else fresh
@@ -181,9 +210,14 @@ def measure(
     run: Run | None = None,
     store: Store | None = None,
     summary: ModelSummary | None = None,
+    profile: bool = False,
     tick: Tick = go_on,
+    partial: Callable[[Partial], None] | None = None,
 ) -> Measurement:
     """Measure a model, or what a plan makes of it by real surgery, on all images of ``data``.
+
+    Images are run in an order in which every beginning is a fair sample (``visiting_order``), so
+    that partial results estimate the final one; batch sizes are the run's throughout.
 
     Args:
         model: The model that the plan is for.
@@ -192,7 +226,9 @@ def measure(
         run: Device, batch, precision; the defaults when None.
         store: Where results are kept and taken from, or None.
         summary: ``groups.summarize(model, ...)`` where the caller has it.
+        profile: Also measure run-time memory and latency here; kept with the machine.
         tick: Called before each batch; may raise to stop.
+        partial: Told what the images so far say: after the first batch, then about twice a second.
 
     Returns:
         The measurement; compared with the baseline on the same images where there is a plan.
@@ -203,7 +239,8 @@ def measure(
     """
     run = run or Run()
     summary = summary or summarize(model, {})
-    subject = apply_plan(model, plan) if plan else model
+    if plan:
+        plan.check(summary.groups, summary.weights_hash)
     conditions = conditions_of(model, data, run)
     kept = {group: list(units) for group, units in plan.kept.items()} if plan else {}
     key = "measurement/" + digest(
@@ -219,21 +256,52 @@ def measure(
     )
     known = store.get(key) if store else None
     if known:
-        return Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
-    base = Baseline(place(model, run), data, run, store, tick) if plan else None
-    prediction = predict(place(subject, run), data, run, tick=tick)
-    outcome = outcome_of(data, prediction, base.logits(data) if base else prediction.logits)
+        result = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
+    else:
+        watch = _Watch(partial) if partial else None
+        result = _measured(model, data, plan, run, store, summary, tick, watch)
+        if store:
+            store.put(key, result.to_dict())
+    if profile:
+        parts = [ENGINE_VERSION, summary.weights_hash, kept, model.T, run.precision, run.batch]
+        found = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
+        result = dataclasses.replace(result, profile=found)
+    return result
+
+
+def _measured(
+    model: SpikingModel,
+    data: EvalSet,
+    plan: PrunePlan | None,
+    run: Run,
+    store: Store | None,
+    summary: ModelSummary,
+    tick: Tick,
+    watch: _Watch | None,
+) -> Measurement:
+    """Run the model, or what ``plan`` makes of it, and the baseline."""
+    subject = apply_plan(model, plan) if plan else model
+    base = None
+    if plan:
+        on_baseline = watch.baseline(len(data)) if watch else lambda done, total: None
+        base = Baseline(place(model, run), data, run, store, tick, on_baseline)
+    cluster = run.batch if model.batch_coupled else None
+    order = visiting_order(data, cluster)
+    visited = data.take(order)
+    seen = watch.subject(visited, base, cluster) if watch else keep_nothing
+    prediction = predict(place(subject, run), visited, run, tick=tick, seen=seen)
+    logits = base.logits(visited) if base else prediction.logits
+    outcome = outcome_of(visited, prediction, logits).select(data.ids)
     size = plan_size(summary, plan)
     sops, macs_real = float(outcome.sops.mean()), real_macs(summary, plan)
     if plan:
         saving = memory_saving(summary, plan)
     else:
         saving = 1 - size.bytes / model.provenance.get("origin_bytes", size.bytes)
-    cluster = run.batch if model.batch_coupled else None
-    result = Measurement(
+    return Measurement(
         model=summary.model,
         weights_hash=summary.weights_hash,
-        conditions=conditions,
+        conditions=conditions_of(model, data, run),
         accuracy=outcome.accuracy(cluster),
         size=size,
         sops=sops,
@@ -247,6 +315,96 @@ def measure(
         agreement=outcome.agreement_with(base.outcome) if base else None,
         plan=plan,
     )
+
+
+def _profiled(
+    model: SpikingModel,
+    data: EvalSet,
+    plan: PrunePlan | None,
+    run: Run,
+    store: Store | None,
+    parts: list[object],
+    tick: Tick,
+) -> Profile:
+    """The profile of the model or of what ``plan`` makes of it, kept for this machine only."""
+    key = "profile/" + digest([*parts, machine(run.device).to_dict()])
+    known = store.get(key) if store else None
+    if known:
+        return Profile.from_dict(known)
+    subject = apply_plan(model, plan) if plan else model
+    found = profile_of(place(subject, run), data, run, tick=tick)
     if store:
-        store.put(key, result.to_dict())
-    return result
+        store.put(key, found.to_dict())
+    return found
+
+
+def visiting_order(data: EvalSet, cluster: int | None) -> list[int]:
+    """Positions of ``data`` in an order in which every beginning is a fair sample.
+
+    Data sets are often sorted by class, so their first images say little about all. Seeded and
+    stratified, as ``EvalSet.limit``: the first n images are those of a limit of n.
+
+    Args:
+        data: Images.
+        cluster: Batch size where the images of a batch influence each other: then the batches stay
+            as they are and come in a seeded random order, a short one last.
+    """
+    if cluster is None:
+        return stratified_order(data.labels)
+    whole = len(data) // cluster
+    starts = np.random.RandomState(0).permutation(whole) * cluster
+    order = [int(start) + i for start in starts for i in range(cluster)]
+    return order + list(range(whole * cluster, len(data)))
+
+
+class _Watch:
+    """Makes partial results of the batches so far, seldom enough to cost little."""
+
+    def __init__(self, tell: Callable[[Partial], None]) -> None:
+        self._tell = tell
+        self._next = 0.0  # on the clock of time.monotonic
+        self._before = 0  # images of the baseline that were run
+
+    def baseline(self, n_images: int) -> Callable[[int, int], None]:
+        """What the baseline's run is watched with; ``n_images`` are to come after it."""
+
+        def seen(done: int, todo: int) -> None:
+            self._before = done
+            self._when_due(lambda: Partial(done=done, total=todo + n_images))
+
+        return seen
+
+    def subject(self, data: EvalSet, base: Baseline | None, cluster: int | None) -> Seen:
+        """What the measured model's run over ``data`` is watched with."""
+        predictions: list[int] = []
+        self._next = 0.0  # its first batch is told at once
+
+        def estimate() -> Partial:
+            n = len(predictions)
+            nothing = np.zeros(n)
+            outcome = Outcome(
+                ids=np.array(data.ids[:n]), labels=np.array(data.labels[:n]),
+                predictions=np.array(predictions), kl=nothing, sops=nothing,
+            )  # fmt: skip
+            return Partial(
+                done=self._before + n,
+                total=self._before + len(data),
+                n_images=n,
+                accuracy=outcome.accuracy(cluster),
+                drop=outcome.drop_from(base.outcome, cluster) if base else None,
+            )
+
+        def seen(logits: Array) -> None:
+            predictions.extend(logits.argmax(axis=1).tolist())
+            if len(predictions) < len(data):  # the whole is no partial result
+                self._when_due(estimate)
+
+        return seen
+
+    def _when_due(self, make: Callable[[], Partial]) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._tell(make())
+        cost = time.monotonic() - now  # a bootstrap over many batches takes its time
+        self._next = time.monotonic() + max(_PARTIAL_SECONDS, 10 * cost)

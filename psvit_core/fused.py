@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,6 +40,22 @@ def use_compiled(on: bool = True) -> bool:
     global _compiled
     _compiled = on and _compiled_kernels_agree()
     return _compiled
+
+
+def kernels() -> str:
+    """Which kernels this process uses now: ``compiled`` or ``plain``."""
+    return "compiled" if _compiled else "plain"
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Use no compiled kernels inside the block."""
+    global _compiled
+    before, _compiled = _compiled, False
+    try:
+        yield
+    finally:
+        _compiled = before
 
 
 @functools.cache

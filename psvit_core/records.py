@@ -149,6 +149,8 @@ def _typed(hint: Any, value: Any) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"expected a list, got {value!r:.40}")
+        if arguments == (int, ...) and all(type(item) is int for item in value):
+            return tuple(value)  # kept units: by far the most values of a plan
         if arguments[-1] is Ellipsis:
             return tuple(_typed(arguments[0], item) for item in value)
         return tuple(_typed(a, item) for a, item in zip(arguments, value, strict=True))
@@ -364,6 +366,55 @@ class Conditions(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnergyModel(Record):
+    """What one operation costs; arithmetic only, no memory access."""
+
+    name: str
+    mac_pj: float  # multiply-accumulate of a layer that reads real values, pJ
+    sop_pj: float  # accumulate that a spike triggers, pJ
+    source: str = ""
+
+
+ENERGY_45NM = EnergyModel(
+    name="45nm-fp32",
+    mac_pj=4.6,
+    sop_pj=0.9,
+    source="Horowitz 2014 (ISSCC), 32-bit float; the figures of the Spikformer and SDT papers",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quartiles(Record):
+    """A measured number over several runs, in the unit that its owner says."""
+
+    median: float
+    low: float  # 25th percentile
+    high: float  # 75th percentile
+    n_runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Record):
+    """Where a time was measured; names no host."""
+
+    device: str  # cpu or cuda
+    processor: str  # its model name
+    threads: int  # torch's, for one operation
+    torch: str  # version
+    kernels: str  # of the LIF neurons: plain or compiled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Record):
+    """Memory at run time and latency; dictionaries are keyed by images a batch."""
+
+    state_bytes: int  # membrane potentials of one image: neurons with state x bytes
+    peak_activation_bytes: dict[str, int]  # most bytes of live tensors, weights left out
+    latency_ms: dict[str, Quartiles]  # one forward pass of a batch
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement(Record):
     """Measured facts of one model or plan, beside the baseline on the same images."""
 
@@ -376,7 +427,7 @@ class Measurement(Record):
     size: Size
     sops: float  # accumulates triggered by spikes, one image, all T
     macs_real: float  # multiply-accumulates of layers that read real values, one image, all T
-    energy_pj: float  # theoretical, arithmetic only
+    energy_pj: float  # theoretical, arithmetic only, by ``energy_model``
     firing: dict[str, float]  # neuron layer -> firing rate
     memory_saving: float = 0.0  # 1 - bytes / bytes of the unpruned model
     # Against the baseline on the same images; None where there is no other model to compare with.
@@ -385,6 +436,19 @@ class Measurement(Record):
     kl: float | None = None  # mean KL divergence from the baseline's outputs, nats
     agreement: float | None = None  # fraction of images with the baseline's prediction
     plan: PrunePlan | None = None
+    energy_model: EnergyModel = ENERGY_45NM
+    profile: Profile | None = None  # measured by request, on one machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial(Record):
+    """A measurement on its way: what the images so far say."""
+
+    done: int  # images run, the baseline's included
+    total: int  # of so many
+    n_images: int = 0  # that the estimates stand on
+    accuracy: Interval | None = None  # fraction; None while the baseline is run
+    drop: Interval | None = None  # percentage points, paired; None without a plan
 
 
 @dataclass(frozen=True, kw_only=True)

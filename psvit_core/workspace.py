@@ -7,17 +7,22 @@ background worker (``jobs``), and its results are read from the store.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.tasks import PlanSettings, Subject, SweepSettings
+from psvit_core.pareto import ParetoArchive, find_archives, read_archive
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
     Measurement,
     ModelSummary,
     PrunePlan,
+    Record,
     SensitivityTable,
     Size,
 )
@@ -25,6 +30,21 @@ from psvit_core.sensitivity.table import SweepSpec, load_spec, read_table, sweep
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
 from psvit_core.zoo.cards import ModelCard, list_models, model_card, shipped_summary
+
+#: What of a subject decides the model; the rest decides the images and how they are run.
+_OF_THE_MODEL = (
+    "model", "checkpoint", "plugin", "image_size", "num_heads", "time_steps", "ema",
+)  # fmt: skip
+
+R = TypeVar("R", bound=Record)
+
+
+def _readable(kind: type[R], data: object) -> R | None:
+    """The record in ``data``; None where there is none or another version wrote it."""
+    try:
+        return kind.from_dict(data)
+    except RecordError:
+        return None
 
 
 class Workspace:
@@ -52,10 +72,34 @@ class Workspace:
         """The model's summary, shipped or kept; None until ``request_summary`` is done."""
         if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
             return shipped
-        for job in self.jobs("summary"):
-            if job.state == "done":
-                return ModelSummary.from_dict(job.result["summary"])
+        for job in client.list_jobs(self.store):
+            if job.task == "summary" and job.state == "done" and self._same_model(job):
+                found = _readable(ModelSummary, job.result.get("summary"))
+                if found is not None:
+                    return found
         return None
+
+    def _same_model(self, job: Job) -> bool:
+        """Whether a job was on this very model, whatever the images."""
+        theirs = _readable(Subject, job.params.get("subject"))
+        return theirs is not None and all(
+            getattr(theirs, name) == getattr(self.subject, name) for name in _OF_THE_MODEL
+        )
+
+    def _same_numbers(self, job: Job) -> bool:
+        """Whether what a job measured holds for this subject: same model, images and run."""
+        theirs = _readable(Subject, job.params.get("subject"))
+        return theirs is not None and self._decided(theirs) == self._decided(self.subject)
+
+    def _decided(self, subject: Subject) -> Subject:
+        """A subject with the card's values for what it leaves open, and without what is no matter.
+
+        How many processes decode the images changes no number.
+        """
+        data, batch = subject.data, subject.batch
+        if self.card is not None and subject.model == self.card.name:
+            data, batch = data or self.card.data, batch or self.card.batch
+        return dataclasses.replace(subject, data=data, batch=batch, workers=0)
 
     def request_summary(self) -> Job:
         """Have the worker describe the model."""
@@ -108,21 +152,30 @@ class Workspace:
 
     # ---- measurements, plans, exports ----------------------------------------------------------
 
-    def measure(self, plan: PrunePlan | None) -> Job:
-        """Measure a plan (None: the model itself) in the background."""
+    def measure(self, plan: PrunePlan | None, *, profile: bool = False) -> Job:
+        """Measure a plan (None: the model itself) in the background.
+
+        While it runs, ``Job.partial`` says what the images so far show.
+
+        Args:
+            plan: The plan.
+            profile: Also run-time memory and latency on the worker's machine.
+        """
         what = f"plan of {len(plan.kept)} groups" if plan else "unpruned model"
-        params = {"plan": plan.to_dict() if plan else None}
+        params: dict[str, Any] = {"plan": plan.to_dict() if plan else None}
+        if profile:
+            params["profile"] = True
         return self._submit("measure", f"Measure {what}", params)
 
     def measurement(self, plan: PrunePlan | None) -> Measurement | None:
         """The newest measurement of a plan with these kept units on this subject, if any."""
         kept = plan.kept if plan else None
-        for job in self.jobs("measure", "plan"):
-            data = job.result.get("measurement") if job.state == "done" else None
-            if data is None:
+        for job in client.list_jobs(self.store):
+            done = job.task in ("measure", "plan") and job.state == "done"
+            if not (done and self._same_numbers(job)):
                 continue
-            found = Measurement.from_dict(data)
-            if (found.plan.kept if found.plan else None) == kept:
+            found = _readable(Measurement, job.result.get("measurement"))
+            if found and (found.plan.kept if found.plan else None) == kept:
                 return found
         return None
 
@@ -130,6 +183,48 @@ class Workspace:
         """Have a planner choose and measure a plan in the background."""
         params = {"sweep_key": spec.key, "settings": settings.to_dict()}
         return self._submit("plan", f"Plan by {settings.policy}", params)
+
+    # ---- the archive of measured plans ---------------------------------------------------------
+
+    def start_pareto(self, settings: ParetoSettings, spec: SweepSpec | None = None) -> Job:
+        """Measure policies x targets into the archive in the background.
+
+        Args:
+            settings: What to measure.
+            spec: A finished sweep to plan from; swept first when None.
+        """
+        params: dict[str, Any] = {"settings": settings.to_dict()}
+        if spec is not None:
+            params["sweep_key"] = spec.key
+        title = f"Front of {self.subject.model}: {len(list(settings.cells()))} plans"
+        return self._submit("pareto", title, params)
+
+    def archive(self, split: str | None = None) -> ParetoArchive | None:
+        """All measured plans of this model and data so far; None without one.
+
+        Where several numbers of images were measured, the subject's limit decides, else the
+        archive of most images; they are never mixed.
+
+        Args:
+            split: Another split than the subject's: ``test`` to judge what was planned.
+        """
+        summary, s = self.summary(), self._decided(self.subject)
+        if summary is None:
+            return None
+        transform = self.card.at(s.image_size).transform.name if self.card else None
+        steps = s.time_steps or summary.T
+        heads = [
+            head
+            for head in find_archives(self.store, summary.weights_hash)
+            if (head.split, head.precision) == (split or s.split, s.precision)
+            and head.data == (s.data or head.data)
+            and head.transform == (transform or head.transform)
+            and head.batch in (None, s.batch)
+            and s.limit in (None, head.n_images)
+            and (s.time_steps is None or steps == head.T)  # frames bring their own
+        ]
+        heads.sort(key=lambda head: steps != head.T)
+        return read_archive(self.store, heads[0]) if heads else None
 
     def export(self, plan: PrunePlan, file_name: str) -> Job:
         """Prune and write the checkpoint in the background."""

@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("surgery", "evaluate"),
     ("sensitivity", "planners", "recover", "finetune"),
     ("export", "custom"),
-    ("jobs", "pareto", "workspace", "cli", "__main__"),
+    ("pareto", "jobs", "workspace", "cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 SCREEN = {"streamlit", "plotly"}
@@ -47,7 +47,9 @@ TORCH_FREE = (
     "psvit_core.planners",
     "psvit_core.workspace",
     "psvit_core.zoo.cards",
+    "psvit_core.pareto",
     "psvit_core.jobs.tasks",
+    "psvit_core.jobs.fronts",
 )
 MAX_PAGE_LINES = 120
 

@@ -315,7 +315,8 @@ def test_unknown_data_offers_the_nearest(spec: str, nearest: str) -> None:
 @pytest.mark.parametrize("spec", ["", ":", "??"])
 def test_unknown_data_lists_what_there_is(spec: str) -> None:
     with pytest.raises(
-        UnknownNameError, match="cifar10:DIR, digits, folder:DIR, imagenet:DIR, npz:FILE"
+        UnknownNameError,
+        match="cifar10:DIR, digits, digits:distorted, folder:DIR, imagenet:DIR, npz:FILE",
     ):
         load_data(spec)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from psvit_core.data.cifar10 import cifar10_source
 from psvit_core.data.digits import digits_arrays, digits_source, digits_split
+from psvit_core.data.distorted import distorted_source
 from psvit_core.data.evalset import N_CALIB, SPLITS, EvalSet, Source
 from psvit_core.data.files import UnreadableImageError
 from psvit_core.data.folder import folder_source
@@ -35,9 +36,13 @@ __all__ = [
     "normalise",
 ]
 
-SPECS = ("digits", "cifar10:DIR", "folder:DIR", "imagenet:DIR", "npz:FILE")
+SPECS = ("digits", "digits:distorted", "cifar10:DIR", "folder:DIR", "imagenet:DIR", "npz:FILE")
 ON_BAD = ("stop", "skip")
 
+_BUILT_IN: dict[str, Callable[[str, Transform], Source]] = {
+    "digits": digits_source,
+    "digits:distorted": distorted_source,
+}
 _PLACED: dict[str, Callable[[Path, str, Transform], Source]] = {
     "cifar10": cifar10_source,
     "folder": folder_source,
@@ -60,7 +65,8 @@ def load_data(
     Only the images of the subset are looked at, and none is decoded before it is needed.
 
     Args:
-        spec: ``digits``; ``cifar10:DIR`` (the published batches, python or binary version);
+        spec: ``digits``; ``digits:distorted`` (the same, rotated, scaled, sheared and noisy);
+            ``cifar10:DIR`` (the published batches, python or binary version);
             ``folder:DIR`` (class folders, in DIR or in DIR/SPLIT); ``imagenet:DIR`` (train/ and
             val/); or ``npz:FILE`` (``labels`` [N] and either ``images`` [N, H, W] or
             [N, H, W, C] of uint8, or ``frames`` [N, T, C, H, W] of uint8 or float32).
@@ -86,8 +92,8 @@ def load_data(
 
 def _source(spec: str, split: str, transform: Transform) -> Source:
     kind, _, place = spec.partition(":")
-    if kind == "digits" and not place:
-        return digits_source(split, transform)
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec](split, transform)
     if kind not in _PLACED or not place:
         raise UnknownNameError("data", spec, SPECS)
     return _PLACED[kind](Path(place), split, transform)

@@ -149,10 +149,10 @@ def limited(labels: Sequence[int], n_images: int | None, seed: int = 0) -> list[
         return list(range(len(labels)))
     if n_images < 1:
         raise DataError(f"A limit keeps at least one image; got {n_images}.")
-    return sorted(_stratified_order(labels, seed)[:n_images])
+    return sorted(stratified_order(labels, seed)[:n_images])
 
 
-def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+def stratified_order(labels: Sequence[int], seed: int = 0) -> list[int]:
     """Positions such that every prefix holds the classes in nearly equal shares."""
     random = np.random.RandomState(seed)  # its streams never change between numpy versions
     rank: dict[int, int] = {}

@@ -8,6 +8,8 @@ is read: "running" with no such process any more means interrupted.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import os
 import subprocess
 import sys
@@ -22,13 +24,15 @@ from typing import Any, ClassVar
 import psutil
 from filelock import FileLock, Timeout
 
-from psvit_core.errors import JobError
-from psvit_core.records import Record
+from psvit_core.errors import JobError, RecordError
+from psvit_core.records import Partial, Record
 from psvit_core.store import Store
+
+log = logging.getLogger(__name__)
 
 #: Short jobs that a running sweep lets in between two batches.
 SHORT = ("measure", "export", "summary")
-KINDS = (*SHORT, "sweep", "plan")
+KINDS = (*SHORT, "sweep", "plan", "pareto")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"
 
@@ -55,6 +59,7 @@ class Job(Record):
     what: str = ""  # what was done last
     fresh: int = 0  # done in this run, not found in the store: what a time estimate goes by
     paced: float | None = None  # when the first of them was done: start-up is no pace
+    partial: Partial | None = None  # what a measurement says so far
     error: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -114,9 +119,20 @@ def find_job(store: Store, job_id: str) -> Job:
 
 
 def list_jobs(store: Store) -> list[Job]:
-    """All jobs, newest first."""
-    jobs = [find_job(store, key.removeprefix(_PREFIX)) for key in store.keys(_PREFIX)]
+    """All jobs that this version can read, newest first; others are named once in the log."""
+    jobs = []
+    for key in store.keys(_PREFIX):
+        job_id = key.removeprefix(_PREFIX)
+        try:
+            jobs.append(find_job(store, job_id))
+        except RecordError as error:
+            _log_unreadable(job_id, str(error))
     return sorted(jobs, key=lambda job: job.created, reverse=True)
+
+
+@functools.cache  # lists are asked for several times a second
+def _log_unreadable(job_id: str, reason: str) -> None:
+    log.warning("job %s is left out, since another version wrote it: %s", job_id, reason)
 
 
 def submit(
@@ -160,6 +176,7 @@ def resume(store: Store, job_id: str) -> Job:
         error="",
         fresh=0,
         paced=None,
+        partial=None,
     )
     save(store, again)
     ensure_worker(store, job.device)

@@ -7,6 +7,7 @@ module can be named without it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from psvit_core.errors import DataError, ModelError
 from psvit_core.files import check_writable
+from psvit_core.pareto import Made, add_point
 from psvit_core.records import (
     Measurement,
     ModelSummary,
+    Partial,
     PrunePlan,
     Record,
     SensitivityTable,
@@ -95,6 +98,7 @@ class Engine:
     warn: Callable[[str], None] = field(default=log.warning, repr=False)
     _model: SpikingModel | None = field(default=None, repr=False)
     _data: EvalSet | None = field(default=None, repr=False)
+    _description: ModelSummary | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.subject.plugin is not None:
@@ -177,6 +181,16 @@ class Engine:
         self.model.set_time_steps(T)
 
     @property
+    def description(self) -> ModelSummary:
+        """The model's summary without rankings, made once, after the images chose its T."""
+        if self._description is None:
+            from psvit_core.groups import summarize
+
+            _ = self.data
+            self._description = summarize(self.model, {})
+        return self._description
+
+    @property
     def run(self) -> Run:
         """Device, batch, precision."""
         from psvit_core.runtime import Run
@@ -207,12 +221,34 @@ def refused_groups(engine: Engine) -> dict[str, str]:
 
 
 def evaluate(
-    engine: Engine, plan: PrunePlan | None = None, tick: Tick = lambda: None
+    engine: Engine,
+    plan: PrunePlan | None = None,
+    tick: Tick = lambda: None,
+    *,
+    profile: bool = False,
+    partial: Callable[[Partial], None] | None = None,
+    made: Made | None = None,
 ) -> Measurement:
-    """Measure the model, or what a plan makes of it."""
+    """Measure the model, or what a plan makes of it; every measured plan goes into the archive.
+
+    Args:
+        engine: The model and its images.
+        plan: The plan; None measures the model itself.
+        tick: Called before each batch; may raise to stop.
+        profile: As for ``evaluate.measure``.
+        partial: As for ``evaluate.measure``.
+        made: How the plan came to be, for the archive; by its own policy when None.
+    """
     from psvit_core.evaluate import measure
 
-    return measure(engine.model, engine.data, plan, run=engine.run, store=engine.store, tick=tick)
+    result = measure(
+        engine.model, engine.data, plan, run=engine.run, store=engine.store,
+        summary=engine.description, profile=profile, tick=tick, partial=partial,
+    )  # fmt: skip
+    if plan:
+        made = made or Made(policy=plan.policy, criterion=plan.criterion)
+        add_point(engine.store, result, made, batch_coupled=engine.model.batch_coupled)
+    return result
 
 
 def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool] | None:
@@ -284,30 +320,45 @@ def run_plan(
     settings: PlanSettings,
     progress: Progress = lambda done, total, what: None,
     tick: Tick = lambda: None,
+    *,
+    profile: bool = False,
 ) -> tuple[PrunePlan, Measurement | None]:
-    """Choose a plan; with an engine, measured while planning and at the end."""
+    """Choose a plan; with an engine, measured while planning and at the end (then profiled)."""
     from psvit_core.planners import make_plan
 
-    measure = _measuring(engine, progress, tick) if engine else None
+    made = made_by(settings, table)
+    measure = _measuring(engine, made, progress, tick) if engine else None
     plan = make_plan(
         table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
         scope=settings.scope, measure=measure, round_to=settings.round_to,
     )  # fmt: skip
-    return plan, measure(plan) if measure else None
+    if engine is None:
+        return plan, None
+    return plan, evaluate(engine, plan, tick, profile=profile, made=made)
+
+
+def made_by(settings: PlanSettings, table: SensitivityTable) -> Made:
+    """How the plan of these settings comes to be, for the archive."""
+    return Made(
+        policy=settings.policy, criterion=table.criterion, scope=settings.scope,
+        memory_saving=settings.memory_saving, max_drop=settings.max_drop,
+        round_to=settings.round_to, seed=table.seed,
+    )  # fmt: skip
 
 
 def _measuring(
-    engine: Engine, progress: Progress, tick: Tick
+    engine: Engine, made: Made, progress: Progress, tick: Tick
 ) -> Callable[[PrunePlan], Measurement]:
-    """What measures a planner's plans; counts them as progress."""
+    """What measures the plans that a planner tries; counts them as progress."""
     from psvit_core.sensitivity.sweep import refuse_test
 
     refuse_test(engine.data)
     _compile_kernels(engine)
     measured = count(1)
+    made = dataclasses.replace(made, tried=True)
 
     def measure(plan: PrunePlan) -> Measurement:
-        result = evaluate(engine, plan, tick)
+        result = evaluate(engine, plan, tick, made=made)
         progress(next(measured), 0, "plans measured")
         return result
 

@@ -17,6 +17,8 @@ from typing import Any
 from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
+from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
@@ -28,7 +30,7 @@ from psvit_core.jobs.tasks import (
     run_sweep,
     summarize_model,
 )
-from psvit_core.records import PrunePlan, SensitivityTable
+from psvit_core.records import Partial, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import load_spec, read_table
 from psvit_core.store import Store, digest
 
@@ -39,14 +41,24 @@ _POLL_SECONDS = 0.2
 _LOCK_SECONDS = 2.0  # a client that looks whether a worker is there holds the lock for a moment
 _SAVE_SECONDS = 0.3  # progress is written at most this often
 _LOOK_SECONDS = 0.2  # between batches, look for cancelling and short jobs at most this often
+_ENGINES = 3  # loaded models with their images that are kept
+_NICE = 10  # the browser and the app come first
+
+
+class OutdatedError(Exception):
+    """The code on the disk is no longer the code that this process runs."""
 
 
 def main(arguments: list[str]) -> None:
-    """Work until nothing has come for ``IDLE_SECONDS``."""
+    """Work until nothing has come for ``IDLE_SECONDS``.
+
+    When the code on the disk has changed, the process starts itself anew before it takes a job:
+    jobs are written by the code that submits them.
+    """
     folder, device = arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    os.nice(10)  # the browser and the app come first
-    store = Store(folder)
+    os.nice(max(0, _NICE - os.nice(0)))  # once, however often the process starts itself anew
+    store, code = Store(folder), code_stamp()
     while True:
         with client.worker_lock(store, device, timeout=_LOCK_SECONDS) as free:
             if not free:
@@ -54,7 +66,12 @@ def main(arguments: list[str]) -> None:
             from psvit_core.runtime import use_default_threads
 
             use_default_threads()
-            Worker(store, device).work()
+            worker = Worker(store, device, code)
+            worker.work()
+        if worker.outdated() and _waiting(store, device):
+            log.info("the code has changed: starting anew")
+            command = [sys.executable, "-m", "psvit_core.jobs.worker", *arguments]
+            os.execv(sys.executable, command)
         # A job may have come after the last look and before the lock was free again.
         if not _waiting(store, device):
             return
@@ -67,20 +84,33 @@ def _waiting(store: Store, device: str, tasks: tuple[str, ...] = client.KINDS) -
 
 
 class Worker:
-    """One process's work on one device."""
+    """One process's work on one device.
 
-    def __init__(self, store: Store, device: str) -> None:
+    Args:
+        store: Where jobs and results are kept.
+        device: Whose jobs it takes.
+        code: Stamp of the code that this process runs; that on the disk when None.
+    """
+
+    def __init__(self, store: Store, device: str, code: CodeStamp | None = None) -> None:
         self.store = store
         self.device = device
-        self._engines: dict[str, Engine] = {}
+        self._code = code or code_stamp()
+        self._engines: dict[str, tuple[list[float], Engine]] = {}  # the one used last at the end
         self._looked = 0.0
 
+    def outdated(self) -> bool:
+        """Whether the code on the disk is no longer the one that this process runs."""
+        return code_stamp() != self._code
+
     def work(self) -> None:
-        """Run jobs until idle for long."""
+        """Run jobs until idle for long, or until there is one and the code has changed."""
         last = time.monotonic()
         while time.monotonic() - last < IDLE_SECONDS:
             waiting = _waiting(self.store, self.device)
             if waiting:
+                if self.outdated():
+                    return
                 self.run_job(waiting[0])
                 last = time.monotonic()
             else:
@@ -91,12 +121,16 @@ class Worker:
         job = dataclasses.replace(
             job, state="running", started=time.time(), pid=os.getpid(),
             pid_started=client.process_started(os.getpid()), fresh=0,
+            paced=None,
         )  # fmt: skip
         runner = _Runner(self, client.save(self.store, job))
         log.info("%s %s: start", job.id, job.title)
         try:
             result = runner.run()
             ended = dataclasses.replace(runner.job, state="done", result=result)
+        except OutdatedError:  # back into the queue, for the new code
+            client.save(self.store, dataclasses.replace(runner.job, state="queued", partial=None))
+            return
         except CancelledError:
             ended = dataclasses.replace(runner.job, state="cancelled")
         except PsvitError as error:
@@ -109,12 +143,22 @@ class Worker:
         log.info("%s %s: %s %s", job.id, job.title, ended.state, ended.error)
 
     def engine(self, subject: Subject) -> Engine:
-        """The loaded model and images of a subject; kept for the next job."""
-        key = digest([subject.to_dict(), _stamp(subject.model), _stamp(subject.checkpoint)])
-        if key not in self._engines:
-            self._engines.clear()  # one model at a time in memory
-            self._engines[key] = Engine(subject, self.store)
-        return self._engines[key]
+        """The loaded model and images of a subject; the last few are kept for the next jobs.
+
+        One whose checkpoint or images have changed on the disk is loaded anew.
+        """
+        key = digest(subject.to_dict())
+        stamp = [
+            *file_stamp(subject.model), *file_stamp(subject.checkpoint),
+            *file_stamp(subject.plugin), *data_stamp(subject.data),
+        ]  # fmt: skip
+        known = self._engines.pop(key, None)
+        if known is None or known[0] != stamp:
+            while len(self._engines) >= _ENGINES:
+                self._engines.pop(next(iter(self._engines)))
+            known = (stamp, Engine(subject, self.store))
+        self._engines[key] = known
+        return known[1]
 
     def look(self, job: Job) -> None:
         """Between batches: stop a cancelled job, let short ones in."""
@@ -126,15 +170,9 @@ class Worker:
             raise CancelledError(f"{job.title} was cancelled.")
         if job.task not in SHORT:
             for short in _waiting(self.store, self.device, SHORT):
+                if self.outdated():
+                    raise OutdatedError("The code has changed; the job goes on with the new one.")
                 self.run_job(short)
-
-
-def _stamp(path: str | None) -> list[float]:
-    """Size and time of a file, so that a changed checkpoint is loaded anew."""
-    if not path or not os.path.exists(path):  # noqa: PTH110
-        return []
-    stat = os.stat(path)  # noqa: PTH116
-    return [stat.st_size, stat.st_mtime]
 
 
 class _Runner:
@@ -146,6 +184,7 @@ class _Runner:
         self._saved = 0.0
         self._work = 0
         self._counted = 0
+        self._first = 0  # images of a measurement when its pace began to count
 
     def run(self) -> dict[str, Any]:
         """Run the task; returns what is kept as the job's result."""
@@ -156,6 +195,7 @@ class _Runner:
             "measure": self._measure,
             "sweep": self._sweep,
             "plan": self._plan,
+            "pareto": self._pareto,
             "export": self._export,
         }[self.job.task](engine, params)
 
@@ -166,8 +206,10 @@ class _Runner:
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Called after each step."""
-        worked = self._work > self._counted  # no batch was run: the step came from the store
-        self._counted = self._work
+        stepped = done != self.job.done  # else it only says what goes on within a step
+        worked = stepped and self._work > self._counted  # no batch was run: it came from the store
+        if stepped:
+            self._counted = self._work
         paced = self.job.paced
         if worked and paced is None:
             paced = time.time()
@@ -184,7 +226,20 @@ class _Runner:
 
     def _measure(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None
-        return {"measurement": evaluate(engine, plan, self.tick).to_dict()}
+        found = evaluate(
+            engine, plan, self.tick, profile=bool(params.get("profile")), partial=self._partial
+        )
+        return {"measurement": found.to_dict()}
+
+    def _partial(self, partial: Partial) -> None:
+        what = "images" if partial.accuracy else "images of the unpruned model"
+        if self.job.paced is None:
+            self._first = partial.done
+        self.job = dataclasses.replace(
+            self.job, partial=partial, done=partial.done, total=partial.total, what=what,
+            fresh=1 + partial.done - self._first, paced=self.job.paced or time.time(),
+        )  # fmt: skip
+        client.save(self.worker.store, self.job)  # they come seldom enough to be kept all
 
     def _sweep(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         settings = SweepSettings.from_dict(params["settings"])
@@ -202,6 +257,16 @@ class _Runner:
         return {
             "plan": plan.to_dict(),
             "measurement": measurement.to_dict() if measurement else None,
+        }
+
+    def _pareto(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        settings = ParetoSettings.from_dict(params["settings"])
+        key = params.get("sweep_key")
+        table = self._table(key) if key else None
+        archive = run_pareto(engine, settings, table, self.progress, self.tick)
+        return {
+            "points": len(archive.points),
+            "unreached": [item.to_dict() for item in archive.unreached],
         }
 
     def _table(self, sweep_key: str) -> SensitivityTable:

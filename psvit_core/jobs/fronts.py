@@ -1,0 +1,150 @@
+"""Filling the Pareto archive: policies x targets x scopes, each plan measured; resumes.
+
+What was measured before comes from the store, so a stopped run goes on where it stopped, and
+further policies or targets cost only what is new.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psvit_core.errors import InvalidPlanError, InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    Progress,
+    SweepSettings,
+    Tick,
+    made_by,
+    run_plan,
+    run_sweep,
+)
+from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
+from psvit_core.planners import POLICIES, SCOPES, Target
+from psvit_core.records import Record, SensitivityTable
+from psvit_core.sensitivity.table import DEFAULT_RATIOS
+
+DEFAULT_SAVINGS = (0.1, 0.224, 0.2668, 0.4, 0.55, 0.7)
+RECOVERIES = ("none",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoSettings(Record):
+    """What a run fills the archive with.
+
+    Raises:
+        UnknownNameError: If there is no such policy, scope or recovery.
+        InvalidRatioError: If there is no target, or one outside (0, 1).
+    """
+
+    policies: tuple[str, ...] = ("uniform", "psvit")
+    savings: tuple[float, ...] = DEFAULT_SAVINGS  # fractions of the bytes
+    max_drops: tuple[float, ...] = ()  # fractions
+    scopes: tuple[str, ...] = ("all",)
+    ratios: tuple[float, ...] = DEFAULT_RATIOS  # of the sweep, where there is none yet
+    criterion: str = "l2"
+    round_to: int = 1
+    recover: str = "none"
+    profile: bool = False  # also run-time memory and latency of every chosen plan
+
+    def __post_init__(self) -> None:
+        for what, names, known in (
+            ("policy", self.policies, tuple(POLICIES)),
+            ("scope", self.scopes, SCOPES),
+            ("recovery", (self.recover,), RECOVERIES),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UnknownNameError(what, name, known)
+        for saving in self.savings:
+            Target(memory_saving=saving)
+        for drop in self.max_drops:
+            Target(max_drop=drop)
+        if not (self.policies and self.scopes and (self.savings or self.max_drops)):
+            raise InvalidRatioError(
+                "A front needs a policy, a scope and a target; for example uniform, all and a "
+                "memory saving of 0.224."
+            )
+
+    def cells(self) -> Iterator[PlanSettings]:
+        """Every plan that is asked for, target by target."""
+        targets: list[tuple[float | None, float | None]] = [(s, None) for s in self.savings]
+        targets += [(None, d) for d in self.max_drops]
+        for saving, drop in targets:
+            for policy in self.policies:
+                for scope in self.scopes:
+                    yield PlanSettings(
+                        policy=policy, memory_saving=saving, max_drop=drop, scope=scope,
+                        round_to=self.round_to,
+                    )  # fmt: skip
+
+
+def run_pareto(
+    engine: Engine,
+    settings: ParetoSettings,
+    table: SensitivityTable | None = None,
+    progress: Progress = lambda done, total, what: None,
+    tick: Tick = lambda: None,
+) -> ParetoArchive:
+    """Plan and measure every cell of ``settings``; returns the archive with all known points.
+
+    Args:
+        engine: The model and its images; not the test split.
+        settings: Policies, targets, scopes.
+        table: A sweep of this model; swept now (or read from the store) when None.
+        progress: Called with (steps done, steps in all, what); the sweep's cells are steps too.
+        tick: Called before each batch; may raise to stop.
+
+    Raises:
+        DataError: If the images are a test split.
+        InvalidPlanError: If ``table`` is of other weights.
+    """
+    from psvit_core.sensitivity.sweep import refuse_test
+
+    refuse_test(engine.data)
+    cells = list(settings.cells())
+    swept = 0
+    if table is None:
+        swept = len(engine.model.channel_groups()) * len(settings.ratios)
+        table = run_sweep(
+            engine, SweepSettings(ratios=settings.ratios, criterion=settings.criterion),
+            progress=lambda done, total, what: progress(done, total + len(cells), what), tick=tick,
+        )  # fmt: skip
+    elif table.summary.weights_hash != engine.description.weights_hash:
+        raise InvalidPlanError(
+            f"The sweep is of {table.summary.model} with other weights than {engine.model.name}. "
+            "Sweep this model, or name the one that was swept."
+        )
+    unreached = []
+    for done, cell in enumerate(cells, start=swept):
+        title = _title(cell)
+
+        def tried(n: int, total: int, what: str, done: int = done, title: str = title) -> None:
+            progress(done, swept + len(cells), f"{title}: {n} {what}")
+
+        try:
+            run_plan(engine, table, cell, tried, tick, profile=settings.profile)
+        except TargetError as error:
+            unreached.append(Unreached(made=made_by(cell, table), reason=str(error)))
+        progress(done + 1, swept + len(cells), title)
+    return dataclasses.replace(engine_archive(engine), unreached=tuple(unreached))
+
+
+def engine_archive(engine: Engine) -> ParetoArchive:
+    """The archive of an engine's model and images, with all points of the store."""
+    from psvit_core.evaluate import conditions_of
+
+    conditions = conditions_of(engine.model, engine.data, engine.run)
+    empty = empty_archive(
+        engine.description.model, engine.description.weights_hash, conditions,
+        batch_coupled=engine.model.batch_coupled,
+    )  # fmt: skip
+    return read_archive(engine.store, empty, engine.warn)
+
+
+def _title(cell: PlanSettings) -> str:
+    target = cell.memory_saving if cell.memory_saving is not None else cell.max_drop
+    what = "saved" if cell.memory_saving is not None else "lost at most"
+    return f"{cell.policy} ({cell.scope} groups), {target:.4g} {what}"

@@ -1,0 +1,332 @@
+"""The archive of measured plans: fronts against brute force, the store, the command line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psvit_core import fused, pareto
+from psvit_core.cli import main
+from psvit_core.errors import InvalidRatioError, UnknownNameError
+from psvit_core.evaluate import measure
+from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.tasks import Engine, Subject, evaluate
+from psvit_core.metrics import profile as profiling
+from psvit_core.pareto import (
+    AXES,
+    Made,
+    ParetoArchive,
+    ParetoPoint,
+    add_point,
+    empty_archive,
+    find_archives,
+    read_archive,
+)
+from psvit_core.records import (
+    Conditions,
+    Interval,
+    Machine,
+    Measurement,
+    Profile,
+    PrunePlan,
+    Quartiles,
+    Size,
+)
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from tests.tiny import tiny_data, tiny_model
+
+CONDITIONS = Conditions(
+    data="made", split="val", n_images=100, T=4, batch=10, precision="float32", device="cpu",
+    transform="none",
+)  # fmt: skip
+MACHINE = Machine(device="cpu", processor="p", threads=1, torch="2", kernels="plain")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "use_compiled", lambda: False)  # compiling takes seconds
+    monkeypatch.setattr(profiling, "MIN_SECONDS", 0.0)
+
+
+def measurement(number: int, accuracy: float, size: int, half: float = 0.0) -> Measurement:
+    """A made one: its plan keeps unit ``number`` of a group."""
+    return Measurement(
+        model="m", weights_hash="ab", conditions=CONDITIONS,
+        accuracy=Interval(value=accuracy, low=accuracy - half, high=accuracy + half),
+        size=Size(params=size, bytes=size, macs=100 - size), sops=2.0 * size, macs_real=0.0,
+        energy_pj=3.0 * size, firing={}, drop=Interval(value=1.0, low=0.0, high=2.0),
+        plan=PrunePlan(model="m", weights_hash="ab", criterion="l2", kept={"g": (number,)}),
+    )  # fmt: skip
+
+
+def profiled(m: Measurement, milliseconds: float, peak: int = 1) -> Measurement:
+    times = {"1": Quartiles(median=milliseconds, low=0.0, high=9.0, n_runs=5)}
+    found = Profile(
+        state_bytes=7, peak_activation_bytes={"1": peak}, latency_ms=times, machine=MACHINE
+    )
+    return dataclasses.replace(m, profile=found)
+
+
+def archive_of(*measured: Measurement) -> ParetoArchive:
+    points = tuple(ParetoPoint(measurement=m, made=(Made(policy="p"),)) for m in measured)
+    return dataclasses.replace(empty_archive("m", "ab", CONDITIONS), points=points)
+
+
+Cells = list[tuple[int, int]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), max_size=9))
+def test_fronts_equal_brute_force(cells: Cells) -> None:
+    measured = [measurement(i, a / 10, size) for i, (a, size) in enumerate(cells)]
+    archive = archive_of(*measured)
+    for axis in ("bytes", "macs", "energy", "sops"):
+
+        def beaten(p: ParetoPoint, axis: str = axis) -> bool:
+            value, accuracy = float(p.value(axis) or 0), p.measurement.accuracy.value
+            others = [(float(q.value(axis) or 0), q.measurement.accuracy.value)
+                      for q in archive.points]  # fmt: skip
+            return any(
+                v <= value and a >= accuracy and (v, a) != (value, accuracy) for v, a in others
+            )
+
+        front = archive.front(axis)
+        assert {p.point.point_id for p in front} == {
+            p.point_id for p in archive.points if not beaten(p)
+        }
+        values = [p.value for p in front]
+        assert values == sorted(values)
+
+
+def test_overlapping_neighbours_are_marked() -> None:
+    archive = archive_of(
+        measurement(0, 0.50, 1, half=0.02),
+        measurement(1, 0.60, 2, half=0.03),  # up to 0.63
+        measurement(2, 0.65, 3, half=0.03),  # from 0.62
+        measurement(3, 0.90, 4, half=0.02),
+        measurement(4, 0.61, 4, half=0.30),  # not on the front: marks nobody
+    )
+    assert [p.overlaps for p in archive.front()] == [False, True, True, False]
+    assert [p.overlaps for p in archive_of(measurement(0, 0.5, 1)).front()] == [False]
+
+
+def test_knee_is_farthest_from_the_chord() -> None:
+    points = [(0.2, 0), (0.8, 2), (0.85, 5), (0.9, 10)]
+    archive = archive_of(*(measurement(i, a, size) for i, (a, size) in enumerate(points)))
+    knee = archive.knee()
+    assert knee is not None
+    # Heights over the chord, scaled: 0.6/0.7 - 0.2 = 0.657 and 0.65/0.7 - 0.5 = 0.429.
+    assert knee.value == 2
+    assert archive_of(measurement(0, 0.2, 1), measurement(1, 0.3, 2)).knee() is None
+    line = archive_of(*(measurement(i, 0.1 * i, i) for i in range(1, 5)))
+    assert line.knee() is None  # a straight front has no knee
+    assert archive_of().knee() is None
+
+
+def test_axes_of_profiles_leave_others_out() -> None:
+    slow, fast = (
+        profiled(measurement(0, 0.9, 9), 5.0, 10),
+        profiled(measurement(1, 0.8, 8), 2.0, 30),
+    )
+    archive = archive_of(slow, fast, measurement(2, 1.0, 1))
+    assert [p.value for p in archive.front("latency")] == [2.0, 5.0]
+    assert [p.value for p in archive.front("peak")] == [10]  # faster, but with more memory
+    assert len(archive.front()) == 1
+    with pytest.raises(UnknownNameError, match="bytes"):
+        archive.front("size")
+    assert all(archive.front(axis) for axis in AXES)
+
+
+def test_round_trip_and_csv(tmp_path: Path) -> None:
+    archive = archive_of(profiled(measurement(0, 0.9, 9), 5.0), measurement(1, 0.5, 8))
+    assert ParetoArchive.load(archive.save(tmp_path / "a.json")) == archive
+    rows = list(csv.DictReader(io.StringIO(archive.to_csv())))
+    assert [row["bytes"] for row in rows] == ["8", "9"]
+    assert [row["latency_ms"] for row in rows] == ["", "5.0"]
+    assert [row["on_front_of_bytes"] for row in rows] == ["True", "True"]
+    assert archive.save_csv(tmp_path / "a.csv").read_text() == archive.to_csv()
+
+
+def test_equal_plans_are_one_point_with_all_ways(tmp_path: Path) -> None:
+    store, head = Store(tmp_path), empty_archive("m", "ab", CONDITIONS)
+    one = measurement(0, 0.5, 3)
+    add_point(store, one, Made(policy="psvit", tried=True))
+    add_point(store, one, Made(policy="uniform", memory_saving=0.3))
+    add_point(store, profiled(one, 4.0), Made(policy="uniform", memory_saving=0.3))
+    add_point(store, one, Made(policy="uniform", memory_saving=0.3))  # again, without a profile
+    add_point(store, one, Made(policy="uniform", recovery="bn"))
+    add_point(store, one, Made(policy="uniform", finetuning="1 epoch"))
+    found = read_archive(store, head)
+    assert len(found.points) == 3
+    both = next(p for p in found.points if len(p.made) == 2)
+    assert [(w.policy, w.tried) for w in both.made] == [("uniform", False), ("psvit", True)]
+    assert both.value("latency") == 4.0
+    assert [h.key for h in find_archives(store, "ab")] == [head.key]
+    assert find_archives(store, "cd") == []
+
+
+def test_chosen_leaves_out_what_was_only_tried() -> None:
+    ways = (Made(policy="p"), Made(policy="p", tried=True))
+    made = [((ways[0],), 0.1), (ways, 0.2), ((ways[1],), 0.9), ((ways[1],), 0.3)]
+    points = tuple(
+        ParetoPoint(measurement=measurement(i, accuracy, 5), made=how)
+        for i, (how, accuracy) in enumerate(made)
+    )
+    archive = dataclasses.replace(archive_of(), points=points)
+    assert archive.chosen().points == points[:3]  # the third stands on the front
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": "test"}, {"n_images": 50}, {"data": "other"}, {"T": 2},
+        {"precision": "float64"}, {"transform": "another"},
+    ],
+)  # fmt: skip
+def test_other_conditions_are_kept_apart(tmp_path: Path, change: dict[str, Any]) -> None:
+    store, other = Store(tmp_path), dataclasses.replace(CONDITIONS, **change)
+    add_point(store, measurement(0, 0.5, 3), Made())
+    add_point(store, dataclasses.replace(measurement(0, 0.6, 3), conditions=other), Made())
+    for conditions, accuracy in ((CONDITIONS, 0.5), (other, 0.6)):
+        [point] = read_archive(store, empty_archive("m", "ab", conditions)).points
+        assert point.measurement.accuracy.value == accuracy
+    assert len(find_archives(store, "ab")) == 2
+
+
+def test_batches_matter_only_where_images_are_coupled() -> None:
+    other = dataclasses.replace(CONDITIONS, batch=20)
+    assert empty_archive("m", "ab", CONDITIONS).key == empty_archive("m", "ab", other).key
+    keys = {empty_archive("m", "ab", c, batch_coupled=True).key for c in (CONDITIONS, other)}
+    assert len(keys) == 2
+
+
+def test_damaged_entries_are_skipped_and_named(tmp_path: Path) -> None:
+    store, head = Store(tmp_path), empty_archive("m", "ab", CONDITIONS)
+    add_point(store, measurement(0, 0.5, 3), Made())
+    store.put(f"{head.key}/broken", {"measurement": {}, "made": []})
+    store.put(f"{head.key}/planless", ParetoPoint(
+        measurement=dataclasses.replace(measurement(1, 0.5, 3), plan=None), made=(Made(),)
+    ).to_dict())  # fmt: skip
+    store.put(f"{pareto._HEAD_PREFIX}broken", [1])
+    told: list[str] = []
+    assert len(read_archive(store, head, told.append).points) == 1
+    assert len(told) == 2
+    assert "broken" in told[0]
+    assert "delete the entry" in told[0]
+    assert len(find_archives(store, "ab", told.append)) == 1
+    assert "Delete it" in told[2]
+
+
+def test_settings_are_checked() -> None:
+    for wrong, error in (
+        ({"policies": ("best",)}, UnknownNameError),
+        ({"scopes": ("outer",)}, UnknownNameError),
+        ({"recover": "prayer"}, UnknownNameError),
+        ({"savings": (1.0,)}, InvalidRatioError),
+        ({"savings": ()}, InvalidRatioError),
+        ({"max_drops": (-0.1,)}, InvalidRatioError),
+    ):
+        with pytest.raises(error):
+            ParetoSettings(**wrong)
+    settings = ParetoSettings(savings=(0.2,), max_drops=(0.03,), scopes=("all", "inner"))
+    assert len(list(settings.cells())) == 8
+
+
+def tiny_engine(store: Store, split: str = "val") -> Engine:
+    """An engine of a tiny model on made images."""
+    data = dataclasses.replace(tiny_data("sdt_v1", 6), split=split)
+    model = tiny_model("sdt_v1").eval()
+    model.name = "sdt_v1_digits"  # a card that it is run by
+    return Engine(Subject(batch=3), store, _model=model, _data=data)
+
+
+def test_a_run_fills_the_archive_and_resumes(tmp_path: Path) -> None:
+    engine = tiny_engine(Store(tmp_path))
+    settings = ParetoSettings(
+        policies=("uniform", "psvit"), savings=(0.2, 0.4, 0.9999), ratios=(0.3, 0.6)
+    )
+    steps: list[tuple[int, int]] = []
+    archive = run_pareto(engine, settings, progress=lambda d, n, what: steps.append((d, n)))
+    chosen = {(w.policy, w.memory_saving) for p in archive.points for w in p.made if not w.tried}
+    assert chosen == {(p, s) for p in ("uniform", "psvit") for s in (0.2, 0.4)}
+    assert {(u.made.policy, u.made.memory_saving) for u in archive.unreached} == {
+        ("uniform", 0.9999), ("psvit", 0.9999),
+    }  # fmt: skip
+    assert all("the most is" in u.reason for u in archive.unreached)
+    for point in archive.points:
+        for way in point.made:
+            if not way.tried:
+                assert point.measurement.memory_saving >= (way.memory_saving or 0) - 1e-9
+    assert steps[-1] == (16 + 6, 16 + 6)
+    assert [d for d, _ in steps] == sorted(d for d, _ in steps)
+    alone = measure(engine.model, engine.data, archive.points[0].plan, run=engine.run)
+    assert alone == archive.points[0].measurement
+
+    again = tiny_engine(Store(tmp_path))
+    ticks: list[int] = []
+    assert run_pareto(again, settings, tick=lambda: ticks.append(1)) == archive
+    assert ticks == []  # nothing was run twice
+
+
+def test_test_split_has_an_archive_of_its_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    engine, judge = tiny_engine(store), tiny_engine(store, "test")
+    archive = run_pareto(engine, ParetoSettings(policies=("uniform",), savings=(0.3,)))
+    [point] = archive.points
+    evaluate(judge, point.plan)
+    splits = [head.split for head in find_archives(store, point.plan.weights_hash)]
+    assert sorted(splits) == ["test", "val"]
+    with pytest.raises(Exception, match="never use the test split"):
+        run_pareto(judge, ParetoSettings())
+
+
+def test_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PSVIT_CACHE", str(tmp_path / "cache"))
+    out, table = tmp_path / "pareto.json", tmp_path / "pareto.csv"
+    command = [
+        "pareto", "e_spikeformer_digits", "--limit", "10", "--policies", "uniform", "--savings",
+        "0.2,0.5,0.999", "--scope", "all,inner", "--ratios", "0.5", "--profile",
+        "--out", str(out), "--csv", str(table),
+    ]  # fmt: skip
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr().out
+    archive = ParetoArchive.load(out)
+    assert archive.to_dict() == json.loads(printed)
+    assert len(archive.points) >= 3
+    assert archive.unreached
+    assert all(p.value("latency") for p in archive.points)
+    assert table.read_text() == archive.to_csv()
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "on the front" in text
+    assert "not reached" in text
+    for wrong, message in (
+        (["--policies", "best"], "No policy 'best'"),
+        (["--savings", "2"], "fraction in (0, 1)"),
+        (["--recover", "magic"], "No recovery 'magic'"),
+        (["--split", "test"], "never use the test split"),
+        (["--csv", str(tmp_path)], "it is a folder"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+    store = Store(tmp_path / "cache")
+    workspace = Workspace(Subject(model="e_spikeformer_digits", limit=10), store)
+    found = workspace.archive()
+    assert found is not None
+    assert found.points == archive.points
+    assert workspace.archive("test") is None
+    everything = Workspace(Subject(model="e_spikeformer_digits"), store).archive()
+    assert everything is not None
+    assert everything.n_images == 10
+    assert Workspace(Subject(model="e_spikeformer_digits", limit=20), store).archive() is None

@@ -1,0 +1,105 @@
+"""Results on the way: fair beginnings, honest intervals, unchanged final numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psvit_core import evaluate
+from psvit_core.evaluate import measure, place, predict, visiting_order
+from psvit_core.groups import summarize
+from psvit_core.importance import rank
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import Partial, PrunePlan
+from psvit_core.runtime import Run
+from psvit_core.store import Store
+from psvit_core.zoo.base import SpikingModel
+from tests.tiny import tiny_data, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def tell_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every batch is told, however soon after the last."""
+    monkeypatch.setattr(evaluate, "_PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(evaluate.time, "monotonic", _Clock())  # type: ignore[attr-defined]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1000.0 * (1.0 + self.now)  # no step is small beside the one before
+        return self.now
+
+
+def halved(model: SpikingModel) -> PrunePlan:
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    return plan_from_ratios(summary, {g.group_id: 0.5 for g in summary.groups}, criterion="l2")
+
+
+def test_beginnings_are_the_subsets_of_a_limit() -> None:
+    data = tiny_data("sdt_v1", 60)
+    data = data.take(np.argsort(data.labels, kind="stable").tolist())  # as most data sets come
+    order = visiting_order(data, None)
+    assert sorted(order) == list(range(60))
+    for n in (1, 10, 25):
+        assert {data.ids[i] for i in order[:n]} == set(data.limit(n).ids)
+    seen = [data.labels[i] for i in order[: len(set(data.labels))]]
+    assert len(set(seen)) == len(seen)  # each class once before any comes again
+
+
+def test_coupled_batches_stay_whole() -> None:
+    data = tiny_data("qkformer_cifar", 14)
+    order = visiting_order(data, 4)
+    batches = [order[low : low + 4] for low in range(0, 14, 4)]
+    assert sorted(map(tuple, batches)) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13)]
+    assert batches[-1] == [12, 13]
+    assert batches[:3] != [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v3", "qkformer_cifar"])
+def test_partial_results_lead_to_the_final_one(name: str, tmp_path: Path) -> None:
+    model, data, run = tiny_model(name), tiny_data(name, 14), Run(batch=4)
+    plan, told = halved(model), list[Partial]()
+    result = measure(model, data, plan, run=run, store=Store(tmp_path), partial=told.append)
+    baseline = [p for p in told if p.accuracy is None]
+    assert [p.done for p in baseline] == [4, 8, 12, 14]
+    assert {p.total for p in told} == {28}
+    estimates = [p for p in told if p.accuracy is not None]
+    assert [p.n_images for p in estimates] == [4, 8, 12]
+    assert [p.done for p in estimates] == [18, 22, 26]
+    for p in estimates:
+        assert p.accuracy is not None
+        assert p.drop is not None
+        assert 0 <= p.accuracy.low <= p.accuracy.value <= p.accuracy.high <= 1
+        assert p.drop.low <= p.drop.value <= p.drop.high
+    assert Partial.from_dict(estimates[0].to_dict()) == estimates[0]
+
+    # The first estimate is what these images alone say.
+    first = data.take(visiting_order(data, 4 if model.batch_coupled else None)[:4])
+    alone = measure(model, first, plan, run=run)
+    assert estimates[0].accuracy is not None
+    assert estimates[0].accuracy.value == alone.accuracy.value
+    assert estimates[0].drop is not None
+    assert alone.drop is not None
+    assert estimates[0].drop.value == alone.drop.value
+
+    assert measure(model, data, plan, run=run) == result  # nobody watching changes nothing
+    in_order = predict(place(model, run), data, run).logits.argmax(axis=1)
+    whole = measure(model, data, run=run).accuracy.value
+    assert whole == (in_order == np.array(data.labels)).mean()
+    kept = list[Partial]()
+    measure(model, data, plan, run=run, store=Store(tmp_path), partial=kept.append)
+    assert kept == []  # the store knew
+
+
+def test_telling_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_PARTIAL_SECONDS", 0.5)
+    monkeypatch.setattr(evaluate.time, "monotonic", lambda: 7.0)  # type: ignore[attr-defined]
+    told = list[Partial]()
+    measure(tiny_model("sdt_v3"), tiny_data("sdt_v3", 12), run=Run(batch=2), partial=told.append)
+    assert [p.n_images for p in told] == [2]  # the first at once, the next after half a second
+    assert told[0].drop is None

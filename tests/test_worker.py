@@ -1,0 +1,303 @@
+"""The worker's memory: new code, changed images, few engines, records of other versions."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from psvit_core.jobs import client, worker
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.fronts import ParetoSettings
+from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
+from psvit_core.jobs.tasks import Subject, SweepSettings
+from psvit_core.jobs.worker import Worker
+from psvit_core.records import ModelSummary
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from psvit_core.zoo.cards import shipped_summary
+
+MODEL = "e_spikeformer_digits"
+SUBJECT = Subject(model=MODEL, data="digits", limit=20, batch=5)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store whose jobs wait until the test works on them."""
+    monkeypatch.setattr(client, "ensure_worker", lambda store, device="cpu": None)
+    return Store(tmp_path / "cache")
+
+
+def summary() -> ModelSummary:
+    found = shipped_summary(MODEL)
+    assert found is not None
+    return found
+
+
+# ---- stamps ----------------------------------------------------------------------------------
+
+
+def test_code_stamp_sees_edits_new_and_gone_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_text("1")
+    (tmp_path / "y.txt").write_text("1")
+    stamps = [code_stamp(tmp_path)]
+    (tmp_path / "y.txt").write_text("22")  # no code
+    assert code_stamp(tmp_path) == stamps[0]
+    (tmp_path / "a" / "x.py").write_text("22")
+    stamps.append(code_stamp(tmp_path))
+    os.utime(tmp_path / "a" / "x.py", (1, 1))
+    stamps.append(code_stamp(tmp_path))
+    (tmp_path / "z.py").write_text("")
+    stamps.append(code_stamp(tmp_path))
+    (tmp_path / "z.py").unlink()
+    assert code_stamp(tmp_path) == stamps[2]
+    assert len(set(stamps)) == 4
+    assert {name for name, *_ in code_stamp()} >= {"cli.py", "jobs/stamps.py"}
+
+
+def test_data_stamps(tmp_path: Path) -> None:
+    assert data_stamp(None) == data_stamp("digits") == data_stamp(f"npz:{tmp_path}/none") == []
+    file = tmp_path / "d.npz"
+    file.write_bytes(b"1")
+    before = data_stamp(f"npz:{file}")
+    file.write_bytes(b"22")
+    assert data_stamp(f"npz:{file}") != before
+    cat = tmp_path / "images" / "val" / "cat"
+    cat.mkdir(parents=True)
+    os.utime(cat, (1, 1))
+    before = data_stamp(f"folder:{tmp_path / 'images'}")
+    assert data_stamp(f"folder:{tmp_path / 'images'}") == before
+    (cat / "new.png").write_bytes(b"")
+    assert data_stamp(f"folder:{tmp_path / 'images'}") != before
+    assert file_stamp("") == file_stamp("\0") == []
+
+
+# ---- engines ---------------------------------------------------------------------------------
+
+
+def test_few_engines_are_kept_and_the_last_ones(store: Store) -> None:
+    engines = Worker(store, "cpu")
+    subjects = [dataclasses.replace(SUBJECT, limit=n) for n in range(1, 5)]
+    first, second, third = (engines.engine(s) for s in subjects[:3])
+    assert engines.engine(subjects[0]) is first
+    engines.engine(subjects[3])  # the one that was used longest ago goes
+    assert engines.engine(subjects[0]) is first
+    assert engines.engine(subjects[2]) is third
+    assert engines.engine(subjects[1]) is not second
+
+
+def test_changed_images_are_loaded_anew(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "7"
+    folder.mkdir(parents=True)
+    Image.new("L", (28, 28)).save(folder / "a.png")
+    os.utime(folder, (1, 1))
+    subject = dataclasses.replace(SUBJECT, data=f"folder:{tmp_path / 'images'}")
+    engines = Worker(store, "cpu")
+    loaded = engines.engine(subject)
+    assert engines.engine(subject) is loaded
+    Image.new("L", (28, 28)).save(folder / "b.png")
+    assert engines.engine(subject) is not loaded
+
+
+# ---- changed code ----------------------------------------------------------------------------
+
+
+def changing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes the code look changed from then on."""
+    real = code_stamp()
+
+    def change() -> None:
+        monkeypatch.setattr(worker, "code_stamp", lambda: real | {("new.py", 1, 1)})
+
+    return change
+
+
+def test_no_job_is_taken_with_old_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = changing(monkeypatch)
+    old = Worker(store, "cpu", code_stamp())
+    assert not old.outdated()
+    change()
+    job = Workspace(SUBJECT, store).measure(None)
+    old.work()  # comes back at once
+    assert client.find_job(store, job.id).state == "queued"
+    assert old.outdated()
+
+    started: list[list[str]] = []
+
+    class Stop(Exception):
+        pass
+
+    def execute(program: str, arguments: list[str]) -> None:
+        started.append([program, *arguments])
+        raise Stop
+
+    stamps = iter([code_stamp()])
+    later = code_stamp() | {("new.py", 1, 1)}
+    monkeypatch.setattr(worker, "code_stamp", lambda: next(stamps, later))
+    monkeypatch.setattr(worker.os, "execv", execute)  # type: ignore[attr-defined]
+    monkeypatch.setattr(worker.os, "nice", lambda by: 0)  # type: ignore[attr-defined]
+    with pytest.raises(Stop):
+        worker.main([str(store.folder), "cpu"])
+    assert started == [
+        [sys.executable, sys.executable, "-m", "psvit_core.jobs.worker", str(store.folder), "cpu"]
+    ]
+    with client.worker_lock(store, "cpu") as free:
+        assert free  # the new process can take it
+
+
+def test_a_long_job_makes_way_for_new_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.0)
+    change = changing(monkeypatch)
+    workspace = Workspace(dataclasses.replace(SUBJECT, limit=5), store)
+    sweep = workspace.start_sweep(SweepSettings(ratios=(0.5,)))
+    old = Worker(store, "cpu", code_stamp())
+    change_at = 5
+    real = worker._Runner.progress
+
+    def progress(self: Any, done: int, total: int, what: str) -> None:
+        real(self, done, total, what)
+        if done == change_at:
+            change()
+            workspace.measure(None)
+
+    monkeypatch.setattr(worker._Runner, "progress", progress)
+    old.run_job(client.find_job(store, sweep.id))
+    waiting = client.find_job(store, sweep.id)
+    assert (waiting.state, waiting.done) == ("queued", change_at)
+    assert [j.state for j in workspace.jobs("measure")] == ["queued"]  # not taken by old code
+    monkeypatch.setattr(worker._Runner, "progress", real)
+    new = Worker(store, "cpu")
+    new.run_job(client.find_job(store, sweep.id))
+    done = client.find_job(store, sweep.id)
+    assert done.state == "done"
+    assert done.fresh == 45 - change_at  # finished cells are kept
+
+
+@pytest.mark.slow
+def test_a_live_worker_starts_anew(tmp_path: Path) -> None:
+    """A real process whose code changes while it waits for work."""
+    code, store = tmp_path / "code", Store(tmp_path / "cache")
+    shutil.copytree(ROOT / "psvit_core", code / "psvit_core")
+    with client.log_path(store, "cpu").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "psvit_core.jobs.worker", str(store.folder), "cpu"],
+            cwd=code, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": str(code)},
+        )  # fmt: skip
+    try:
+        for changed in (False, True):
+            if changed:
+                with (code / "psvit_core" / "errors.py").open("a") as file:
+                    file.write("\n# changed\n")
+            params = {"subject": SUBJECT.to_dict(), "plan": None}
+            job = Job(
+                id=str(changed), task="measure", title="t", params=params, created=time.time()
+            )
+            client.save(store, job)
+            deadline = time.monotonic() + 120
+            while client.find_job(store, job.id).active and time.monotonic() < deadline:
+                time.sleep(0.1)
+            ended = client.find_job(store, job.id)
+            assert ended.state == "done", client.log_path(store, "cpu").read_text()
+            assert ended.pid == process.pid  # the same process all along
+            told = client.log_path(store, "cpu").read_text().count("starting anew")
+            assert told == changed
+    finally:
+        process.kill()
+        process.wait()
+
+
+# ---- what the workspace finds ----------------------------------------------------------------
+
+
+def test_a_measure_job_tells_what_it_knows_so_far(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psvit_core.evaluate._PARTIAL_SECONDS", 0.0)
+    workspace = Workspace(SUBJECT, store)
+    plan = workspace.plan_by_hand({"stage3.stream": 0.5})
+    job = workspace.measure(plan, profile=True)
+    seen: list[Job] = []
+    save = client.save
+
+    def watch(store: Store, job: Job) -> Job:
+        seen.append(job)
+        return save(store, job)
+
+    monkeypatch.setattr(client, "save", watch)
+    Worker(store, "cpu").run_job(job)
+    ended = client.find_job(store, job.id)
+    assert ended.state == "done", ended.error
+    told = [j.partial for j in seen if j.partial and j.partial.accuracy]
+    assert told
+    assert told[0].n_images == 5  # after the first batch
+    assert told[0].drop is not None
+    assert seen[-2].total == 40  # the baseline's images and the plan's
+    assert ended.what == "images"
+    found = workspace.measurement(plan)
+    assert found is not None
+    assert found.profile is not None
+    archive = workspace.archive()
+    assert archive is not None
+    assert [w.policy for p in archive.points for w in p.made] == ["by hand"]
+
+
+def test_summary_and_measurement_survive_foreign_records(store: Store) -> None:
+    others = [
+        ("alien", {"document": "job", "version": 99}),
+        ("future", {**Job(id="future", task="summary", title="", params={}).to_dict(), "new": 1}),
+    ]
+    for job_id, data in others:
+        store.put(f"job/{job_id}", data)
+    asked = Subject(model="x.safetensors", limit=5, batch=3, data="digits")
+    for created, subject, result in (
+        (3.0, {**asked.to_dict(), "later": 1}, {"summary": summary().to_dict()}),
+        (2.0, asked.to_dict(), {"summary": {"document": "model_summary", "version": 0}}),
+        (1.0, asked.to_dict(), {"summary": summary().to_dict()}),
+    ):
+        done = Job(
+            id=str(created), task="summary", title="", state="done", created=created,
+            params={"subject": subject}, result=result,
+        )  # fmt: skip
+        client.save(store, done)
+    assert len(client.list_jobs(store)) == 3
+    for same in (asked, dataclasses.replace(asked, limit=None, batch=9, data=None, split="test")):
+        assert Workspace(same, store).summary() == summary()
+    for other in ({"checkpoint": "c"}, {"time_steps": 2}, {"num_heads": 4}, {"image_size": 64}):
+        assert Workspace(dataclasses.replace(asked, **other), store).summary() is None
+
+
+def test_measurements_are_found_whatever_was_left_to_the_card(store: Store) -> None:
+    subject = Subject(model=MODEL, limit=10)
+    Worker(store, "cpu").run_job(Workspace(subject, store).measure(None))
+    spelt_out = dataclasses.replace(subject, data="digits", batch=125, workers=2)
+    for same in (subject, spelt_out):
+        assert Workspace(same, store).measurement(None) is not None
+    for other in ({"limit": 20}, {"split": "test"}, {"batch": 5}, {"precision": "float64"}):
+        assert Workspace(dataclasses.replace(subject, **other), store).measurement(None) is None
+
+
+def test_a_pareto_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psvit_core.fused.use_compiled", lambda: False)
+    workspace = Workspace(dataclasses.replace(SUBJECT, limit=5), store)
+    assert workspace.archive() is None
+    settings = ParetoSettings(policies=("uniform",), savings=(0.3, 0.9999), ratios=(0.5,))
+    job = workspace.start_pareto(settings)
+    Worker(store, "cpu").run_job(job)
+    ended = client.find_job(store, job.id)
+    assert ended.state == "done", ended.error
+    assert (ended.done, ended.total) == (47, 47)
+    assert ended.result["points"] == 1
+    assert "the most is" in ended.result["unreached"][0]["reason"]
+    archive = workspace.archive()
+    assert archive is not None
+    assert archive.points[0].made[0].memory_saving == 0.3
