@@ -35,7 +35,7 @@ from psvit_core.records import (
     Profile,
     PrunePlan,
 )
-from psvit_core.runtime import Run
+from psvit_core.runtime import Run, channels_last
 from psvit_core.size import memory_saving, plan_size, real_macs
 from psvit_core.store import ENGINE_VERSION, Store, digest
 from psvit_core.surgery import Silenced, apply_plan
@@ -98,22 +98,31 @@ def predict(
     """
     run = run or Run()
     base = model.model if isinstance(model, Silenced) else model
-    if max(data.labels) >= base.num_classes:
-        raise DataError(
-            f"{data.spec} has labels up to {max(data.labels)}, but {base.name} has "
-            f"{base.num_classes} outputs. Give images of the classes that it was trained on."
-        )
+    check_labels(base, data)
     logits = []
+    weights = {name: channels_last(t.detach()) for name, t in base.named_parameters()}
+    if isinstance(model, Silenced):
+        weights |= model.edits
     with torch.no_grad(), run.autocast, count_spikes(base, widths) as count:
         for x in data.batches(run.batch, run.dtype, run.workers):
             tick()
-            logits.append(model(x.to(run.device)).to(run.dtype).cpu())
+            answer = torch.func.functional_call(base, weights, (channels_last(x.to(run.device)),))
+            logits.append(answer.to(run.dtype).cpu())
             seen(logits[-1].numpy())
     return Prediction(
         logits=torch.cat(logits).numpy(),
         sops=torch.cat(count.sops).cpu().numpy(),
         firing=count.firing_rates(),
     )
+
+
+def check_labels(model: SpikingModel, data: EvalSet) -> None:
+    """Raise ``DataError`` if the data has more classes than the model has outputs."""
+    if max(data.labels) >= model.num_classes:
+        raise DataError(
+            f"{data.spec} has labels up to {max(data.labels)}, but {model.name} has "
+            f"{model.num_classes} outputs. Give images of the classes that it was trained on."
+        )
 
 
 def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array) -> Outcome:

@@ -110,7 +110,7 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
 
 def _memory_order(x: Tensor) -> list[int]:
     """Axes in the order of memory, time first: channels-last tensors need no copy."""
-    return [0, *sorted(range(1, x.dim()), key=lambda axis: -x.stride(axis))]
+    return [0, *sorted(range(1, x.dim()), key=lambda axis: -x.stride()[axis])]
 
 
 _Kernel = Callable[..., Tensor]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from psvit_core.errors import StoreError
 from psvit_core.records import Interval
@@ -132,8 +133,8 @@ def outcome_key(
         transform: Name of the transform.
         T: Time steps.
         precision: Of the arithmetic.
-        form: ``silenced`` (a sweep's cells) or ``pruned`` (surgery): in float32 their reduction
-            orders may flip a spike.
+        form: ``replayed`` (a sweep's cells and their baseline), ``silenced`` or ``pruned``
+            (surgery): in float32 their reduction orders may flip a spike.
         batches: Identifies the exact batches (``batches_key``) where an image's results depend on
             them; empty otherwise.
     """
@@ -165,3 +166,18 @@ def load_outcome(store: Store, key: str) -> Outcome | None:
 def save_outcome(store: Store, key: str, outcome: Outcome) -> None:
     """Keep results under ``key``."""
     store.put_arrays(key, {f.name: getattr(outcome, f.name) for f in fields(outcome)})
+
+
+def add_outcome(store: Store, key: str, outcome: Outcome) -> None:
+    """Add results to those kept under ``key``; images that are there stay as they are.
+
+    Any number of processes may add at the same time.
+    """
+    with FileLock(store.place("locks", f"outcome-{key[:2]}.lock")):
+        known = load_outcome(store, key)
+        if known is not None:
+            new = known.missing(outcome.ids.tolist())
+            if not new:
+                return
+            outcome = known.joined(outcome.select([str(outcome.ids[i]) for i in new]))
+        save_outcome(store, key, outcome)

@@ -465,6 +465,10 @@ class SensitivityRow(Record):
     size: Size  # of the pruned model
     sops: float
     n_images: int
+    # Bounds of the drop on all images of the sweep, pp; equal when all were seen. They hold at
+    # every look of a progressive sweep at once (95 %).
+    drop_of_all: Interval | None = None
+    settled: bool = True  # needs no more images in this sweep's mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,6 +484,13 @@ class SensitivityTable(Record):
     baseline_accuracy: Interval
     rows: tuple[SensitivityRow, ...]
     seed: int = 0
+    mode: str = "exact"
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell is there and needs no more images."""
+        n_cells = len(self.summary.groups) * len(self.ratios)
+        return len(self.rows) == n_cells and all(row.settled for row in self.rows)
 
     @cached_property
     def cells(self) -> dict[tuple[str, float], SensitivityRow]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import sqrt
 from random import Random
 from statistics import NormalDist
+from typing import cast
 
 from psvit_core.errors import RecordError
 
@@ -99,3 +100,60 @@ def paired_drop_interval(
     up = (high1 - p1) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2) + (p2 - low2) ** 2
     drop = (only_baseline - only_pruned) / n
     return drop, drop - sqrt(max(down, 0.0)), drop + sqrt(max(up, 0.0))
+
+
+def drop_bounds_of_all(
+    only_baseline: int, only_pruned: int, n_seen: int, n_all: int, alpha: float
+) -> tuple[float, float]:
+    """Bounds of the drop on all images of a split, from some of them drawn without replacement.
+
+    The numbers of images that only one of the two models gets right are bounded each for itself
+    (exact hypergeometric limits, a quarter of ``alpha`` on each side), so the result is
+    conservative.
+
+    Args:
+        only_baseline: Seen images that only the baseline classifies correctly.
+        only_pruned: Seen images that only the pruned model classifies correctly.
+        n_seen: Images seen.
+        n_all: Images of the split.
+        alpha: Chance that the bounds do not hold.
+
+    Returns:
+        (low, high) as fractions; equal when all images were seen.
+
+    Source:
+        Konijn 1973, Statistical Theory of Sample Survey Design, on the exact test's inversion.
+    """
+    lost = _total_bounds(only_baseline, n_seen, n_all, alpha / 4)
+    won = _total_bounds(only_pruned, n_seen, n_all, alpha / 4)
+    return (lost[0] - won[1]) / n_all, (lost[1] - won[0]) / n_all
+
+
+def _total_bounds(k: int, n_seen: int, n_all: int, tail: float) -> tuple[int, int]:
+    """Bounds of how many of all images have a property that ``k`` of the seen ones have."""
+    from scipy.stats import hypergeom  # not needed by who only reads tables of whole sweeps
+
+    least, most = k, n_all - n_seen + k
+
+    def plausible_low(total: int) -> bool:  # not too few for so many seen
+        return cast(float, hypergeom.sf(k - 1, n_all, total, n_seen)) > tail
+
+    def plausible_high(total: int) -> bool:
+        return cast(float, hypergeom.cdf(k, n_all, total, n_seen)) > tail
+
+    a, b = least, most
+    while a < b:
+        middle = (a + b) // 2
+        if plausible_low(middle):
+            b = middle
+        else:
+            a = middle + 1
+    low = a
+    a, b = least, most
+    while a < b:
+        middle = (a + b + 1) // 2
+        if plausible_high(middle):
+            a = middle
+        else:
+            b = middle - 1
+    return low, a

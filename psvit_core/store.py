@@ -100,6 +100,13 @@ class Store:
         except Exception as error:  # numpy and zipfile raise many kinds for damaged files
             raise StoreError(f"{path} is damaged ({error}). Delete it; it is made anew.") from error
 
+    def arrays_stamp(self, key: str) -> float:
+        """When the arrays under ``key`` were last written; 0 without any."""
+        try:
+            return self._array_path(key).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
     def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Keep arrays under ``key`` (a ``digest``), replacing what was there."""
         path = self._array_path(key)

@@ -122,11 +122,11 @@ class Silenced(nn.Module):
     def __init__(self, model: SpikingModel, edits: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.model = model
-        self._edits = dict(edits)
+        self.edits = dict(edits)  # gamma and beta by tensor name
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (B, num_classes), as of the pruned model."""
-        logits: Tensor = torch.func.functional_call(self.model, self._edits, (x,))
+        logits: Tensor = torch.func.functional_call(self.model, self.edits, (x,))
         return logits
 
 

@@ -197,7 +197,8 @@ class _Recorder(TorchFunctionMode):
         if (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or "out" in kwargs:
             raise TapeError(f"it writes in place ({name})")
         several = None if isinstance(given, Tensor) else len(made)
-        step = Step(func, *_map((tuple(args), dict(kwargs)), self.known), len(self.values), several)
+        known_args, known_kwargs = _map((tuple(args), dict(kwargs)), self.known)
+        step = Step(func, known_args, known_kwargs, len(self.values), several)
         try:
             key = (func, several, step.args, tuple(step.kwargs.items()))
             before = self._same.setdefault(key, step.out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,18 @@ from psvit_core.errors import CancelledError, DataError, InvalidRatioError, Stor
 from psvit_core.evaluate import measure
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
+from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import kl_divergence
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
+from psvit_core.sensitivity import replay
 from psvit_core.sensitivity.sweep import make_spec, sweep
 from psvit_core.sensitivity.table import check_ratios, read_table, save_spec, sweep_keys
 from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.surgery import apply_plan
+from psvit_core.tape import TapeError
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.registry import build_model
 from tests.tiny import NAMES, tiny_data, tiny_model
@@ -28,15 +33,22 @@ from tests.tiny import NAMES, tiny_data, tiny_model
 RATIOS = (0.25, 0.5)
 
 
-class Forwards:
-    """Counts images that pass a model, by a hook."""
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...], int]]:
+    """(group, kept units, images) of every cell that is run."""
+    seen: list[tuple[str, tuple[int, ...], int]] = []
+    run_cell = replay.Replay._run_cell
 
-    def __init__(self, model: SpikingModel) -> None:
-        self.images = 0
-        model.register_forward_hook(self._count)
+    def watched(self: Any, found: Any, task: Any, *rest: Any) -> Any:
+        seen.append((found.group.group_id, task.kept, len(task.images)))
+        return run_cell(self, found, task, *rest)
 
-    def _count(self, module: object, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-        self.images += len(inputs[0])
+    monkeypatch.setattr(replay.Replay, "_run_cell", watched)
+    return seen
+
+
+def images_of(runs: list[tuple[str, tuple[int, ...], int]]) -> int:
+    return sum(n for _, _, n in runs)
 
 
 @pytest.mark.parametrize(
@@ -74,52 +86,59 @@ def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
         assert row.n_images == 7
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path, runs: Any) -> None:
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
-    forwards = Forwards(model)
-    done: list[int] = []
+    calls = 0
 
-    def stop_after_five(count: int, total: int, what: str) -> None:
-        done.append(count)
-        if count == 5:
+    def stop_in_the_second_batch() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 25:  # a batch and its 16 cells, then a batch and some of its cells
             raise CancelledError("enough")
 
     with pytest.raises(CancelledError):
-        sweep(model, data, ratios=RATIOS, store=store, progress=stop_after_five)
-    first = forwards.images
-    assert first == (1 + 5) * 6  # the baseline and five cells
-    resumed = sweep(model, data, ratios=RATIOS, store=store)
-    assert forwards.images - first == (len(RATIOS) * 8 - 5) * 6
-    whole = sweep(model, data, ratios=RATIOS, store=Store(tmp_path / "other"))
-    assert resumed == whole
+        sweep(model, data, ratios=RATIOS, store=store, run=Run(batch=4),
+              tick=stop_in_the_second_batch)  # fmt: skip
+    first = images_of(runs)
+    assert 16 * 4 < first < 16 * 6
+    spec = make_spec(model, data, ratios=RATIOS)
+    so_far = read_table(store, spec)
+    assert so_far is not None
+    assert not so_far.finished
+    assert {row.n_images for row in so_far.rows} == {4, 6}
+    resumed = sweep(model, data, ratios=RATIOS, store=store, run=Run(batch=4))
+    assert images_of(runs) == 16 * 6  # nothing twice
+    assert resumed.finished
+    assert resumed == sweep(model, data, ratios=RATIOS, run=Run(batch=4))
 
 
-def test_other_images_and_ratios_reuse_cells(tmp_path: Path) -> None:
+def test_other_images_and_ratios_reuse_cells(tmp_path: Path, runs: Any) -> None:
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 10), Store(tmp_path)
-    forwards = Forwards(model)
     sweep(model, data.limit(4), ratios=RATIOS, store=store)
-    assert forwards.images == 4 * (1 + 16)
+    assert images_of(runs) == 4 * 16
     sweep(model, data, ratios=RATIOS, store=store)  # six more images
-    assert forwards.images == 10 * (1 + 16)
+    assert images_of(runs) == 10 * 16
     sweep(model, data, ratios=(0.25, 0.5, 0.75), store=store)  # one more ratio
-    assert forwards.images == 10 * (1 + 24)
+    assert images_of(runs) == 10 * 24
     # 0.26 removes as many units as 0.25 of all groups but the 128-wide MLPs (33 against 32).
     sweep(model, data, ratios=(0.26,), store=store)
-    assert forwards.images == 10 * (1 + 24 + 2)
+    assert images_of(runs) == 10 * (24 + 2)
 
 
-def test_removing_nothing_costs_nothing_and_says_so(tmp_path: Path) -> None:
+def test_removing_nothing_costs_nothing_and_says_so(tmp_path: Path, runs: Any) -> None:
     model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4)
-    forwards = Forwards(model)
     table = sweep(model, data, ratios=(0.1,), store=Store(tmp_path))
     nothing = [row for row in table.rows if row.n_pruned == 0]
     assert {row.group_id for row in nothing} == {"stem0", "stem1"}  # 4 and 8 units
     assert all(row.drop.value == 0 and row.kl == 0 for row in nothing)
-    assert forwards.images == 4 * (1 + 8 - 2)
+    assert images_of(runs) == 4 * (8 - 2)
 
 
-def test_partial_tables_can_be_read_at_any_time(tmp_path: Path) -> None:
+def test_partial_tables_can_be_read_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4), Store(tmp_path)
+    monkeypatch.setattr("psvit_core.sensitivity.board._WORK_PER_WRITE", 0.0)  # write at once
     spec = make_spec(model, data, ratios=RATIOS)
     assert read_table(store, spec) is None
     seen: list[int] = []
@@ -127,12 +146,54 @@ def test_partial_tables_can_be_read_at_any_time(tmp_path: Path) -> None:
     def look(done: int, total: int, what: str) -> None:
         table = read_table(Store(tmp_path), spec)
         assert table is not None
+        assert table.finished == (len(table.rows) == 16)
         seen.append(len(table.rows))
 
     sweep(model, data, ratios=RATIOS, store=store, progress=look)
     assert seen == list(range(1, 17))
-    first_half = {spec_cell.prune_ratio for spec_cell in list(spec.cells())[:8]}
-    assert first_half == {0.5}  # coarse to fine: every group once before any twice
+
+
+def test_progress_is_the_share_of_the_work(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
+    told: list[tuple[int, int]] = []
+    sweep(model, data, ratios=RATIOS, store=store, run=Run(batch=2),
+          progress=lambda done, total, what: told.append((done, total)))  # fmt: skip
+    assert {total for _, total in told} == {16 * 6}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] >= 16 * 6 - 1
+
+
+def test_a_network_that_cannot_be_written_down_is_run_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = tiny_model("sdt_v1", torch.float64), tiny_data("sdt_v1", 5)
+    run = Run(batch=3, precision="float64")
+    fast = sweep(model, data, ratios=RATIOS, run=run)
+
+    def refuse(*_: Any) -> None:
+        raise TapeError("it writes in place")
+
+    monkeypatch.setattr("psvit_core.sensitivity.sweep.record_network", refuse)
+    plain = sweep(model, data, ratios=RATIOS, run=run)
+    for a, b in zip(fast.rows, plain.rows, strict=True):
+        assert replace(a, kl=0.0) == replace(b, kl=0.0)
+        assert a.kl == pytest.approx(b.kl, abs=1e-12)
+
+
+@pytest.mark.parametrize("T", [1, 4])
+def test_time_steps(T: int) -> None:
+    model, data = tiny_model("sdt_v2", torch.float64), tiny_data("sdt_v2", 3)
+    model.set_time_steps(T)
+    table = sweep(model, data, ratios=(0.5,), run=Run(precision="float64"))
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    (x,) = data.batches(3, torch.float64)
+    for row in table.rows[::7]:
+        plan = plan_from_ratios(summary, {row.group_id: 0.5}, criterion="l2")
+        small = apply_plan(model, plan)
+        with torch.no_grad(), count_spikes(small) as count:
+            kl = kl_divergence(model(x).numpy(), small(x).numpy())
+        assert row.kl == pytest.approx(kl.mean(), abs=1e-9)
+        assert row.sops == pytest.approx(float(torch.cat(count.sops).mean()))
 
 
 def test_table_round_trip_and_keys(tmp_path: Path) -> None:
@@ -146,8 +207,6 @@ def test_table_round_trip_and_keys(tmp_path: Path) -> None:
 
 
 def test_the_test_split_is_refused() -> None:
-    from dataclasses import replace
-
     data = replace(tiny_data("sdt_v1", 4), split="test")
     with pytest.raises(DataError, match="never use the test split"):
         sweep(tiny_model("sdt_v1"), data, ratios=RATIOS)
@@ -186,34 +245,30 @@ def test_measuring_a_plan(tmp_path: Path) -> None:
     assert alone.drop is None
     assert result.drop is not None
     assert result.drop.low < result.drop.value < result.drop.high
-    forwards = Forwards(model)
+    model.register_forward_hook(lambda *_: pytest.fail("it is run again"))
     assert measure(model, data, plan, store=store) == result
-    assert forwards.images == 0
 
 
 def test_more_classes_than_outputs_is_refused() -> None:
-    from dataclasses import replace
-
     data = replace(tiny_data("sdt_v1", 3), labels=(0, 1, 10))
     with pytest.raises(DataError, match="10 outputs"):
         measure(tiny_model("sdt_v1"), data)
 
 
-def test_coupled_batches_never_mix(tmp_path: Path) -> None:
+def test_coupled_batches_never_mix(tmp_path: Path, runs: Any) -> None:
     """QKFormer's published neuron couples a batch: results belong to the exact batches."""
     name = "qkformer_cifar"
     model, data, store = tiny_model(name), tiny_data(name, 12), Store(tmp_path)
     assert model.batch_coupled
     of = {batch: measure(model, data, run=Run(batch=batch), store=store) for batch in (12, 4, 3)}
-    forwards = Forwards(model)
     spec_of_4 = make_spec(model, data, ratios=(0.5,), run=Run(batch=4))
     table = sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store)
     assert table.baseline_accuracy.value == of[4].accuracy.value
-    first = forwards.images
+    first = images_of(runs)
     assert sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store) == table
-    assert forwards.images == first
+    assert images_of(runs) == first
     sweep(model, data, ratios=(0.5,), run=Run(batch=3), store=store)
-    assert forwards.images == 2 * first  # nothing of the batches of 4 was taken
+    assert images_of(runs) == 2 * first  # nothing of the batches of 4 was taken
     assert spec_of_4.key != make_spec(model, data, ratios=(0.5,), run=Run(batch=3)).key
     # One batch tells nothing about how batches vary; several give a bootstrap over batches.
     assert (of[12].accuracy.low, of[12].accuracy.high) == (0.0, 1.0)

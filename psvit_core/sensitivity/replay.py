@@ -11,15 +11,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import Array
-from psvit_core.records import ChannelGroup
+from psvit_core.records import ChannelGroup, PrunePlan
 from psvit_core.sensitivity.spread import Network, Spread
+from psvit_core.surgery import Silenced, silencing_edits
 from psvit_core.tape import Sized, Tape, run_step
+from psvit_core.zoo.base import SpikingModel
 
 #: Bytes that torch needs beside a step's inputs and output, relative to these: convolutions copy
 #: both into another layout (measured, benchmarks/sweep.py).
@@ -60,9 +64,54 @@ class Task:
     done: Callable[[Answer], None]
 
 
+class Cells(Protocol):
+    """What runs the cells of a model on a batch."""
+
+    def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
+        """Logits of the full model, and the spikes that reach each reader, (batch,) each."""
+
+    def run(self, x: Tensor, tasks: Mapping[str, Sequence[Task]], tick: Callable[[], None]) -> None:
+        """Run cells, by group; ``tick`` is called before each and may raise to stop."""
+
+    def cost(self, group: str, prune_ratio: float) -> float:
+        """What a cell costs, in a unit of its own."""
+
+
+@dataclass(frozen=True)
+class Silencing:
+    """Cells as the silenced full model: for models whose forward pass cannot be written down."""
+
+    model: SpikingModel
+    plan_of: Callable[[str, tuple[int, ...]], PrunePlan]
+
+    def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
+        """Logits and spike counts of the full model for a batch."""
+        return self._run(self.model, x)
+
+    def run(self, x: Tensor, tasks: Mapping[str, Sequence[Task]], tick: Callable[[], None]) -> None:
+        """Run every cell in full."""
+        for group, wanted in tasks.items():
+            for task in wanted:
+                tick()
+                edits = silencing_edits(self.model, self.plan_of(group, task.kept))
+                logits, reached = self._run(Silenced(self.model, edits).eval(), x)
+                rows = {name: count[task.images] for name, count in reached.items()}
+                task.done(Answer(task.images, logits[task.images], rows, task.images, {}))
+
+    def cost(self, group: str, prune_ratio: float) -> float:
+        """All cells cost the same."""
+        return 1.0
+
+    def _run(self, subject: torch.nn.Module, x: Tensor) -> tuple[Array, dict[str, Array]]:
+        with count_spikes(self.model, neurons=False) as count:
+            logits = subject(x)
+        reached = {name: parts[0].cpu().numpy() for name, parts in count.reached.items()}
+        return logits.cpu().numpy(), reached
+
+
 @dataclass
 class Replay:
-    """The cells of a model.
+    """The cells of a model, each from where it differs from the full model.
 
     Args:
         network: The model's forward pass.
@@ -353,7 +402,7 @@ def _rows_of(value: Tensor, axis: int, rows: int, chosen: Tensor, batch: int) ->
 
 def _select(value: Tensor, axis: int, index: Tensor) -> Tensor:
     """``index_select`` that keeps the order of memory (channels-last stays channels-last)."""
-    order = sorted(range(value.dim()), key=lambda a: -value.stride(a))
+    order = sorted(range(value.dim()), key=lambda a: -value.stride()[a])
     dense = value.permute(order).index_select(order.index(axis), index)
     return dense.permute([order.index(a) for a in range(len(order))])
 

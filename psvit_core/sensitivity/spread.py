@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from psvit_core import fused, neurons
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.records import ChannelGroup
-from psvit_core.tape import Rows, Sized, Step, Tape, TapeError, Weight, record
+from psvit_core.tape import Rows, Step, Tape, TapeError, Weight, record
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.layers import bn_and_pad
 
@@ -183,11 +183,11 @@ def spread(network: Network, group: ChannelGroup) -> Spread:
         touched = {name: axes[name] for name in step.weights() if name in axes}
         if not touched and not any(i in sliced or i in anew for i in inputs):
             continue
-        axis = (
-            None if any(i in anew for i in inputs) else _lost_axis(network, step, touched, sliced)
-        )
-        if axis is not None:
-            sliced[step.out] = axis
+        lost = None
+        if not any(i in anew for i in inputs):
+            lost = _lost_axis(network, step, touched, sliced)
+        if lost is not None:
+            sliced[step.out] = lost
             continue
         found.steps.append(position)
         anew.update(step.outs())

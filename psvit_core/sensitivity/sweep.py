@@ -1,30 +1,60 @@
-"""Running a sensitivity sweep: every group at every ratio, one at a time, kept as it finishes."""
+"""Running a sensitivity sweep: every group at every ratio, kept as it is measured.
+
+Images are run in batches; within a batch the full model is run once and every cell only where it
+differs from it (``replay``). So the whole table is there after the first batch and gets sharper.
+"""
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from filelock import Timeout
 
 from psvit_core.data import EvalSet
-from psvit_core.errors import DataError
-from psvit_core.evaluate import Baseline, Tick, conditions_of, go_on, outcome_of, place, predict
-from psvit_core.groups import summarize
+from psvit_core.errors import DataError, UnknownNameError
+from psvit_core.evaluate import (
+    Prediction,
+    Tick,
+    check_labels,
+    conditions_of,
+    go_on,
+    outcome_of,
+    place,
+    visiting_order,
+)
+from psvit_core.groups import axis_groups, summarize
 from psvit_core.importance import CRITERIA, DEFAULT_CRITERION, rank
-from psvit_core.outcomes import load_outcome, save_outcome
-from psvit_core.records import SensitivityTable
-from psvit_core.runtime import Run
+from psvit_core.metrics.spikes import fan_out
+from psvit_core.outcomes import Array
+from psvit_core.records import PrunePlan, SensitivityTable
+from psvit_core.runtime import Run, channels_last, free_memory
+from psvit_core.sensitivity.board import Baseline, Board, chunk_lock
+from psvit_core.sensitivity.replay import Answer, Cells, Replay, Silencing, Task
+from psvit_core.sensitivity.spread import record_network, spread
 from psvit_core.sensitivity.table import (
     DEFAULT_RATIOS,
+    MODES,
     Cell,
     SweepSpec,
     check_ratios,
     read_table,
+    row_of,
     save_spec,
 )
 from psvit_core.size import plan_widths
 from psvit_core.store import Store, digest
-from psvit_core.surgery import Silenced, silencing_edits
+from psvit_core.tape import TapeError
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import CUSTOM
+
+log = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.2  # between two looks at what another process is doing
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
 
@@ -52,18 +82,23 @@ def make_spec(
     calib: EvalSet | None = None,
     seed: int = 0,
     store: Store | None = None,
+    mode: str = "exact",
     tick: Tick = go_on,
 ) -> SweepSpec:
     """What a sweep of ``model`` over ``data`` consists of; arguments as of ``sweep``."""
     refuse_test(data)
+    if mode not in MODES:
+        raise UnknownNameError("sweep mode", mode, MODES)
     ranking = rank(model, criterion, calib=calib, run=run, seed=seed, store=store, tick=tick)
     by_images = CRITERIA[criterion].needs_images
+    order = visiting_order(data, None)
     return SweepSpec(
         summary=summarize(model, {criterion: ranking}),
         criterion=criterion,
         ratios=check_ratios(tuple(ratios)),
         conditions=conditions_of(model, data, run or Run()),
-        ids=data.ids,
+        ids=data.ids if model.batch_coupled else tuple(data.ids[i] for i in order),
+        mode=mode,
         calib=digest([calib.transform, *calib.ids]) if calib and by_images else "",
         seed=seed,
     )
@@ -79,13 +114,15 @@ def sweep(
     calib: EvalSet | None = None,
     seed: int = 0,
     store: Store | None = None,
+    mode: str = "exact",
+    memory_budget: int | None = None,
     progress: Progress = silent,
     tick: Tick = go_on,
 ) -> SensitivityTable:
     """Sensitivity of every channel group at every ratio.
 
-    Each finished cell is kept in the store at once; what is there is not run again, so a killed
-    or cancelled sweep goes on where it stopped.
+    Results are kept in the store as they come; what is there is not run again, so a killed or
+    cancelled sweep goes on where it stopped, and an exact one where a progressive one did.
 
     Args:
         model: The model, in evaluation mode.
@@ -96,7 +133,11 @@ def sweep(
         calib: Images for criteria that need some, e.g. ``load_data(spec, split="calib")``.
         seed: For the criterion ``random``; named in the table.
         store: Where cells are kept; a temporary one when None.
-        progress: Called with (cells done, cells in all, what) after each.
+        mode: ``exact``: every image in every cell. ``progressive``: 64 images in every cell, then
+            more where little is known yet (``table.is_settled``).
+        memory_budget: Bytes that the values of a batch may take; a quarter of what is free when
+            None. Smaller batches are used where it asks for them.
+        progress: Called with (images of cells done, in all, what), weighted by what they cost.
         tick: Called before each batch; may raise ``CancelledError`` to stop.
 
     Returns:
@@ -110,15 +151,17 @@ def sweep(
     run = run or Run()
     spec = make_spec(
         model, data, ratios=ratios, criterion=criterion, run=run, calib=calib, seed=seed,
-        store=store, tick=tick,
+        store=store, mode=mode, tick=tick,
     )  # fmt: skip
-    if store is not None:
-        save_spec(store, spec)
-        return run_spec(spec, model, data, run=run, store=store, progress=progress, tick=tick)
     with tempfile.TemporaryDirectory() as folder:
-        own = Store(folder)
-        table = run_spec(spec, model, data, run=run, store=own, progress=progress, tick=tick)
-        own.close()
+        home = store or Store(folder)
+        save_spec(home, spec)
+        table = run_spec(
+            spec, model, data, run=run, store=home, progress=progress, tick=tick,
+            memory_budget=memory_budget,
+        )  # fmt: skip
+        if store is None:
+            home.close()
         return table
 
 
@@ -131,36 +174,254 @@ def run_spec(
     store: Store,
     progress: Progress = silent,
     tick: Tick = go_on,
+    memory_budget: int | None = None,
 ) -> SensitivityTable:
-    """Fill the cells of ``spec`` that the store lacks, then read the table."""
-    placed = place(model, run)
-    baseline = Baseline(placed, data, run, store, tick)
-    total = len(spec.summary.groups) * len(spec.ratios)
-    for done, cell in enumerate(spec.cells(), start=1):
-        _run_cell(spec, cell, placed, data, baseline, run, store, tick)
-        progress(done, total, f"{cell.group.label} at {cell.prune_ratio:.0%}")
+    """Run what ``spec`` asks for and the store lacks, then read the table.
+
+    Several processes may do this at the same time; none does a cell twice.
+    """
+    with torch.no_grad(), run.autocast:
+        work = _Work(spec, place(model, run), data, run, store, progress, tick, memory_budget)
+        try:
+            work.run()
+        finally:
+            work.write()
     table = read_table(store, spec)
     assert table is not None
     return table
 
 
-def _run_cell(
+class _Work:
+    """One process's share of a sweep."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        model: SpikingModel,
+        data: EvalSet,
+        run: Run,
+        store: Store,
+        progress: Progress,
+        tick: Tick,
+        memory_budget: int | None,
+    ) -> None:
+        self._spec, self._model, self._run, self._store = spec, model, run, store
+        self._progress, self._tick = progress, tick
+        place_of = {name: i for i, name in enumerate(data.ids)}
+        self._data = data.take([place_of[name] for name in spec.ids])
+        check_labels(model, data)
+        self._cells, self._batch = prepare(spec, model, self._data, run, memory_budget)
+        self._baseline = Baseline(spec, store)
+        self._board = Board(spec, store)
+        self._open = {cell.key: cell for cell in spec.cells()}
+        self._fans = _Fans(model)
+        self._costs: dict[str, float] = {}
+        self._spent = self._to_do = 0.0
+        self._told = 0
+        self._look = len(spec.ids)
+
+    def write(self) -> None:
+        """Write all results so far."""
+        self._baseline.write()
+        self._board.write()
+
+    def _write_if_due(self) -> None:
+        if self._board.is_due():
+            self.write()
+
+    def run(self) -> None:
+        """Look after look, until every cell is settled."""
+        looks = self._spec.looks if self._spec.mode == "progressive" else [len(self._spec.ids)]
+        before = 0
+        for look in looks:
+            self._look = look
+            self._run_images(np.arange(before, look))
+            self.write()
+            self._settle()
+            before = look
+
+    def _settle(self) -> None:
+        """Leave alone the cells of which enough is known."""
+        baseline = self._baseline.outcome()
+        for key, cell in list(self._open.items()):
+            outcome = self._board.outcome(key)
+            if outcome and row_of(self._spec, cell, outcome, baseline).settled:
+                del self._open[key]
+
+    def _run_images(self, images: Array) -> None:
+        """All open cells on some images, in batches; those of other processes are waited for."""
+        size = self._batch
+        chunks = [images[i : i + size] for i in range(0, len(images), size)]
+        while chunks:
+            waiting = []
+            for chunk in chunks:
+                lock = chunk_lock(self._store, self._spec, chunk)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    waiting.append(chunk)
+                    continue
+                try:
+                    self._run_chunk(chunk)
+                except BaseException:
+                    self.write()
+                    lock.release()
+                    raise
+                self._board.hold(lock)  # until its results are written
+                self._write_if_due()
+            if len(waiting) == len(chunks):
+                self._tick()
+                self.write()
+                time.sleep(_WAIT_SECONDS)
+            chunks = waiting
+
+    def _run_chunk(self, chunk: Array) -> None:
+        wanted = {key: self._board.missing(key, chunk) for key in self._open}
+        if not any(map(len, wanted.values())) and not len(self._baseline.missing(chunk)):
+            return
+        self._tick()
+        part = self._data.take(chunk.tolist())
+        (x,) = part.batches(len(part), self._run.dtype, self._run.workers)
+        x = channels_last(x.to(self._run.device))
+        if len(self._baseline.missing(chunk)) or not self._costs:
+            logits, reached = self._cells.whole(x)
+            sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
+            prediction = Prediction(logits=logits, sops=sops, firing={})
+            outcome = outcome_of(part, prediction, logits)
+            self._baseline.add(chunk, logits, reached, outcome)
+            self._costs = {
+                key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
+                for key, cell in self._open.items()
+            }
+        self._count_work(self._look)
+        tasks: dict[str, list[Task]] = {}
+        for key, cell in self._open.items():
+            if not len(wanted[key]):
+                continue
+            group = cell.group.group_id
+            if group not in cell.plan.kept:  # removes nothing
+                self._keep(cell, part, chunk, wanted[key], None)
+                continue
+            position = np.searchsorted(chunk, wanted[key])
+            if self._spec.cluster:
+                position = np.arange(len(chunk))  # whole batches only
+            task = Task(cell.plan.kept[group], position, self._keeper(cell, part, chunk))
+            tasks.setdefault(group, []).append(task)
+        self._cells.run(x, tasks, self._tick)
+
+    def _keeper(self, cell: Cell, part: EvalSet, chunk: Array) -> Callable[[Answer], None]:
+        def keep(answer: Answer) -> None:
+            self._keep(cell, part, chunk, chunk[answer.counted], answer)
+
+        return keep
+
+    def _keep(
+        self, cell: Cell, part: EvalSet, chunk: Array, images: Array, answer: Answer | None
+    ) -> None:
+        """Put a cell's answer beside the baseline; what it does not speak of is as there."""
+        logits = self._baseline.logits[images].copy()
+        reached = self._baseline.reached[images].copy()
+        if answer is not None:
+            column = self._baseline.column
+            for name, count in answer.recounted.items():
+                reached[:, column[name]] = count
+            if len(answer.images):
+                rows = np.searchsorted(images, chunk[answer.images])
+                logits[rows] = answer.logits
+                for name, count in answer.reached.items():
+                    reached[rows, column[name]] = count
+        widths = plan_widths(self._spec.summary, cell.plan)
+        place = np.searchsorted(chunk, images)
+        prediction = Prediction(
+            logits=logits, sops=reached @ self._fans.at(self._baseline.readers, widths), firing={}
+        )
+        outcome = outcome_of(part.take(place.tolist()), prediction, self._baseline.logits[images])
+        self._board.add(cell.key, outcome)
+        self._write_if_due()
+        self._advance(cell, len(images))
+
+    # ---- progress ----------------------------------------------------------------------------
+
+    def _advance(self, cell: Cell, n_images: int) -> None:
+        """Tell how far the sweep is: in images of cells, each cell counting what it costs."""
+        self._spent += self._costs[cell.key] * n_images
+        share = self._spent / max(self._spent + self._to_do, self._spent, 1e-9)
+        self._to_do -= self._costs[cell.key] * n_images
+        total = len(self._costs) * len(self._spec.ids)
+        self._told = max(self._told, int(total * min(share, 1.0)))  # estimates change, never back
+        self._progress(self._told, total, cell.group.label)
+
+    def _count_work(self, look: int) -> None:
+        images = np.arange(look)
+        self._to_do = sum(
+            self._costs[key] * len(self._board.missing(key, images)) for key in self._open
+        )
+
+
+class _Fans:
+    """Output channels that a spike reaches at each reader, at any widths."""
+
+    def __init__(self, model: SpikingModel) -> None:
+        self._model = model
+        self._owners = axis_groups(model.channel_groups())
+        self._whole: dict[str, int] = {}
+
+    def at(self, readers: Iterable[str], widths: Mapping[str, int]) -> Array:
+        """(n_readers,) float64."""
+        return np.array([self._fan(name, widths) for name in readers], dtype=np.float64)
+
+    def _fan(self, reader: str, widths: Mapping[str, int]) -> int:
+        if reader not in self._whole:
+            self._whole[reader] = fan_out(self._model, reader)
+        owner = self._owners.get((f"{reader}.weight", 0), "")
+        return widths.get(owner, self._whole[reader]) if self._whole[reader] > 1 else 1
+
+
+def prepare(
     spec: SweepSpec,
-    cell: Cell,
     model: SpikingModel,
     data: EvalSet,
-    baseline: Baseline,
     run: Run,
-    store: Store,
-    tick: Tick,
-) -> None:
-    known = load_outcome(store, cell.key)
-    todo = known.missing(data.ids) if known else range(len(data))
-    if not todo:
-        return
-    part = data.take(todo)
-    silent = Silenced(model, silencing_edits(model, cell.plan, spec.summary.groups))
-    widths = plan_widths(spec.summary, cell.plan)
-    prediction = predict(silent.eval(), part, run, widths=widths, tick=tick)
-    fresh = outcome_of(part, prediction, baseline.logits(part))
-    save_outcome(store, cell.key, known.joined(fresh) if known else fresh)
+    memory_budget: int | None = None,
+) -> tuple[Cells, int]:
+    """What runs the cells of a sweep, and on how many images at once.
+
+    Args:
+        spec: The sweep.
+        model: The model, placed.
+        data: The images.
+        run: Device, batch, precision.
+        memory_budget: Bytes that values of a batch may take; a quarter of what is free when None.
+
+    Returns:
+        The cells and the batch: the run's, or less where the budget asks for it.
+    """
+    (x,) = data.take([0]).batches(1)
+    try:
+        network = record_network(model, tuple(x.shape[1:]))
+        spreads = {g.group_id: spread(network, g) for g in spec.summary.groups}
+    except TapeError as reason:
+        log.info("%s: every cell is run in full, since %s", model.name, reason)
+        return Silencing(model, lambda group, kept: _one_group(spec, group, kept)), run.batch
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    weights = {name: channels_last(t.detach()) for name, t in tensors.items()}
+    # The published QKFormer mixes a batch's images; a user's model may order them in its own way.
+    independent = not model.batch_coupled and model.family != CUSTOM
+    cells = Replay(network, spreads, weights, finish_early=independent)
+    if model.batch_coupled:
+        return cells, run.batch
+    budget = memory_budget or free_memory(run.device) // 4
+    itemsize = 2 if run.precision == "float64" else 1
+    fits = budget // max(cells.bytes_per_image() * itemsize, 1)
+    if fits < 1:
+        log.warning("one image at a time may take more than the memory budget of %d bytes", budget)
+    return cells, int(min(run.batch, max(fits, 1)))
+
+
+def _one_group(spec: SweepSpec, group: str, kept: tuple[int, ...]) -> PrunePlan:
+    return PrunePlan(
+        model=spec.summary.model,
+        weights_hash=spec.summary.weights_hash,
+        criterion=spec.criterion,
+        kept={group: kept},
+    )

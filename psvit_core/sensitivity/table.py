@@ -1,14 +1,17 @@
 """A sweep as data: what is to be measured, and the table of what has been; no torch.
 
 The store holds results per cell and image. ``SweepSpec`` says which cells and images make up one
-sweep, so a table - whole, or of the cells finished so far - can be put together at any time by any
+sweep, so a table - whole, or of what has been run so far - can be put together at any time by any
 process.
+
+A progressive sweep looks at its cells after 64, 128, 256 ... images, always the same ones first,
+and leaves a cell alone once enough is known of it (``is_settled``).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -18,6 +21,7 @@ from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
     ChannelGroup,
     Conditions,
+    Interval,
     ModelSummary,
     PrunePlan,
     Record,
@@ -27,9 +31,18 @@ from psvit_core.records import (
     n_pruned,
 )
 from psvit_core.size import plan_size
+from psvit_core.stats import drop_bounds_of_all
 from psvit_core.store import Store, digest
 
 DEFAULT_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+MODES = ("exact", "progressive")
+FIRST_LOOK = 64  # images
+_ALPHA = 0.05  # chance that the bounds of a cell do not hold at all of its looks
+ENOUGH_HALF_WIDTH = 2.0  # pp: a cell is settled when its bounds are as narrow,
+ENOUGH_SHARE = 0.3  # or as narrow as this share of its drop,
+TOO_MUCH = 10.0  # pp: or when it surely loses more
 
 
 def check_ratios(ratios: tuple[float, ...]) -> tuple[float, ...]:
@@ -60,7 +73,8 @@ class SweepSpec(Record):
     criterion: str
     ratios: tuple[float, ...]
     conditions: Conditions
-    ids: tuple[str, ...] = field(repr=False)  # images, in order
+    ids: tuple[str, ...] = field(repr=False)  # images, in the order in which they are run
+    mode: str = "exact"  # how much is run; not part of the key: the table is the same one
     calib: str = ""  # digest of the images that the ranking was made on; none: of weights alone
     seed: int = 0
 
@@ -88,9 +102,19 @@ class SweepSpec(Record):
         """Where the results of the silenced model under ``plan`` are kept."""
         return outcome_key(
             self.summary.weights_hash, plan.kept, transform=self.conditions.transform,
-            T=self.conditions.T, precision=self.conditions.precision, form="silenced",
+            T=self.conditions.T, precision=self.conditions.precision, form="replayed",
             batches=batches_key(self.summary.batch_coupled, self.conditions.batch, self.ids),
         )  # fmt: skip
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of images after which a progressive sweep decides, the last: all of them."""
+        n_all, looks = len(self.ids), []
+        size = FIRST_LOOK
+        while size < n_all and not self.cluster:  # coupled batches are no sample of their own
+            looks.append(size)
+            size *= 2
+        return (*looks, n_all)
 
     @property
     def cluster(self) -> int | None:
@@ -141,6 +165,7 @@ def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> 
     todo = set(outcome.missing(spec.ids))
     chosen = outcome.select([name for i, name in enumerate(spec.ids) if i not in todo])
     group = cell.group
+    bounds = bounds_of_all(spec, chosen, baseline)
     return SensitivityRow(
         group_id=group.group_id,
         prune_ratio=cell.prune_ratio,
@@ -152,31 +177,76 @@ def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> 
         size=plan_size(spec.summary, cell.plan),
         sops=float(chosen.sops.mean()),
         n_images=len(chosen),
+        drop_of_all=bounds[-1] if bounds else None,
+        settled=is_settled(spec, bounds, len(chosen)),
+    )
+
+
+def bounds_of_all(spec: SweepSpec, outcome: Outcome, baseline: Outcome) -> list[Interval]:
+    """Bounds of the drop on all images of the sweep at every look so far, percentage points.
+
+    The looks are fixed beforehand and share the error, so all of a cell's bounds hold together.
+
+    Args:
+        spec: The sweep.
+        outcome: The cell's results on the first images of the sweep, in its order.
+        baseline: The baseline's results on these.
+    """
+    n_all, n_looks = len(spec.ids), len(spec.looks) - 1
+    ours, theirs = outcome.correct, baseline.select(outcome.ids.tolist()).correct
+    found = []
+    for look in spec.looks:
+        if look > len(outcome):
+            break
+        lost = int((theirs[:look] & ~ours[:look]).sum())
+        won = int((~theirs[:look] & ours[:look]).sum())
+        value = 100 * (lost - won) / look
+        if look == n_all:
+            found.append(Interval(value=value, low=value, high=value))
+        else:
+            low, high = drop_bounds_of_all(lost, won, look, n_all, _ALPHA / n_looks)
+            found.append(Interval(value=value, low=100 * low, high=100 * high))
+    return found
+
+
+def is_settled(spec: SweepSpec, bounds: Sequence[Interval], n_images: int) -> bool:
+    """Whether a cell needs no more images in the sweep's mode."""
+    if n_images == len(spec.ids):
+        return True
+    return spec.mode == "progressive" and any(
+        b.low > TOO_MUCH
+        or (b.high - b.low) / 2 <= max(ENOUGH_HALF_WIDTH, ENOUGH_SHARE * abs(b.value))
+        for b in bounds
     )
 
 
 def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
-    """The table of the cells finished so far, in network order; None before the baseline is done.
+    """The table of what has been run so far, in network order; None before the first images.
 
     Raises:
         StoreError: If an entry of the store is damaged.
     """
     baseline = load_outcome(store, spec.baseline_key)
-    if baseline is None or baseline.missing(spec.ids):
+    if baseline is None:
+        return None
+    there = set(baseline.missing(spec.ids))
+    seen = [name for i, name in enumerate(spec.ids) if i not in there]
+    if not seen:
         return None
     rows = []
     for group in spec.summary.groups:
         for ratio in spec.ratios:
             cell = spec.cell(group, ratio)
             outcome = load_outcome(store, cell.key)
-            if outcome is not None and not outcome.missing(spec.ids):
+            if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
                 rows.append(row_of(spec, cell, outcome, baseline))
     return SensitivityTable(
         summary=spec.summary,
         criterion=spec.criterion,
         conditions=spec.conditions,
         ratios=spec.ratios,
-        baseline_accuracy=baseline.select(spec.ids).accuracy(spec.cluster),
+        baseline_accuracy=baseline.select(seen).accuracy(spec.cluster),
         rows=tuple(rows),
         seed=spec.seed,
+        mode=spec.mode,
     )
