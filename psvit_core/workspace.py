@@ -184,6 +184,11 @@ class Workspace:
         params = {"sweep_key": spec.key, "settings": settings.to_dict()}
         return self._submit("plan", f"Plan by {settings.policy}", params)
 
+    def export(self, plan: PrunePlan, file_name: str) -> Job:
+        """Prune and write the checkpoint in the background."""
+        params = {"plan": plan.to_dict(), "file_name": file_name}
+        return self._submit("export", f"Export {file_name}", params)
+
     # ---- the archive of measured plans ---------------------------------------------------------
 
     def start_pareto(self, settings: ParetoSettings, spec: SweepSpec | None = None) -> Job:
@@ -225,11 +230,6 @@ class Workspace:
         ]
         heads.sort(key=lambda head: steps != head.T)
         return read_archive(self.store, heads[0]) if heads else None
-
-    def export(self, plan: PrunePlan, file_name: str) -> Job:
-        """Prune and write the checkpoint in the background."""
-        params = {"plan": plan.to_dict(), "file_name": file_name}
-        return self._submit("export", f"Export {file_name}", params)
 
     # ---- jobs --------------------------------------------------------------------------------
 

@@ -77,6 +77,9 @@ def _progress(store: Store, job: Job, key: str, noun: str) -> None:
         )
 
 
+_STEPS = {"sweep": "cells"}
+
+
 def progress_text(job: Job, noun: str, cancelling: bool = False) -> str:
     """One line on how far a job is."""
     if cancelling:
@@ -87,8 +90,12 @@ def progress_text(job: Job, noun: str, cancelling: bool = False) -> str:
         first = "loading the model, then measuring the baseline" if job.task == "sweep" else ""
         steps = f"{job.done} {job.what}" if job.done else first
         return " · ".join(filter(None, [f"{noun}: running", steps]))
-    parts = [f"{noun}: {job.done} of {job.total} cells", words.time_left(job.seconds_left())]
-    return " · ".join(filter(None, [*parts, job.what]))
+    if job.task == "measure":
+        done, what = f"{job.done} of {job.total} {job.what}", ""
+    else:
+        done, what = f"{job.done} of {job.total} {_STEPS.get(job.task, 'steps')}", job.what
+    parts = [f"{noun}: {done}", words.time_left(job.seconds_left()), what]
+    return " · ".join(filter(None, parts))
 
 
 def _resume_button(store: Store, job: Job, key: str, label: str) -> None:
