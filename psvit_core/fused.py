@@ -1,11 +1,13 @@
-"""LIF kernels: the bits of SpikingJelly's multi-step LIF, in one pass over time.
+"""Neuron kernels: the bits of SpikingJelly's multi-step LIF, in one pass over time.
 
 ``lif`` runs the neuron of every LIF family (tau 2, input decayed, hard reset to 0) from zero state
 and returns spikes only. SpikingJelly's CPU module walks the tensor four to six times a step; here
-the recurrence is either compiled into one loop (``torch.compile``, after ``use_compiled()``) or,
-needing no compiler, done in place on cache-sized pieces. Both give the module's bits
-(``tests/test_fused.py``); gradients are those of SpikingJelly's sigmoid surrogate with the reset
-detached.
+a native loop (``native``) walks it once. Without a C compiler the recurrence is done in place on
+cache-sized pieces. All give the module's bits (``tests/test_fused.py``). On CUDA SpikingJelly's own
+kernels run.
+
+Training needs the potentials: the recurrence and its gradient (SpikingJelly's sigmoid surrogate
+with the reset detached) run as plain torch, or through ``torch.compile`` after ``use_compiled()``.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from spikingjelly.activation_based import functional, neuron
+from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from psvit_core import native
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +32,11 @@ _PIECE = (
 SURROGATE_ALPHA = 4.0  # slope of the sigmoid surrogate in all published LIF models
 
 _compiled = False
+_plain = False
 
 
 def use_compiled(on: bool = True) -> bool:
-    """Choose compiled kernels for this process, if they compile and agree bit for bit.
+    """Choose compiled kernels for training in this process, if they compile and agree bit for bit.
 
     Compiling takes seconds once a process, so short commands leave it off.
 
@@ -43,19 +49,36 @@ def use_compiled(on: bool = True) -> bool:
 
 
 def kernels() -> str:
-    """Which kernels this process uses now: ``compiled`` or ``plain``."""
-    return "compiled" if _compiled else "plain"
+    """Which kernels inference uses in this process now: ``native`` or ``plain``."""
+    return "native" if _native(torch.empty(0)) else "plain"
 
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Use no compiled kernels inside the block."""
-    global _compiled
-    before, _compiled = _compiled, False
+    """Use neither native nor compiled kernels inside the block."""
+    global _compiled, _plain
+    before = _compiled, _plain
+    _compiled, _plain = False, True
     try:
         yield
     finally:
-        _compiled = before
+        _compiled, _plain = before
+
+
+def _native(x: Tensor) -> bool:
+    return not _plain and native.available(x) and _native_agrees()
+
+
+@functools.cache
+def _native_agrees() -> bool:
+    """Once a process: compare the native loops bit for bit with plain torch, around the limits."""
+    x = torch.linspace(-3, 6, 4 * 257).reshape(257, 4).T.contiguous()
+    if torch.equal(native.lif(x, 1.0), _in_pieces(x, 1.0)) and torch.equal(
+        native.integer_lif(x, 4, 4), _integer_lif(x, 4, 4)
+    ):
+        return True
+    log.warning("native neurons are off: their bits differ from those of torch")
+    return False
 
 
 @functools.cache
@@ -98,14 +121,58 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
         return _LIF.apply(x, v_threshold)
     if x.device.type == "meta":
         return torch.empty_like(x)  # shapes are asked for, not spikes
+    if x.is_cuda:
+        return _by_spikingjelly(x, v_threshold)
     order = _memory_order(x)
     dense = x.permute(order)
-    if _compiled:
-        with torch.no_grad():
-            spikes = _run(_recurrence, _in_pieces, dense, v_threshold=v_threshold)
+    if _native(x):
+        flat = _steps(dense)
+        spikes = native.lif(flat, v_threshold).view(dense.shape)
     else:
         spikes = _in_pieces(dense, v_threshold)
     return spikes.permute([order.index(axis) for axis in range(len(order))])
+
+
+def integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
+    """``round(clamp(x, 0, levels)) / norm`` without gradient, shaped like ``x``."""
+    if has_torch_function_unary(x):  # a step of its own on a tape
+        return handle_torch_function(integer_lif, (x,), x, levels, norm)
+    if _native(x) and _is_dense(x):
+        return native.integer_lif(x, levels, norm)
+    return _integer_lif(x, levels, norm)
+
+
+def _integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
+    return x.clamp(0, levels).round_().div_(norm)
+
+
+def _steps(dense: Tensor) -> Tensor:
+    """(T, n) with every step contiguous; a static image's repeated steps are not copied."""
+    if dense[0].is_contiguous():
+        flat = dense.as_strided((dense.shape[0], dense[0].numel()), (dense.stride()[0], 1))
+        if flat.stride()[0] in (0, flat.shape[1]):
+            return flat
+    return dense.reshape(dense.shape[0], -1).contiguous()
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.permute(sorted(range(x.dim()), key=lambda a: -x.stride()[a])).is_contiguous()
+
+
+def _by_spikingjelly(x: Tensor, v_threshold: float) -> Tensor:
+    node = _node(v_threshold)
+    functional.reset_net(node)
+    spikes: Tensor = node(x.contiguous())
+    functional.reset_net(node)
+    return spikes
+
+
+@functools.cache
+def _node(v_threshold: float) -> nn.Module:
+    node: nn.Module = neuron.LIFNode(
+        tau=2.0, v_threshold=v_threshold, v_reset=0.0, decay_input=True, step_mode="m"
+    )
+    return node.eval()
 
 
 def _memory_order(x: Tensor) -> list[int]:

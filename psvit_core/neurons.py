@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
-from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from psvit_core import fused
 
@@ -96,14 +95,7 @@ class IntegerLIF(nn.Module):
         """Levels over ``norm``, shaped like ``x``."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _RoundClamped.apply(x, self.levels) / self.norm
-        return integer_lif(x, self.levels, self.norm)
-
-
-def integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
-    """``round(clamp(x, 0, levels)) / norm`` without gradient, shaped like ``x``."""
-    if has_torch_function_unary(x):  # a step of its own on a tape
-        return handle_torch_function(integer_lif, (x,), x, levels, norm)
-    return x.clamp(0, levels).round_().div_(norm)
+        return fused.integer_lif(x, self.levels, self.norm)
 
 
 #: Every neuron class of the zoo: the layers whose firing is measured.

@@ -23,7 +23,7 @@ CORE = ROOT / "psvit_core"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "stats", "records", "store", "size", "outcomes", "plans"),
-    ("fused", "neurons", "runtime", "tape"),
+    ("native", "fused", "neurons", "runtime", "tape"),
     ("data", "zoo"),
     ("groups", "metrics", "importance"),
     ("surgery", "evaluate"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psvit_core import fused, neurons
+from psvit_core import fused
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.records import ChannelGroup
 from psvit_core.tape import Rows, Step, Tape, TapeError, Weight, record
@@ -258,6 +258,6 @@ def _lost_axis(
 
 
 def _works_by_channel(step: Step) -> bool:
-    if step.call in (fused.lif, neurons.integer_lif):
+    if step.call in (fused.lif, fused.integer_lif):
         return True
     return getattr(step.call, "__name__", "") in _BY_CHANNEL

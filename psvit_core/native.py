@@ -1,0 +1,154 @@
+"""The loops of ``native.c``, compiled by the machine's own compiler when they are first needed.
+
+Without a compiler everything works as before, only slower. The library lies in a folder that only
+the user can write to, under a name that follows from the source and the machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_PIECE = 1 << 16  # elements that are worth a thread of their own
+_TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+def available(x: Tensor) -> bool:
+    """Whether there are native loops for a tensor."""
+    return x.device.type == "cpu" and x.dtype in _TYPES and _library() is not None
+
+
+def lif(x: Tensor, v_threshold: float) -> Tensor:
+    """Spikes of a LIF layer from zero state.
+
+    Args:
+        x: (T, n), each step contiguous; all steps may be the same memory.
+        v_threshold: Firing threshold, above 0.
+
+    Returns:
+        (T, n) of 0.0 and 1.0, contiguous.
+    """
+    spikes = torch.empty(x.shape, dtype=x.dtype)
+    run, size = _function("lif", x.dtype), x.element_size()
+    steps, n = x.shape
+
+    def part(low: int, high: int) -> None:
+        run(
+            x.data_ptr() + low * size, spikes.data_ptr() + low * size, steps, high - low,
+            x.stride()[0], n, float(v_threshold),
+        )  # fmt: skip
+
+    _in_threads(part, n)
+    return spikes
+
+
+def integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
+    """``round(clamp(x, 0, levels)) / norm`` of a dense tensor, in its order of memory."""
+    y = torch.empty_like(x)  # keeps the order of memory of a dense tensor
+    run, size = _function("integer_lif", x.dtype), x.element_size()
+
+    def part(low: int, high: int) -> None:
+        run(
+            x.data_ptr() + low * size, y.data_ptr() + low * size, high - low,
+            float(levels), float(norm),
+        )  # fmt: skip
+
+    _in_threads(part, x.numel())
+    return y
+
+
+def _in_threads(part: Callable[[int, int], None], n: int) -> None:
+    """Run ``part(low, high)`` over n elements on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), max(n // _PIECE, 1))
+    if threads == 1:
+        part(0, n)
+        return
+    bounds = [n * i // threads for i in range(threads + 1)]
+    list(_pool(threads).map(part, bounds[:-1], bounds[1:]))
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+_ARGUMENTS = {
+    "lif": [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 4, ctypes.c_double],
+    "integer_lif": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, *[ctypes.c_double] * 2],
+}
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    library = _library()
+    assert library is not None
+    function: Callable[..., None] = getattr(library, f"{name}_{_TYPES[dtype]}")
+    function.argtypes = _ARGUMENTS[name]  # type: ignore[attr-defined]
+    function.restype = None  # type: ignore[attr-defined]
+    return function
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The compiled loops; None without a compiler, with one line in the log."""
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("the plain neurons are used, which are slower: %s", error)
+        return None
+
+
+def _compiled() -> Path:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or ""
+    if not compiler:
+        raise FileNotFoundError("there is no C compiler (cc, gcc or $CC)")
+    folder = _private_folder()
+    made_of = [_SOURCE.read_bytes(), repr((compiler, _FLAGS, platform.machine(), _cpu())).encode()]
+    name = hashlib.blake2b(b"".join(made_of), digest_size=12).hexdigest()
+    library = folder / f"{name}.so"
+    if not library.exists():
+        part = folder / f"{name}.{os.getpid()}.part"
+        command = [*compiler.split(), *_FLAGS, "-o", str(part), str(_SOURCE)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        part.replace(library)
+    return library
+
+
+def _private_folder() -> Path:
+    """``~/.cache/psvit``: what is loaded as code must be the user's own."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "psvit"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if sys.platform != "win32" and (
+        found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        raise PermissionError(f"others may write to {folder}")
+    return folder
+
+
+def _cpu() -> str:
+    """What -march=native looks at, so that a home shared by machines holds a library for each."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
