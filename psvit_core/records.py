@@ -480,8 +480,17 @@ class SensitivityTable(Record):
     baseline_accuracy: Interval
     rows: tuple[SensitivityRow, ...]
     seed: int = 0
+    baseline_sops: float | None = None  # of the unpruned model; None: swept before it was kept
 
     @cached_property
     def cells(self) -> dict[tuple[str, float], SensitivityRow]:
         """Rows by (group_id, prune_ratio)."""
         return {(r.group_id, r.prune_ratio): r for r in self.rows}
+
+    @cached_property
+    def by_group(self) -> dict[str, tuple[SensitivityRow, ...]]:
+        """Rows of each group that has any, by how many units they remove."""
+        found: dict[str, list[SensitivityRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.group_id, []).append(row)
+        return {g: tuple(sorted(r, key=lambda row: row.n_pruned)) for g, r in found.items()}

@@ -171,12 +171,14 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
             outcome = load_outcome(store, cell.key)
             if outcome is not None and not outcome.missing(spec.ids):
                 rows.append(row_of(spec, cell, outcome, baseline))
+    whole = baseline.select(spec.ids)
     return SensitivityTable(
         summary=spec.summary,
         criterion=spec.criterion,
         conditions=spec.conditions,
         ratios=spec.ratios,
-        baseline_accuracy=baseline.select(spec.ids).accuracy(spec.cluster),
+        baseline_accuracy=whole.accuracy(spec.cluster),
         rows=tuple(rows),
         seed=spec.seed,
+        baseline_sops=float(whole.sops.mean()),
     )
