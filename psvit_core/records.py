@@ -489,8 +489,11 @@ class SensitivityTable(Record):
 
     @cached_property
     def by_group(self) -> dict[str, tuple[SensitivityRow, ...]]:
-        """Rows of each group that has any, by how many units they remove."""
+        """Rows of each group that has any, by units removed, then ratio."""
         found: dict[str, list[SensitivityRow]] = {}
         for row in self.rows:
             found.setdefault(row.group_id, []).append(row)
-        return {g: tuple(sorted(r, key=lambda row: row.n_pruned)) for g, r in found.items()}
+        return {
+            group: tuple(sorted(rows, key=lambda row: (row.n_pruned, row.prune_ratio)))
+            for group, rows in found.items()
+        }

@@ -25,7 +25,6 @@ from psvit_core.planners.predict import (
     calibrate,
     group_drop,
     group_kls,
-    joint_kl,
     predict_drop,
     predict_drop_interval,
     predicted_drops,
@@ -137,7 +136,7 @@ def _badness(problem: Problem, plan: PrunePlan) -> float:
         kl = problem.measured_plan(plan).kl
         if kl is not None:
             return kl
-    return joint_kl(list(group_kls(problem.table, reached_ratios(problem.summary, plan)).values()), 1)
+    return sum(group_kls(problem.table, reached_ratios(problem.summary, plan)).values())
 
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from psvit_core.records import (
 Measure = Callable[[PrunePlan], Measurement]
 Cost = Callable[[PrunePlan], float]
 Ratios = dict[str, float]
+
+_n_pruned = lru_cache(maxsize=1 << 16)(n_pruned)  # planners ask for the same ones very often
 
 SCOPES = ("all", "inner", "best")  # best: of the two, see make_plan
 DEFAULT_BUDGET = 20
@@ -157,7 +159,7 @@ class Problem:
         """Units that go from each group in network order."""
         fitted = self.fit(ratios)
         return [
-            n_pruned(fitted[g.group_id], g.n_units, g.heads, self.round_to)
+            _n_pruned(fitted[g.group_id], g.n_units, g.heads, self.round_to)
             for g in self.summary.groups
         ]
 
@@ -169,6 +171,11 @@ class Problem:
         )  # fmt: skip
 
     # ---- what ratios save ------------------------------------------------------------------------
+
+    @cached_property
+    def _drops(self) -> dict[tuple[str, int], float]:
+        """Own drops that were looked up, by group and units that go."""
+        return {}
 
     @cached_property
     def form(self) -> WidthForm:
@@ -207,8 +214,14 @@ class Problem:
 
         Between measured ratios linear, from 0 at ratio 0; gains count as 0.
         """
-        reached = zip(self.summary.groups, self.removed(ratios), strict=True)
-        return sum(group_drop(self.table, g, n / g.n_units) for g, n in reached if n)
+        total = 0.0
+        for group, removed in zip(self.summary.groups, self.removed(ratios), strict=True):
+            if removed:
+                key = (group.group_id, removed)
+                if key not in self._drops:
+                    self._drops[key] = group_drop(self.table, group, removed / group.n_units)
+                total += self._drops[key]
+        return total
 
     def measured(self, ratios: Mapping[str, float]) -> Measurement:
         """The measurement of these ratios, made once; there must be ``measure``."""

@@ -10,7 +10,7 @@ import numpy as np
 from psvit_core.planners._base import Problem, Ratios
 from psvit_core.planners._resources import Array
 from psvit_core.planners._search import Knapsack
-from psvit_core.planners.predict import group_drop, kl_at
+from psvit_core.planners.predict import drop_at, kl_at
 from psvit_core.records import ChannelGroup, n_pruned
 
 FINER = 4  # steps between two ratios of the table's grid: a 10 % grid wastes saving
@@ -44,9 +44,7 @@ class Levels:
         """Prune ratios, exactly reached, of a choice of levels (n_groups,)."""
         return {
             g.group_id: int(row[level]) / g.n_units
-            for g, row, level in zip(
-                self.problem.summary.groups, self.removed, choice, strict=True
-            )
+            for g, row, level in zip(self.problem.summary.groups, self.removed, choice, strict=True)
         }
 
     def choice(self, ratios: Ratios) -> Array:
@@ -74,12 +72,11 @@ def make_levels(problem: Problem, starts: Sequence[Ratios]) -> Levels:
     longest = max(map(len, rows))
     removed = np.array([row + row[-1:] * (longest - len(row)) for row in rows])
     pairs = list(zip(groups, removed, strict=True))
-    drops = [[group_drop(problem.table, g, n / g.n_units) for n in row] for g, row in pairs]
     return Levels(
         problem=problem,
         removed=removed,
         kls=np.stack([kl_at(problem.table, g, row) for g, row in pairs]),
-        drops=np.maximum.accumulate(np.array(drops), axis=1),
+        drops=np.stack([drop_at(problem.table, g, row) for g, row in pairs]),
     )
 
 

@@ -18,8 +18,10 @@ from psvit_core.planners._resources import Array, WidthForm
 
 _MULTIPLIERS = 40
 _SWEEPS = 12
-_STATES = 600  # of the dynamic program; exact while no more are needed
+_STATES = 300  # of the dynamic program at least; it is exact while no more are needed
+_CELLS = 1_000_000  # states x levels x groups at least
 _REACH = (1, 2, 4)  # levels that a move of the local search goes
+_SMALL = 250  # groups x levels: up to this all levels are in reach, and from more starting points
 _EPS = 1e-12
 
 
@@ -79,8 +81,10 @@ def solve(problem: Knapsack, starts: Iterable[Array] = (), *, swaps: int = 150) 
     pool += list(descend(problem))
     pool = [make_fit(problem, choice) for choice in [*_cheapest(problem, pool), last]]
     best = min(pool, key=problem.cost)
-    best = min(relinearised(problem, best), best, key=problem.cost)
-    found = [local_search(problem, c, swaps) for c in _cheapest(problem, [best, *pool])[:2]]
+    small = problem.costs.size <= _SMALL
+    around = _cheapest(problem, pool) if small else [best]
+    pool += [relinearised(problem, choice) for choice in around]
+    found = [local_search(problem, c, swaps) for c in _cheapest(problem, pool)[: 6 if small else 2]]
     return min(found, key=problem.cost)
 
 
@@ -147,7 +151,7 @@ def make_fit(problem: Knapsack, choice: Array) -> Array:
     return choice
 
 
-def relinearised(problem: Knapsack, choice: Array, rounds: int = 4) -> Array:
+def relinearised(problem: Knapsack, choice: Array, rounds: int = 2) -> Array:
     """The dynamic program on the resource linearised around the best plan so far, repeatedly.
 
     Exact at once where savings add up; elsewhere the limit of the next round makes up for what the
@@ -174,8 +178,9 @@ def relinearised(problem: Knapsack, choice: Array, rounds: int = 4) -> Array:
 def dynamic_program(costs: Array, used: Array, limit: float) -> Array | None:
     """Multiple-choice knapsack with an additive resource; None where nothing fits.
 
-    Keeps the states that no other state beats in both cost and resource. Exact unless more than
-    600 of them are needed; then they are thinned evenly over the resource.
+    Keeps the states that no other state beats in both cost and resource. Exact unless too many of
+    them are needed (300 for 120 groups of 37 levels, thousands for a few groups); then they are
+    thinned evenly over the resource.
 
     Args:
         costs: (n_groups, n_levels).
@@ -185,6 +190,7 @@ def dynamic_program(costs: Array, used: Array, limit: float) -> Array | None:
     least = used.min(axis=1)
     later = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)  # the least that the rest takes
     total, spent = np.zeros(1), np.zeros(1)
+    states = max(_STATES, _CELLS // costs.size)
     back: list[tuple[Array, Array]] = []  # per group: (state before, level)
     for g in range(len(costs)):
         all_spent = (spent[:, None] + used[g]).ravel()
@@ -192,11 +198,11 @@ def dynamic_program(costs: Array, used: Array, limit: float) -> Array | None:
         inside = np.flatnonzero(all_spent + later[g] <= limit + 1e-9 * abs(limit) + 1e-6)
         if not len(inside):
             return None
-        order = inside[np.lexsort((all_total[inside], all_spent[inside]))]
+        order = inside[np.argsort(all_spent[inside], kind="stable")]
         falling = np.minimum.accumulate(all_total[order])
         keep = order[np.append(True, falling[1:] < falling[:-1])]
-        if len(keep) > _STATES:
-            keep = keep[np.unique(np.linspace(0, len(keep) - 1, _STATES).round().astype(int))]
+        if len(keep) > states:
+            keep = keep[np.unique(np.linspace(0, len(keep) - 1, states).round().astype(int))]
         back.append((keep // costs.shape[1], keep % costs.shape[1]))
         total, spent = all_total[keep], all_spent[keep]
     state = int(np.argmin(total))
@@ -230,9 +236,8 @@ def local_search(problem: Knapsack, choice: Array, steps: int = 150) -> Array:
         uw = np.append(problem.widths[up_g, up_l] - widths[up_g], 0.0)
         up_all = np.append(up_g, 0)
         cross = 2 * problem.form.pairs[np.ix_(down_g, up_all)] * dw[:, None] * uw
-        fits = (
-            problem.form.value(widths) + grown[:, None] + shrunk + cross
-            <= problem.limit * (1 + 1e-12)
+        fits = problem.form.value(widths) + grown[:, None] + shrunk + cross <= problem.limit * (
+            1 + 1e-12
         )
         same = (down_g[:, None] == up_all) & (uw != 0)
         total = np.where(fits & ~same, gained[:, None] + lost, np.inf)
@@ -250,7 +255,9 @@ def _steps(problem: Knapsack, choice: Array, sign: int) -> tuple[Array, Array]:
     last = problem.lasts
     end = np.zeros_like(last) if sign < 0 else last
     groups, levels = [], []
-    for to in [*(np.clip(choice + sign * n, 0, last) for n in _REACH), end]:
+    small = problem.costs.size <= _SMALL
+    reach = range(1, problem.costs.shape[1]) if small else _REACH
+    for to in [*(np.clip(choice + sign * n, 0, last) for n in reach), end]:
         moved = problem.widths[problem.rows, to] != problem.at(choice)
         groups.append(problem.rows[moved])
         levels.append(to[moved])

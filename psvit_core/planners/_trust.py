@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from psvit_core.planners._base import SLACK, Ratios
+from psvit_core.planners._base import SLACK
 from psvit_core.planners._levels import Levels
 from psvit_core.planners._resources import Array
 from psvit_core.planners._search import solve
@@ -20,7 +20,7 @@ from psvit_core.records import Measurement
 
 RADIUS = 0.3  # of a group's units, around the best plan; grows on success, shrinks on failure
 _SWAPS = 40  # steps of each local search: every proposal is measured, so none need be perfect
-_STIFFNESS = 1.0  # of the ridge: how many measured plans the table weighs as much as
+_STIFFNESS = 0.1  # of the ridge towards one factor: as a tenth of a measured plan
 _CLOSED = 0.01  # of the saving: what a bisection for the most saving ends at
 _NOISE = 0.5  # standard deviation of the log factors where a proposal would repeat itself
 

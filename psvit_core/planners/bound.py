@@ -53,7 +53,7 @@ def _program(
         equal[g, columns] = 1
         matrix[0, columns] = form.linear[g] * widths[g] + own[g] * widths[g] ** 2
     limits = [knapsack.limit - form.constant]
-    for k, (g, h) in enumerate(zip(left, right, strict=True)):
+    for k, (g, h) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
         matrix[0, shares + k] = 2 * form.pairs[g, h]
         for a, b in ((widths[g].min(), widths[h].min()), (widths[g].max(), widths[h].max())):
             line = len(limits)  # product >= b * x + a * y - a * b

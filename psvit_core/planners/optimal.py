@@ -30,7 +30,9 @@ from psvit_core.records import PrunePlan
 _POWERS = (1.0, 0.5)  # of the KLs that are summed: independent groups, and coherent ones
 _TIE = 1e-3  # pp a root nat: which of two equal drops is better
 _BISECTIONS = 10
-_WORTH = 3.0  # other policies' plans of more than this many times the least predicted KL: unmeasured
+_WORTH = (
+    3.0  # other policies' plans of more than this many times the least predicted KL: unmeasured
+)
 
 
 def optimal(problem: Problem) -> PrunePlan:
@@ -38,7 +40,8 @@ def optimal(problem: Problem) -> PrunePlan:
 
     Predicted: the knapsack's solution. Measured: at most ``problem.budget`` plans are, first the
     knapsack's (groups taken as independent, and as coherent) and the other policies' predicted
-    ones, then those of the re-fitted costs; the best measured one is returned.
+    ones unless they are three times worse, then those of the re-fitted costs; the best measured
+    one is returned.
 
     Raises:
         TargetError: If the saving is beyond every group at the grid's largest ratio.
@@ -117,4 +120,3 @@ def _most_predicted(levels: Levels, starts: Iterable[Array], limit: float) -> Ar
         else:
             high = (low + high) / 2
     return best
-
