@@ -91,7 +91,7 @@ def swept(summary: ModelSummary, seed: int = 0) -> SensitivityTable:
 
 @pytest.fixture(scope="module")
 def tiny_table() -> SensitivityTable:
-    return swept(tiny_summary("sdt_v2"))
+    return swept(tiny_summary("sdt_v1"))
 
 
 def cost(table: SensitivityTable, plan: PrunePlan) -> float:
@@ -101,7 +101,7 @@ def cost(table: SensitivityTable, plan: PrunePlan) -> float:
 # ---- the size form -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v2", "sdt_v3", "qkformer_imagenet"])
+@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v2", "qkformer_imagenet"])
 def test_the_form_is_the_size(name: str) -> None:
     summary = tiny_summary(name)
     forms = {r: width_form(summary, r) for r in CLOSED_FORMS}
@@ -152,7 +152,7 @@ def test_equal_to_brute_force_where_sizes_add_up(seed: int, saving: float) -> No
 
 
 @pytest.mark.parametrize("saving", [0.2, 0.5, 0.8])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_close_to_brute_force_with_joint_sizes(seed: int, saving: float) -> None:
     table = joint_table(seed)
     knapsack = coarse(table, saving)
@@ -181,7 +181,7 @@ def test_the_dynamic_program_is_exact() -> None:
 # ---- optimal beside the others -------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.05, 0.85))
 def test_never_worse_than_the_other_policies(seed: int, saving: float) -> None:
     table = joint_table(seed, 5)
@@ -305,7 +305,8 @@ def test_latency_needs_something_that_measures_it(tiny_table: SensitivityTable) 
 def test_locks_and_bounds_are_kept(policy: str, target: dict[str, float], measured: bool) -> None:
     plan = make_plan(
         TABLE, policy, **target, measure=measured_as(TABLE, 0.9) if measured else None,  # type: ignore[arg-type]
-        locked={"robust": 0.25, "stream": 0.0}, bounds={"middle": (0.1, 0.8), "fragile": (0.2, 0.99)},
+        locked={"robust": 0.25, "stream": 0.0},
+        bounds={"middle": (0.1, 0.8), "fragile": (0.2, 0.99)},
     )  # fmt: skip
     ratios = reached_ratios(TABLE.summary, plan)
     assert ratios["robust"] == 0.25

@@ -150,6 +150,7 @@ __all__ = [
     "Target",
     "calibrate",
     "group_drop",
+    "group_kls",
     "make_plan",
     "predict_drop",
     "predict_drop_interval",
