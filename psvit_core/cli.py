@@ -23,7 +23,7 @@ from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
 from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.pareto import ParetoArchive
-from psvit_core.planners import POLICIES, SCOPES
+from psvit_core.planners import DEFAULT_BUDGET, POLICIES, RESOURCES, SCOPES
 from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
 from psvit_core.size import memory_saving, plan_size
@@ -157,6 +157,11 @@ def _plan(options: argparse.Namespace) -> tuple[Result, str]:
         max_drop=options.max_drop,
         scope=options.scope,
         round_to=options.round_to,
+        saving=options.saving,
+        resource=options.resource,
+        locked=dict(_lock(text) for text in options.lock),
+        bounds=dict(_bound(text) for text in options.bound),
+        budget_evaluations=options.budget_evaluations,
     )
     engine = None
     if options.model is not None:
@@ -366,6 +371,27 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _lock(text: str) -> tuple[str, float]:
+    group, _, ratio = text.partition("=")
+    try:
+        return group, float(ratio or 0)
+    except ValueError:
+        raise InvalidRatioError(
+            f"--lock is GROUP or GROUP=RATIO, such as block.0.mlp.hidden=0.25; got {text!r}."
+        ) from None
+
+
+def _bound(text: str) -> tuple[str, tuple[float, float]]:
+    group, _, limits = text.partition("=")
+    low, _, high = limits.partition(":")
+    try:
+        return group, (float(low), float(high))
+    except ValueError:
+        raise InvalidRatioError(
+            f"--bound is GROUP=LOW:HIGH, such as block.0.mlp.hidden=0.1:0.5; got {text!r}."
+        ) from None
+
+
 class _Parser(argparse.ArgumentParser):
     """Ends with one line, as all other errors."""
 
@@ -433,7 +459,21 @@ def _parser() -> argparse.ArgumentParser:
     target = plan.add_mutually_exclusive_group(required=True)
     target.add_argument("--memory-saving", type=float, help="fraction of bytes to save, e.g. 0.224")
     target.add_argument("--max-drop", type=float, help="accuracy drop allowed, e.g. 0.03")
-    plan.add_argument("--scope", default="all", help=f"groups to prune: {' or '.join(SCOPES)}")
+    target.add_argument("--saving", type=float, help="fraction of --resource to save")
+    plan.add_argument("--resource", default="memory", help=f"one of {', '.join(RESOURCES)}")
+    plan.add_argument(
+        "--lock", action="append", default=[], metavar="GROUP[=RATIO]",
+        help="keep a group at this prune ratio (0: whole); repeatable",
+    )  # fmt: skip
+    plan.add_argument(
+        "--bound", action="append", default=[], metavar="GROUP=LOW:HIGH",
+        help="least and largest prune ratio of a group; repeatable",
+    )  # fmt: skip
+    plan.add_argument(
+        "--budget-evaluations", type=int, default=DEFAULT_BUDGET, metavar="N",
+        help=f"most plans that optimal measures in a scope (default {DEFAULT_BUDGET})",
+    )  # fmt: skip
+    plan.add_argument("--scope", default="all", help=f"groups to prune: {', '.join(SCOPES)}")
     plan.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
     plan.add_argument("--measure", type=int, metavar="N", help="measure on N images (default all)")
     plan.add_argument("--out", required=True, help="JSON file for the plan")

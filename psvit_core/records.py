@@ -484,6 +484,7 @@ class SensitivityTable(Record):
     baseline_accuracy: Interval
     rows: tuple[SensitivityRow, ...]
     seed: int = 0
+    baseline_sops: float | None = None  # of the unpruned model; None: swept before it was kept
     mode: str = "exact"
 
     @property
@@ -496,3 +497,14 @@ class SensitivityTable(Record):
     def cells(self) -> dict[tuple[str, float], SensitivityRow]:
         """Rows by (group_id, prune_ratio)."""
         return {(r.group_id, r.prune_ratio): r for r in self.rows}
+
+    @cached_property
+    def by_group(self) -> dict[str, tuple[SensitivityRow, ...]]:
+        """Rows of each group that has any, by units removed, then ratio."""
+        found: dict[str, list[SensitivityRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.group_id, []).append(row)
+        return {
+            group: tuple(sorted(rows, key=lambda row: (row.n_pruned, row.prune_ratio)))
+            for group, rows in found.items()
+        }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
-from psvit_core.planners import POLICIES, make_plan, predict_drop
-from psvit_core.planners._base import Problem, Target, group_drop
+from psvit_core.planners import POLICIES, Problem, Target, group_drop, make_plan, predict_drop
 from psvit_core.plans import reached_ratios
 from psvit_core.records import (
     ChannelGroup,
@@ -88,7 +89,7 @@ def measured_as(
         return Measurement(
             model="made", weights_hash="0", conditions=CONDITIONS, accuracy=exactly(0.9),
             size=plan_size(table.summary, plan), sops=0, macs_real=0, energy_pj=0, firing={},
-            drop=exactly(drop), plan=plan,
+            drop=exactly(drop), kl=drop / 100, plan=plan,
         )  # fmt: skip
 
     return measure
@@ -147,10 +148,10 @@ def test_drop_limits_are_kept(policy: str, interaction: float) -> None:
 def test_a_lucky_cell_behind_a_bad_one_is_not_trusted() -> None:
     rows = tuple(
         r if not (r.group_id == "fragile" and r.prune_ratio == 0.9)
-        else SensitivityRow(**{**r.__dict__, "drop": exactly(-1.0)})
+        else dataclasses.replace(r, drop=exactly(-1.0))
         for r in TABLE.rows
     )  # fmt: skip
-    lucky = SensitivityTable(**{**TABLE.__dict__, "rows": rows})
+    lucky = dataclasses.replace(TABLE, rows=rows)
     plan = make_plan(lucky, "psvit", memory_saving=0.4)
     assert plan.kept == make_plan(TABLE, "psvit", memory_saving=0.4).kept
 
@@ -181,7 +182,7 @@ def test_targets_and_names_are_checked() -> None:
 
 def test_unfinished_tables_are_refused() -> None:
     rows = tuple(r for r in TABLE.rows if r.group_id != "middle")
-    partial = SensitivityTable(**{**TABLE.__dict__, "rows": rows})
+    partial = dataclasses.replace(TABLE, rows=rows)
     with pytest.raises(TargetError, match="Finish the sweep"):
         make_plan(partial, "psvit", memory_saving=0.2)
 
@@ -193,7 +194,7 @@ def test_psvit_on_random_tables(slopes: list[float], saving: float) -> None:
     ratios = reached_ratios(table.summary, plan)
     assert memory_saving(table.summary, plan) >= saving - 1e-9
     # Nothing more can be given back: lowering any raised group one grid step misses the target.
-    problem = Problem(table=table, target=Target(memory_saving=saving))
+    problem = Problem(table=table, target=Target(saving=saving))
     base = min(ratios.values())
     for group, ratio in ratios.items():
         lower = max([base, *(r for r in RATIOS if r < ratio - 1e-9)])

@@ -99,11 +99,14 @@ def test_state_is_what_the_neurons_hold(name: str, monkeypatch: pytest.MonkeyPat
     assert len(held) == len(state_neurons(model)) > 5
 
 
-def test_compiled_kernels_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_compiled", True)
+    before = fused.kernels()
     with fused.plain_kernels():
         assert fused.kernels() == "plain"
-    assert fused.kernels() == "compiled"
+        assert not fused._compiled
+    assert fused.kernels() == before
+    assert fused._compiled
 
 
 def test_latency_runs_until_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

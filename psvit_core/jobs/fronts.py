@@ -59,7 +59,7 @@ class ParetoSettings(Record):
                 if name not in known:
                     raise UnknownNameError(what, name, known)
         for saving in self.savings:
-            Target(memory_saving=saving)
+            Target(saving=saving)
         for drop in self.max_drops:
             Target(max_drop=drop)
         if not (self.policies and self.scopes and (self.savings or self.max_drops)):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from psvit_core.errors import DataError, ModelError
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
+from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.records import (
     Measurement,
     ModelSummary,
@@ -77,10 +78,15 @@ class PlanSettings(Record):
     """What a planner is asked for."""
 
     policy: str = "psvit"
-    memory_saving: float | None = None
+    memory_saving: float | None = None  # of the float32 bytes; or
     max_drop: float | None = None
     scope: str = "all"
     round_to: int = 1
+    saving: float | None = None  # of the resource; or
+    resource: str = "memory"
+    locked: dict[str, float] = field(default_factory=dict)  # prune ratio by group
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and largest
+    budget_evaluations: int = DEFAULT_BUDGET  # plans that optimal measures at most
 
 
 @dataclass
@@ -330,7 +336,9 @@ def run_plan(
     measure = _measuring(engine, made, progress, tick) if engine else None
     plan = make_plan(
         table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
-        scope=settings.scope, measure=measure, round_to=settings.round_to,
+        scope=settings.scope, measure=measure, round_to=settings.round_to, saving=settings.saving,
+        resource=settings.resource, locked=settings.locked, bounds=settings.bounds,
+        budget=settings.budget_evaluations,
     )  # fmt: skip
     if engine is None:
         return plan, None

@@ -9,14 +9,14 @@ Source:
 
 from __future__ import annotations
 
-from psvit_core.errors import TargetError
 from psvit_core.planners._base import (
+    SLACK,
     Problem,
     Ratios,
-    group_drop,
     largest_uniform,
     smallest_uniform,
 )
+from psvit_core.planners.predict import group_drop
 from psvit_core.records import ChannelGroup, PrunePlan
 
 UNIFORM_SHARE = 0.5  # our reading: the uniform step takes half of the target
@@ -47,10 +47,10 @@ def psvit(problem: Problem) -> PrunePlan:
         TargetError: If the memory target is beyond every group at the grid's largest ratio.
     """
     target = problem.target
-    if target.memory_saving is not None:
-        base = smallest_uniform(problem, UNIFORM_SHARE * target.memory_saving)
+    if target.saving is not None:
+        base = smallest_uniform(problem, UNIFORM_SHARE * target.saving)
         ladders = _ladders(problem, base)
-        ratios = _reach_saving(problem, base, ladders, target.memory_saving)
+        ratios = _reach_saving(problem, base, ladders, target.saving)
     else:
         assert target.max_drop is not None
         base = largest_uniform(problem, UNIFORM_SHARE * target.max_drop)
@@ -100,11 +100,8 @@ def _reach_saving(
 ) -> Ratios:
     tolerances = _tolerances(ladders)
     most = problem.saving(_raised(base, ladders, tolerances[-1]))
-    if most < saving:
-        raise TargetError(
-            f"Saving {saving:.1%} of the memory is not reachable with ratios up to "
-            f"{max(problem.table.ratios):.0%}; the most is {most:.1%}. Sweep larger ratios."
-        )
+    if most < saving - SLACK:
+        raise problem.unreachable(most, f"with ratios up to {max(problem.table.ratios):.0%}")
     low, high = 0, len(tolerances) - 1
     while low < high:
         middle = (low + high) // 2

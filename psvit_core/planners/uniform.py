@@ -9,8 +9,8 @@ from psvit_core.records import PrunePlan
 def uniform(problem: Problem) -> PrunePlan:
     """The smallest one ratio that saves the memory, or the largest within the drop."""
     target = problem.target
-    if target.memory_saving is not None:
-        ratio = smallest_uniform(problem, target.memory_saving)
+    if target.saving is not None:
+        ratio = smallest_uniform(problem, target.saving)
     else:
         assert target.max_drop is not None
         ratio = largest_uniform(problem, target.max_drop)

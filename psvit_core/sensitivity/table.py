@@ -240,13 +240,15 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
             outcome = load_outcome(store, cell.key)
             if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
                 rows.append(row_of(spec, cell, outcome, baseline))
+    whole = baseline.select(seen)
     return SensitivityTable(
         summary=spec.summary,
         criterion=spec.criterion,
         conditions=spec.conditions,
         ratios=spec.ratios,
-        baseline_accuracy=baseline.select(seen).accuracy(spec.cluster),
+        baseline_accuracy=whole.accuracy(spec.cluster),
         rows=tuple(rows),
         seed=spec.seed,
+        baseline_sops=float(whole.sops.mean()),
         mode=spec.mode,
     )

@@ -1,0 +1,402 @@
+"""Prime, optimal and what they stand on: sizes, brute force, limits by hand, resources, scopes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.groups import summarize
+from psvit_core.importance import rank
+from psvit_core.planners import (
+    POLICIES,
+    Problem,
+    Target,
+    calibrate,
+    group_kls,
+    make_plan,
+    predict_drop,
+    predict_drop_interval,
+    predicted_drops,
+)
+from psvit_core.planners._resources import CLOSED_FORMS, width_form
+from psvit_core.planners._search import Knapsack, dynamic_program, solve
+from psvit_core.planners.bound import lower_bound
+from psvit_core.plans import plan_from_ratios, reached_ratios
+from psvit_core.records import (
+    ComputeTerm,
+    ModelSummary,
+    PrunePlan,
+    SensitivityRow,
+    SensitivityTable,
+    TensorShape,
+    n_pruned,
+)
+from psvit_core.size import plan_size, plan_widths
+from tests.test_planners import CONDITIONS, RATIOS, TABLE, exactly, hand_made, measured_as
+from tests.tiny import tiny_model
+
+
+def joint_table(seed: int, n_groups: int = 4) -> SensitivityTable:
+    """A made table whose tensors lie between groups, so that savings do not add up."""
+    random = np.random.default_rng(seed)
+    table = hand_made({f"g{i}": float(random.uniform(0.01, 1)) for i in range(n_groups)})
+    names = [g.group_id for g in table.summary.groups]
+    pairs = [*itertools.pairwise(names), (names[0], names[-1]), (names[0], names[0])]
+    tensors = tuple(
+        TensorShape(
+            name=f"{a}.{b}.weight", role="weight", sizes=(20, 20, int(random.integers(1, 9))),
+            groups=(a, b, None),
+        )
+        for a, b in pairs
+    )  # fmt: skip
+    terms = tuple(ComputeTerm(layer=t.name, factor=3.0, groups=t.groups[:2]) for t in tensors)  # type: ignore[arg-type]
+    shapes = dataclasses.replace(
+        table.summary.shapes, tensors=(*table.summary.shapes.tensors, *tensors), terms=terms
+    )
+    return dataclasses.replace(table, summary=dataclasses.replace(table.summary, shapes=shapes))
+
+
+def tiny_summary(name: str) -> ModelSummary:
+    model = tiny_model(name)
+    return summarize(model, {"l2": rank(model, "l2")})
+
+
+def swept(summary: ModelSummary, seed: int = 0) -> SensitivityTable:
+    """A made sensitivity of a real summary."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for group in summary.groups:
+        scale = 10 ** random.uniform(-3, 0)
+        for r in RATIOS:
+            kl = scale * r * r
+            rows.append(
+                SensitivityRow(
+                    group_id=group.group_id, prune_ratio=r,
+                    n_pruned=n_pruned(r, group.n_units, group.heads), accuracy=exactly(0.9),
+                    drop=exactly(30 * kl), kl=kl, agreement=0.9, size=plan_size(summary, None),
+                    sops=1e6 * (1 - r / 10), n_images=100,
+                )
+            )  # fmt: skip
+    return SensitivityTable(
+        summary=summary, criterion="l2", conditions=CONDITIONS, ratios=RATIOS,
+        baseline_accuracy=exactly(0.98), rows=tuple(rows), baseline_sops=1e6,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny_table() -> SensitivityTable:
+    return swept(tiny_summary("sdt_v1"))
+
+
+def cost(table: SensitivityTable, plan: PrunePlan) -> float:
+    return sum(group_kls(table, reached_ratios(table.summary, plan)).values())
+
+
+# ---- the size form -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sdt_v1", "sdt_v2", "qkformer_imagenet"])
+def test_the_form_is_the_size(name: str) -> None:
+    summary = tiny_summary(name)
+    forms = {r: width_form(summary, r) for r in CLOSED_FORMS}
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        ratios = {g.group_id: float(random.uniform(0, 0.95)) for g in summary.groups}
+        plan = plan_from_ratios(summary, ratios, criterion="l2")
+        widths = np.array(list(plan_widths(summary, plan).values()), dtype=float)
+        size, int8 = plan_size(summary, plan), plan_size(summary, plan, "int8")
+        assert forms["memory"].value(widths) == size.bytes
+        assert forms["memory_int8"].value(widths) == int8.bytes
+        assert round(float(forms["macs"].value(widths))) == size.macs
+        levels = np.stack([widths, np.maximum(widths - 1, 1)], axis=1)
+        moves = forms["memory"].moves(widths, levels)
+        for g in range(len(widths)):
+            moved = widths.copy()
+            moved[g] = levels[g, 1]
+            assert moves[g, 1] == forms["memory"].value(moved) - size.bytes
+
+
+# ---- against brute force -------------------------------------------------------------------------
+
+
+def brute_force(knapsack: Knapsack) -> float:
+    choices = np.array(list(itertools.product(*(range(last + 1) for last in knapsack.lasts))))
+    return float(knapsack.cost(choices)[knapsack.fits(choices)].min())
+
+
+def coarse(table: SensitivityTable, saving: float) -> Knapsack:
+    """The knapsack over the table's own ratios."""
+    counts = np.array([[0, *(round(20 * r) for r in RATIOS)]] * len(table.summary.groups))
+    kls = [[0.0, *(r.kl for r in table.by_group[g.group_id])] for g in table.summary.groups]
+    form = width_form(table.summary, "memory")
+    whole = float(form.value(np.full(len(counts), 20.0)))
+    return Knapsack(20.0 - counts, np.array(kls), form, (1 - saving) * whole)
+
+
+@pytest.mark.parametrize("saving", [0.1, 0.35, 0.6, 0.85])
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_to_brute_force_where_sizes_add_up(seed: int, saving: float) -> None:
+    random = np.random.default_rng(seed)
+    table = hand_made({f"g{i}": float(random.uniform(0.01, 1)) for i in range(4)})
+    knapsack = coarse(table, saving)
+    found = solve(knapsack)
+    assert found is not None
+    assert knapsack.fits(found)
+    assert knapsack.cost(found) == pytest.approx(brute_force(knapsack), rel=1e-12)
+
+
+@pytest.mark.parametrize("saving", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("seed", range(4))
+def test_close_to_brute_force_with_joint_sizes(seed: int, saving: float) -> None:
+    table = joint_table(seed)
+    knapsack = coarse(table, saving)
+    found, least = solve(knapsack), brute_force(knapsack)
+    assert found is not None
+    assert least - 1e-12 <= knapsack.cost(found) <= 1.01 * least
+    plan = make_plan(table, "optimal", memory_saving=saving)  # finer levels: never worse
+    assert cost(table, plan) <= 1.01 * least
+    bound = lower_bound(Problem(table=table, target=Target(saving=saving)))
+    assert 0 < bound <= cost(table, plan) + 1e-9
+
+
+def test_the_dynamic_program_is_exact() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        costs, used = random.uniform(0, 1, (4, 5)), random.uniform(0, 1, (4, 5))
+        every = np.array(list(itertools.product(range(5), repeat=4)))
+        rows = np.arange(4)
+        fits = used[rows, every].sum(axis=1) <= 1.5
+        found = dynamic_program(costs, used, 1.5)
+        assert found is not None
+        assert costs[rows, found].sum() == pytest.approx(costs[rows, every].sum(axis=1)[fits].min())
+    assert dynamic_program(np.ones((2, 2)), np.ones((2, 2)), 1.0) is None
+
+
+# ---- optimal beside the others -------------------------------------------------------------------
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.85))
+def test_never_worse_than_the_other_policies(seed: int, saving: float) -> None:
+    table = joint_table(seed, 5)
+    ours = cost(table, make_plan(table, "optimal", memory_saving=saving))
+    for policy in ("uniform", "psvit", "prime"):
+        assert ours <= cost(table, make_plan(table, policy, memory_saving=saving)) + 1e-12
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_monotone_in_the_target(policy: str) -> None:
+    table = joint_table(3, 5)
+    problem = Problem(table=table, target=Target(saving=0.5))
+    savings, costs = [], []
+    for saving in np.arange(0.1, 0.9, 0.1):
+        plan = make_plan(table, policy, memory_saving=float(saving))
+        savings.append(problem.saving(reached_ratios(table.summary, plan)))
+        costs.append(cost(table, plan))
+        assert savings[-1] >= saving - 1e-9
+    assert savings == sorted(savings)
+    if policy in ("uniform", "optimal"):
+        assert costs == sorted(costs)
+
+
+def test_more_drop_allowed_saves_more() -> None:
+    table = joint_table(4, 5)
+    problem = Problem(table=table, target=Target(max_drop=0.5))
+    saved = {}
+    for policy in POLICIES:
+        ratios = [
+            reached_ratios(table.summary, make_plan(table, policy, max_drop=drop))
+            for drop in (0.01, 0.05, 0.2)
+        ]
+        for drop, reached in zip((1, 5, 20), ratios, strict=True):
+            assert predict_drop(table, reached) <= drop + 1e-9
+        saved[policy] = [problem.saving(r) for r in ratios]
+        assert saved[policy] == sorted(saved[policy])
+    for policy in POLICIES:
+        assert all(a >= b - 1e-9 for a, b in zip(saved["optimal"], saved[policy], strict=True))
+
+
+def test_measuring_corrects_the_table_within_the_budget() -> None:
+    table = hand_made({"a": 0.05, "b": 0.05, "c": 0.05, "d": 0.05})
+    truth = hand_made({"a": 0.2, "b": 0.05, "c": 0.01, "d": 0.05})
+    log: list[PrunePlan] = []
+    plan = make_plan(
+        table, "optimal", memory_saving=0.4, measure=measured_as(truth, log=log), budget=12
+    )
+    assert len(log) <= 12
+    assert "measured" in plan.note
+    uncorrected = make_plan(table, "optimal", memory_saving=0.4)
+    best = make_plan(truth, "optimal", memory_saving=0.4)
+    assert cost(truth, plan) < 0.8 * cost(truth, uncorrected)
+    assert cost(truth, plan) < 1.15 * cost(truth, best)
+
+
+def test_a_measured_limit_is_kept_and_used() -> None:
+    measure = measured_as(TABLE, 3.0)
+    plan = make_plan(TABLE, "optimal", max_drop=0.06, measure=measure)
+    assert measure(plan).drop.value <= 6.0
+    best = make_plan(TABLE, "optimal", max_drop=0.02)  # the same limit, by the truth
+    problem = Problem(table=TABLE, target=Target(max_drop=0.06))
+    saved = [problem.saving(reached_ratios(TABLE.summary, p)) for p in (plan, best)]
+    assert saved[0] >= saved[1] - 0.03
+
+
+# ---- every policy, scope, target, resource on one model ------------------------------------------
+
+
+@pytest.mark.parametrize("scope", ["all", "inner", "best"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_target_and_scope(policy: str, scope: str, tiny_table: SensitivityTable) -> None:
+    for resource in ("memory", "memory_int8", "macs", "energy"):
+        saving = 0.05 if resource == "energy" else 0.25
+        plan = make_plan(tiny_table, policy, saving=saving, resource=resource, scope=scope)
+        if resource in CLOSED_FORMS:
+            problem = Problem(table=tiny_table, target=Target(saving=saving, resource=resource))
+            assert problem.saving(reached_ratios(tiny_table.summary, plan)) >= saving - 1e-9
+        else:
+            assert "energy predicted" in plan.note
+        assert "predicted" in plan.note
+        assert plan.policy == policy
+        if scope == "inner":
+            streams = {g.group_id for g in tiny_table.summary.groups if g.kind == "residual"}
+            assert not streams & set(plan.kept)
+        assert ("scope" in plan.note) == (scope == "best")
+    plan = make_plan(tiny_table, policy, max_drop=0.02, scope=scope)
+    assert predict_drop(tiny_table, reached_ratios(tiny_table.summary, plan)) <= 2 + 1e-9
+
+
+def test_the_better_scope_is_taken() -> None:
+    for policy in POLICIES:
+        costs = {
+            scope: cost(TABLE, make_plan(TABLE, policy, memory_saving=0.4, scope=scope))
+            for scope in ("all", "inner", "best")
+        }
+        assert costs["best"] == min(costs.values())
+
+
+def test_latency_needs_something_that_measures_it(tiny_table: SensitivityTable) -> None:
+    summary = tiny_table.summary
+    with pytest.raises(TargetError, match="cost="):
+        make_plan(tiny_table, "uniform", saving=0.2, resource="latency")
+
+    def latency(plan: PrunePlan) -> float:  # a fixed part and one that goes with the MACs
+        return 0.3 + plan_size(summary, plan).macs / plan_size(summary, None).macs
+
+    for policy in POLICIES:
+        plan = make_plan(tiny_table, policy, saving=0.3, resource="latency", cost=latency)
+        assert 0.91 * 0.6 < latency(plan) <= 0.7 * 1.3 + 1e-9
+        assert "latency measured" in plan.note
+    with pytest.raises(TargetError, match="not reachable"):
+        make_plan(tiny_table, "uniform", saving=0.9, resource="latency", cost=latency)
+
+
+# ---- limits by hand ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("target", [{"memory_saving": 0.4}, {"max_drop": 0.15}])
+@pytest.mark.parametrize("measured", [False, True])
+def test_locks_and_bounds_are_kept(policy: str, target: dict[str, float], measured: bool) -> None:
+    plan = make_plan(
+        TABLE, policy, **target, measure=measured_as(TABLE, 0.9) if measured else None,  # type: ignore[arg-type]
+        locked={"robust": 0.25, "stream": 0.0},
+        bounds={"middle": (0.1, 0.8), "fragile": (0.2, 0.99)},
+    )  # fmt: skip
+    ratios = reached_ratios(TABLE.summary, plan)
+    assert ratios["robust"] == 0.25
+    assert "stream" not in plan.kept
+    assert 0.1 <= ratios["middle"] <= 0.8
+    assert ratios["fragile"] >= 0.2
+
+
+def test_impossible_limits_are_told() -> None:
+    for name in ("locked", "bounds"):
+        value = {"robst": 0.2} if name == "locked" else {"robst": (0.1, 0.2)}
+        with pytest.raises(UnknownNameError, match="Did you mean 'robust'"):
+            make_plan(TABLE, "uniform", memory_saving=0.2, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(InvalidRatioError, match="lower ratio first"):
+        make_plan(TABLE, "uniform", memory_saving=0.2, bounds={"robust": (0.5, 0.2)})
+    with pytest.raises(InvalidRatioError, match="fraction removed"):
+        make_plan(TABLE, "uniform", memory_saving=0.2, locked={"robust": 1.0})
+    for policy in POLICIES:
+        with pytest.raises(TargetError, match="not reachable.*most is"):
+            make_plan(
+                TABLE,
+                policy,
+                memory_saving=0.4,
+                bounds={g: (0, 0.3) for g in ("robust", "middle", "fragile", "stream")},
+            )  # noqa: E501
+        with pytest.raises(TargetError, match="locked ratios"):
+            make_plan(TABLE, policy, max_drop=0.01, locked={"stream": 0.5})
+    with pytest.raises(InvalidRatioError, match="saving="):
+        make_plan(TABLE, "uniform", memory_saving=0.2, resource="macs")
+    with pytest.raises(UnknownNameError, match="resource"):
+        make_plan(TABLE, "uniform", saving=0.2, resource="mac")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_widths_are_rounded(policy: str, tiny_table: SensitivityTable) -> None:
+    plan = make_plan(tiny_table, policy, memory_saving=0.2, round_to=4)
+    for group in tiny_table.summary.groups:
+        if group.group_id in plan.kept:
+            assert len(plan.kept[group.group_id]) % np.lcm(4, group.heads or 1) == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_order_of_dicts_and_rows_does_not_matter(policy: str, tiny_table: SensitivityTable) -> None:
+    ranking = tiny_table.summary.rankings["l2"]
+    summary = dataclasses.replace(
+        tiny_table.summary, rankings={"l2": dict(reversed(list(ranking.items())))}
+    )
+    other = dataclasses.replace(tiny_table, summary=summary, rows=tiny_table.rows[::-1])
+    for target in ({"memory_saving": 0.4}, {"max_drop": 0.02}):
+        plans = [make_plan(t, policy, **target) for t in (tiny_table, other)]  # type: ignore[arg-type]
+        assert plans[0].kept == plans[1].kept
+
+
+# ---- predictions ---------------------------------------------------------------------------------
+
+
+def test_predictions_and_their_calibration() -> None:
+    ratios = {"middle": 0.4, "fragile": 0.2}
+    drops = predicted_drops(TABLE, ratios)
+    assert drops == {
+        "robust": 0,
+        "middle": pytest.approx(0.8),
+        "fragile": pytest.approx(2.0),
+        "stream": 0,
+    }  # noqa: E501
+    assert predict_drop(TABLE, ratios) == pytest.approx(2.8)
+    plan = plan_from_ratios(TABLE.summary, ratios, criterion="l2")
+    measured = [measured_as(TABLE, 2.5)(plan)]
+    factor = calibrate(TABLE, measured)
+    assert factor == pytest.approx(2.5)
+    assert predict_drop(TABLE, ratios, factor) == pytest.approx(7.0)
+    assert calibrate(TABLE, []) == 1.0
+    assert calibrate(TABLE, [measured_as(TABLE, 1e3)(plan)]) == 8.0
+
+
+def test_the_predicted_interval_grows_with_the_cells_doubt() -> None:
+    ratios = {"middle": 0.4, "fragile": 0.2}
+    sure = predict_drop_interval(TABLE, ratios)
+    assert sure.low == sure.value == pytest.approx(2.8)
+    doubtful = dataclasses.replace(
+        TABLE,
+        rows=tuple(
+            dataclasses.replace(
+                r,
+                drop=dataclasses.replace(r.drop, low=r.drop.value - 3, high=r.drop.value + 4),
+            )
+            for r in TABLE.rows
+        ),
+    )
+    wide = predict_drop_interval(doubtful, {"middle": 0.8, "fragile": 0.6})
+    assert wide.low == pytest.approx(wide.value - 3 * 2**0.5)
+    assert wide.high >= wide.value + 4 * 2**0.5 - 1e-9
+    assert predict_drop_interval(TABLE, {}).high == 0
