@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _PIECE = 1 << 16  # elements that are worth a thread of their own
+_VECTOR_BYTES = 64  # of native.c
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -75,9 +77,65 @@ def integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
     return y
 
 
-def _in_threads(part: Callable[[int, int], None], n: int) -> None:
+@dataclass(frozen=True)
+class Packed:
+    """A convolution's weights in the order in which ``spike_conv`` reads them."""
+
+    weight: Tensor
+    bias: Tensor  # (c_out padded to whole vectors,)
+    shape: torch.Size  # (c_out, c_in, kh, kw)
+
+
+def pack(weight: Tensor, bias: Tensor | None) -> Packed:
+    """Weights (c_out, c_in, kh, kw) and bias (c_out,) for ``spike_conv``."""
+    lanes = _VECTOR_BYTES // weight.element_size()
+    parts = []
+    for part in weight.split(4 * lanes):
+        block = weight.new_zeros(*weight.shape[2:], weight.shape[1], -(-len(part) // lanes) * lanes)
+        block[..., : len(part)] = part.permute(2, 3, 1, 0)
+        parts.append(block.flatten())
+    padded = weight.new_zeros(-(-len(weight) // lanes) * lanes)
+    if bias is not None:
+        padded[: len(bias)] = bias
+    return Packed(torch.cat(parts), padded, weight.shape)
+
+
+def spike_conv(x: Tensor, w: Packed, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """A convolution that only visits inputs that are not zero.
+
+    Args:
+        x: (rows, c_in, H, W), any strides.
+        w: Of ``pack``.
+        stride: Along H and W.
+        padding: Along H and W.
+
+    Returns:
+        (rows, c_out, H', W'), channels last in memory.
+    """
+    rows, c_in, h, wd = x.shape
+    c_out, _, kh, kw = w.shape
+    oh = (h + 2 * padding[0] - kh) // stride[0] + 1
+    ow = (wd + 2 * padding[1] - kw) // stride[1] + 1
+    y = torch.empty((rows, oh, ow, c_out), dtype=x.dtype)
+    run, size, strides = _function("spike_conv", x.dtype), x.element_size(), x.stride()
+
+    def part(low: int, high: int) -> None:
+        numbers = torch.empty(h * wd * (c_in + 1) + 32, dtype=torch.int32)
+        values = torch.empty(h * wd * c_in + 32, dtype=x.dtype)
+        run(
+            x.data_ptr() + low * strides[0] * size, *strides, w.weight.data_ptr(),
+            w.bias.data_ptr(), y.data_ptr() + low * oh * ow * c_out * size, high - low, c_in, h,
+            wd, c_out, oh, ow, kh, kw, *stride, *padding, numbers.data_ptr(), values.data_ptr(),
+            numbers.data_ptr() + 4 * (h * wd * c_in + 32),
+        )  # fmt: skip
+
+    _in_threads(part, rows, worth=max(1, _PIECE // max(h * wd * c_in, 1)))
+    return y.permute(0, 3, 1, 2)
+
+
+def _in_threads(part: Callable[[int, int], None], n: int, worth: int = _PIECE) -> None:
     """Run ``part(low, high)`` over n elements on as many threads as torch uses."""
-    threads = min(torch.get_num_threads(), max(n // _PIECE, 1))
+    threads = min(torch.get_num_threads(), max(n // worth, 1))
     if threads == 1:
         part(0, n)
         return
@@ -92,6 +150,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 _ARGUMENTS = {
     "lif": [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_long] * 4, ctypes.c_double],
+    "spike_conv": [
+        *[ctypes.c_void_p],
+        *[ctypes.c_long] * 4,
+        *[ctypes.c_void_p] * 3,
+        *[ctypes.c_long] * 13,
+        *[ctypes.c_void_p] * 3,
+    ],  # fmt: skip
     "integer_lif": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, *[ctypes.c_double] * 2],
 }
 

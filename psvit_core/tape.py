@@ -7,9 +7,9 @@ A sweep uses it to run only what a pruned group changes (``sensitivity.spread``)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +55,17 @@ class Rows:
     name: str
 
 
+@runtime_checkable
+class Made(Hashable, Protocol):
+    """An argument that is made of weights beforehand and looked up among them."""
+
+    def names(self) -> list[str]:
+        """The weights."""
+
+    def of(self, weights: Mapping[Any, Any]) -> Any:
+        """The argument that these weights make."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One torch call.
@@ -78,7 +89,17 @@ class Step:
 
     def weights(self) -> list[str]:
         """Names of the parameters and buffers that it reads."""
-        return [a.name for a in _leaves((self.args, dict(self.kwargs))) if isinstance(a, Weight)]
+        named: list[str] = []
+        for a in _leaves((self.args, dict(self.kwargs))):
+            if isinstance(a, Weight):
+                named.append(a.name)
+            elif isinstance(a, Made):
+                named += a.names()
+        return named
+
+    def made(self) -> list[Made]:
+        """What it reads that is made of weights."""
+        return [a for a in _leaves((self.args, dict(self.kwargs))) if isinstance(a, Made)]
 
     def outs(self) -> range:
         """Indices of the values that it gives."""
@@ -253,7 +274,7 @@ def _merge(a: Any, b: Any) -> Any:
 def run_step(
     step: Step,
     values: dict[int, Tensor],
-    weights: Mapping[str, Tensor],
+    weights: Mapping[Any, Any],
     batch: int,
     device: torch.device,
 ) -> None:
@@ -262,7 +283,7 @@ def run_step(
     Args:
         step: The step.
         values: The values that it reads, by index.
-        weights: Parameters and buffers by name.
+        weights: Parameters and buffers by name, and what is ``Made`` of them.
         batch: Number of images.
         device: Where tensors are made that the pass makes anew.
     """
@@ -277,6 +298,8 @@ def run_step(
             return argument.at(batch)
         if kind is Rows:
             return weights[argument.name].shape[0]
+        if isinstance(argument, Made):
+            return weights[argument]
         if kind is torch.device:
             return device
         return argument

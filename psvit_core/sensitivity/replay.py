@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -130,11 +130,16 @@ class Replay:
     def __post_init__(self) -> None:
         tape = self.network.tape
         self._device = next(iter(self.weights.values())).device
+        self._made = {made for step in tape.steps for made in step.made()}
+        self._weights: dict[Any, Any] = {
+            **self.weights,
+            **{made: made.of(self.weights) for made in self._made},
+        }
         self.seconds = [0.0] * len(tape.steps)
         self._constant = _constant_steps(tape)
         self._constants: dict[int, Tensor] = {}
         for position in sorted(self._constant):
-            run_step(tape.steps[position], self._constants, self.weights, 1, self._device)
+            run_step(tape.steps[position], self._constants, self._weights, 1, self._device)
         self._made_at = {i: p for p, step in enumerate(tape.steps) for i in step.outs()}
         self._plans = {g: _Plans.of(self.network, s) for g, s in self.spreads.items()}
 
@@ -147,7 +152,7 @@ class Replay:
         for position, step in enumerate(tape.steps):
             if position not in self._constant:
                 begin = time.perf_counter()
-                run_step(step, values, self.weights, len(x), self._device)
+                run_step(step, values, self._weights, len(x), self._device)
                 self.seconds[position] = time.perf_counter() - begin
                 for i in {*step.inputs(), *step.outs()} - keep:
                     if last.get(i, position) == position:
@@ -182,7 +187,7 @@ class Replay:
         for position in [-1, *sorted(needed)]:
             if position >= 0:
                 step = tape.steps[position]
-                run_step(step, values, self.weights, len(x), self._device)
+                run_step(step, values, self._weights, len(x), self._device)
             for group in ready.get(position, ()):
                 self._run_group(group, tasks[group], values, len(x), tick)
             for i in [
@@ -235,7 +240,7 @@ class Replay:
         batch: int,
     ) -> Answer:
         units = torch.tensor(task.kept, device=self._device)
-        weights = {**self.weights, **sliced_weights(found.group, self.weights, units)}
+        weights = self._sliced_weights(found.group, units)
         local: dict[int, Tensor] = dict(self._constants)
 
         def run(steps: Sequence[int], plan: _LocalPlan, wanted: Array) -> None:
@@ -257,6 +262,19 @@ class Replay:
             logits = local[self.network.logits].cpu().numpy()
             reached = {n: t for n, t in self._readers_in(local).items() if n not in recounted}
         return Answer(images, logits, reached, task.images, recounted)
+
+    def _sliced_weights(self, group: ChannelGroup, units: Tensor) -> dict[Any, Any]:
+        """All weights, the group's with only these units."""
+        sliced: dict[str, Tensor] = {}
+        for name, axis in (*group.writers, *group.readers):
+            if name in self.weights:
+                tensor = sliced.get(name, self.weights[name])
+                sliced[name] = tensor.index_select(axis, units)
+        weights = {**self._weights, **sliced}
+        for made in self._made:
+            if not sliced.keys().isdisjoint(made.names()):
+                weights[made] = made.of(weights)
+        return weights
 
     def _start(
         self,
@@ -379,17 +397,6 @@ class _LocalPlan:
             for i in self.leaves.get(position, ()):
                 held -= views.pop(i, 0)
         return most
-
-
-def sliced_weights(
-    group: ChannelGroup, weights: Mapping[str, Tensor], units: Tensor
-) -> dict[str, Tensor]:
-    """The group's tensors with only these units."""
-    sliced: dict[str, Tensor] = {}
-    for name, axis in (*group.writers, *group.readers):
-        if name in weights:
-            sliced[name] = sliced.get(name, weights[name]).index_select(axis, units)
-    return sliced
 
 
 def _rows_of(value: Tensor, axis: int, rows: int, chosen: Tensor, batch: int) -> Tensor:

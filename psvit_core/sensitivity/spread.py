@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from psvit_core import fused
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.records import ChannelGroup
+from psvit_core.sensitivity.fold import convolve, fold
 from psvit_core.tape import Rows, Step, Tape, TapeError, Weight, record
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.layers import bn_and_pad
@@ -96,7 +97,8 @@ def record_network(model: SpikingModel, image_shape: tuple[int, ...]) -> Network
         for s, h in zip(whole.shapes, half.shapes, strict=True)
     )
     steps = tuple(_with_depthwise_rows(step) for step in whole.steps)
-    return Network(dataclasses.replace(whole, steps=steps), narrow, frozenset(rigid))
+    tape, fixed = fold(dataclasses.replace(whole, steps=steps), frozenset(rigid))
+    return Network(tape, narrow, fixed)
 
 
 def _with_depthwise_rows(step: Step) -> Step:
@@ -239,6 +241,8 @@ def _lost_axis(
     if touched:
         if not all(a == {0} for a in touched.values()):
             return None  # a reader
+        if step.call is convolve:
+            return None if inputs[0] in sliced else 1
         if step.call in _CONVOLUTIONS:
             depthwise = len(step.args) > 6 and step.args[6] != 1
             return 1 if depthwise == (inputs[0] in sliced) else None
