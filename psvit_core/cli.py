@@ -20,11 +20,25 @@ from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, U
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
-from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    RecoverySettings,
+    Subject,
+    SweepSettings,
+)
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.pareto import ParetoArchive
 from psvit_core.planners import DEFAULT_BUDGET, POLICIES, RESOURCES, SCOPES
-from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
+from psvit_core.records import (
+    RECOVERIES,
+    Interval,
+    Measurement,
+    Profile,
+    PrunePlan,
+    RecoveryReport,
+    SensitivityTable,
+)
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
@@ -33,7 +47,6 @@ from psvit_core.zoo.cards import list_models, model_card
 Result = dict[str, Any]
 
 MODES = ("exact",)
-RECOVERIES = ("none",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,11 +206,10 @@ def _plan(options: argparse.Namespace) -> tuple[Result, str]:
 
 def _prune(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
-    if options.recover not in RECOVERIES:
-        raise UnknownNameError("recovery", options.recover, RECOVERIES)
+    recovery = _recovery(options)
     plan = PrunePlan.load(options.plan)
     engine = _engine(options)
-    path = tasks.prune(engine, plan, options.out)
+    path, report = tasks.prune(engine, plan, options.out, recovery)
     summary = tasks.summarize_model(engine)
     size = plan_size(summary, plan)
     result = {
@@ -206,11 +218,12 @@ def _prune(options: argparse.Namespace) -> tuple[Result, str]:
         "memory_saving": memory_saving(summary, plan),
         "size": size.to_dict(),
         "baseline_size": plan_size(summary, None).to_dict(),
+        "recovery": report.to_dict() if report else None,
     }
     text = (
         f"{path}: {_size_text(size.to_dict())}, saves {result['memory_saving']:.2%} of the memory"
     )
-    return result, text
+    return result, text + (f"\n{_recovery_text(report)}" if report else "")
 
 
 def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
@@ -347,6 +360,21 @@ def _archive_text(archive: ParetoArchive) -> str:
         for u in archive.unreached
     ]
     return "\n".join(lines)
+
+
+def _recovery(options: argparse.Namespace) -> RecoverySettings:
+    settings = RecoverySettings(
+        method=options.recover, n_images=options.calib_images, seed=options.seed
+    )
+    tasks.check_recovery(settings)
+    return settings
+
+
+def _recovery_text(r: RecoveryReport) -> str:
+    return (
+        f"recovery  {r.used}: KL to the original {r.kl_before:.4f} -> {r.kl_after:.4f} nats on "
+        f"{r.n_held_out} calibration images, {sum(r.seconds.values()):.1f} s"
+    )
 
 
 def _published_text(line: str, inside: bool) -> str:
@@ -500,10 +528,22 @@ def _parser() -> argparse.ArgumentParser:
     prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
     _model_arguments(prune)
     _data_arguments(prune)
-    prune.add_argument("--recover", default="none", help="recovery after pruning; so far only none")
+    _recovery_arguments(prune)
     prune.add_argument("--plan", required=True, help="plan written by plan")
     prune.add_argument("--out", required=True, help=".safetensors file for the pruned model")
     return parser
+
+
+def _recovery_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--recover",
+        default="none",
+        help=f"after pruning, without training: {', '.join(RECOVERIES)} (default none)",
+    )
+    command.add_argument(
+        "--calib-images", type=int, default=256, metavar="N", help="training images that it takes"
+    )
+    command.add_argument("--seed", type=int, default=0, help="chooses those images (default 0)")
 
 
 def _plugin_argument(command: argparse.ArgumentParser) -> None:

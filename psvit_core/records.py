@@ -508,3 +508,46 @@ class SensitivityTable(Record):
             group: tuple(sorted(rows, key=lambda row: (row.n_pruned, row.prune_ratio)))
             for group, rows in found.items()
         }
+
+#: Recoveries without training; ``psvit_core.recover`` says what they do.
+RECOVERIES = ("none", "bn", "lsq", "both", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRefit(Record):
+    """One layer's least-squares refit: squared errors over the squares of what was wished for."""
+
+    layer: str
+    before: float
+    after: float  # never above ``before``
+    kept: bool  # whether the new weights were taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryReport(Record):
+    """What a recovery without training gained, and what it cost."""
+
+    document: ClassVar[str] = "recovery_report"
+
+    method: str  # asked: none, bn, lsq, both or auto
+    used: str  # none, bn, lsq or both
+    conditions: Conditions  # of the calibration images
+    calib_id: str  # digest of the calibration images' names
+    seed: int  # that chose them
+    n_fit: int  # images that it was fitted to
+    n_held_out: int  # images that the KL was measured on; all where there are too few to split
+    kl: dict[str, float]  # method -> mean KL from the original's outputs, held-out images, nats
+    layers: tuple[LayerRefit, ...]  # of the least squares, in network order
+    seconds: dict[str, float]  # step -> wall clock
+    statistics_bytes: int  # largest statistics held at a time
+    held_bytes: int  # activations of halted batches, by a rough count
+
+    @property
+    def kl_before(self) -> float:
+        """Mean KL of the pruned model without recovery, nats."""
+        return self.kl["none"]
+
+    @property
+    def kl_after(self) -> float:
+        """Mean KL of the recovered model, nats."""
+        return self.kl[self.used]

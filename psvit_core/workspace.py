@@ -15,7 +15,7 @@ from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
-from psvit_core.jobs.tasks import PlanSettings, Subject, SweepSettings
+from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
@@ -184,9 +184,13 @@ class Workspace:
         params = {"sweep_key": spec.key, "settings": settings.to_dict()}
         return self._submit("plan", f"Plan by {settings.policy}", params)
 
-    def export(self, plan: PrunePlan, file_name: str) -> Job:
-        """Prune and write the checkpoint in the background."""
+    def export(
+        self, plan: PrunePlan, file_name: str, recover: RecoverySettings | None = None
+    ) -> Job:
+        """Prune, recover and write the checkpoint in the background."""
         params = {"plan": plan.to_dict(), "file_name": file_name}
+        if recover is not None:
+            params["recovery"] = recover.to_dict()
         return self._submit("export", f"Export {file_name}", params)
 
     # ---- the archive of measured plans ---------------------------------------------------------

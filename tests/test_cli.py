@@ -16,8 +16,11 @@ import pytest
 import torch
 
 from psvit_core.cli import main
+from psvit_core.plans import plan_from_ratios
 from psvit_core.records import PrunePlan, SensitivityTable
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.cards import shipped_summary
+from psvit_core.zoo.checkpoint import load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +203,39 @@ def test_a_sweep_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
                     "--out", tmp_path / "plan.json")  # fmt: skip
     assert "the most is" in message
     assert not (tmp_path / "plan.json").exists()
+
+
+def plan_file(tmp_path: Path, model: str, ratio: float) -> Path:
+    summary = shipped_summary(model)
+    assert summary is not None
+    ratios = {g.group_id: ratio for g in summary.groups}
+    return plan_from_ratios(summary, ratios, criterion="l2").save(tmp_path / "plan.json")
+
+
+def test_prune_recovers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "e_spikeformer_digits"
+    plan = plan_file(tmp_path, model, 0.25)
+    accuracy = {}
+    for method in ("none", "lsq", "auto"):
+        out = tmp_path / f"{method}.safetensors"
+        pruned = run(capsys, "prune", model, "--plan", plan, "--recover", method, "--calib-images",
+                     "48", "--seed", "1", "--out", out)  # fmt: skip
+        accuracy[method] = run(capsys, "evaluate", out, "--limit", "100")["accuracy"]["value"]
+        report = pruned["recovery"]
+        if method == "none":
+            assert report is None
+            continue
+        assert report["conditions"]["n_images"] == 48
+        assert (report["conditions"]["split"], report["seed"]) == ("train", 1)
+        assert report["kl"]["lsq"] < report["kl"]["none"]
+        assert report["used"] in ("lsq", "both")
+        assert load_model(out).provenance["recoveries"] == [report]
+    assert accuracy["none"] < 0.6
+    assert accuracy["lsq"] > 0.85
+    assert accuracy["auto"] > 0.85
+    assert main(["prune", model, "--plan", str(plan), "--recover", "bn", "--calib-images", "20",
+                 "--out", str(out)]) == 0  # fmt: skip
+    assert "recovery  bn: KL to the original" in capsys.readouterr().out
 
 
 def test_npz_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,16 +15,18 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError, ModelError
+from psvit_core.errors import DataError, ModelError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.records import (
+    RECOVERIES,
     Measurement,
     ModelSummary,
     Partial,
     PrunePlan,
     Record,
+    RecoveryReport,
     SensitivityTable,
 )
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, save_spec
@@ -87,6 +89,15 @@ class PlanSettings(Record):
     locked: dict[str, float] = field(default_factory=dict)  # prune ratio by group
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and largest
     budget_evaluations: int = DEFAULT_BUDGET  # plans that optimal measures at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySettings(Record):
+    """How a pruned model is recovered without training."""
+
+    method: str = "none"  # one of records.RECOVERIES
+    n_images: int = 256  # calibration images
+    seed: int = 0  # that chooses them
 
 
 @dataclass
@@ -373,10 +384,44 @@ def _measuring(
     return measure
 
 
-def prune(engine: Engine, plan: PrunePlan, out: str | Path) -> Path:
-    """Apply a plan and write the pruned checkpoint."""
-    from psvit_core.export.pruned import save_pruned
+def pruned(
+    engine: Engine,
+    plan: PrunePlan,
+    recovery: RecoverySettings | None = None,
+    tick: Tick = lambda: None,
+) -> tuple[SpikingModel, RecoveryReport | None]:
+    """What a plan leaves of the model, recovered, and how that went (None: not asked for)."""
+    from psvit_core.recover import recover
     from psvit_core.surgery import apply_plan
 
+    settings = recovery or RecoverySettings()
+    check_recovery(settings)
+    small = apply_plan(engine.model, plan)
+    if settings.method == "none":
+        return small, None
+    calib = engine.calib(settings.n_images, settings.seed)
+    return recover(
+        small, engine.model, plan, calib, method=settings.method, run=engine.run,
+        seed=settings.seed, tick=tick,
+    )  # fmt: skip
+
+
+def check_recovery(settings: RecoverySettings) -> None:
+    """Raise unless there is such a recovery."""
+    if settings.method not in RECOVERIES:
+        raise UnknownNameError("recovery", settings.method, RECOVERIES)
+
+
+def prune(
+    engine: Engine,
+    plan: PrunePlan,
+    out: str | Path,
+    recovery: RecoverySettings | None = None,
+    tick: Tick = lambda: None,
+) -> tuple[Path, RecoveryReport | None]:
+    """Apply a plan, recover, and write the pruned checkpoint, whose provenance tells of both."""
+    from psvit_core.export.pruned import save_pruned
+
     check_writable(out)
-    return save_pruned(apply_plan(engine.model, plan), out)
+    small, report = pruned(engine, plan, recovery, tick)
+    return save_pruned(small, out), report

@@ -22,6 +22,7 @@ from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
+    RecoverySettings,
     Subject,
     SweepSettings,
     evaluate,
@@ -279,8 +280,14 @@ class _Runner:
     def _export(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"])
         out = self.worker.store.place("exports", self.job.id, params["file_name"])
-        path = prune(engine, plan, out)
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        recovery = RecoverySettings.from_dict(params.get("recovery", {}))
+        path, report = prune(engine, plan, out, recovery, self.tick)
+        return {
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+            "recovery": report.to_dict() if report else None,
+        }
 
 
 def _sha256(path: Any) -> str:
