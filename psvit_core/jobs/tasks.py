@@ -15,12 +15,20 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError, ModelError, UnknownNameError
+from psvit_core.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PsvitError,
+    UnknownNameError,
+)
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.records import (
     RECOVERIES,
+    FinetuneReport,
+    FinetuneSettings,
     Measurement,
     ModelSummary,
     Partial,
@@ -425,3 +433,114 @@ def prune(
     check_writable(out)
     small, report = pruned(engine, plan, recovery, tick)
     return save_pruned(small, out), report
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What ``run_finetune`` wrote."""
+
+    out: Path  # the best epoch's model
+    last: Path  # the last epoch's
+    report: FinetuneReport
+    recovery: RecoveryReport | None
+
+
+def run_finetune(
+    engine: Engine,
+    settings: FinetuneSettings,
+    out: str | Path,
+    *,
+    plan: PrunePlan | None = None,
+    recovery: RecoverySettings | None = None,
+    resume: bool = True,
+    started: Callable[[Path], None] = lambda curve: None,
+    progress: Progress = lambda done, total, what: None,
+    tick: Tick = lambda: None,
+) -> Finetuned:
+    """Train a pruned model further, or first make it by a plan and recover it; resumes.
+
+    Args:
+        engine: The pruned model, or the model that ``plan`` is for; its images choose the epoch.
+        settings: How to train.
+        out: File for the best epoch's model; the last one's goes beside it, ``NAME.last.SUFFIX``.
+        plan: What to prune first; None where the engine's model is pruned already.
+        recovery: What to do between pruning and training; nothing when None.
+        resume: Go on where a killed or cancelled training of the same settings stopped.
+        started: Told the file that the training's curve is written to as it grows.
+        progress: Called after each step.
+        tick: Called before each step; may raise to stop.
+
+    Raises:
+        CheckpointError: If there is no plan and the engine's model was not pruned.
+    """
+    from psvit_core.export.pruned import save_pruned
+    from psvit_core.finetune import CURVE_FILE, STATE_FILE, check_settings, finetune, finetune_key
+
+    out = check_writable(out)
+    last = check_writable(out.with_name(f"{out.stem}.last{out.suffix}"))
+    check_settings(settings)
+    if plan is None and not engine.model.provenance:
+        raise CheckpointError(
+            f"{engine.model.name} was not pruned. Prune it first, or give a pruned file."
+        )
+    train = _training_images(engine, settings.train_images)
+    small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
+    teacher = _teacher(engine, settings, small)
+    key = finetune_key(small, train, engine.data, teacher, settings, engine.run)
+    folder = engine.store.place("finetune", key, CURVE_FILE).parent
+    started(folder / CURVE_FILE)
+    _compile_kernels(engine)
+    result = finetune(
+        small, train, engine.data, teacher=teacher, settings=settings, folder=folder,
+        resume=resume, run=engine.run, progress=progress, tick=tick,
+    )  # fmt: skip
+    save_pruned(result.last, last)
+    save_pruned(result.model, out)
+    (folder / STATE_FILE).unlink(missing_ok=True)  # several times the model's size
+    return Finetuned(out=out, last=last, report=result.report, recovery=report)
+
+
+def _training_images(engine: Engine, n_images: int | None) -> EvalSet:
+    from psvit_core.data import load_data
+
+    card, s = engine.card, engine.subject
+    return load_data(
+        s.data or card.data, split="train", transform=card.transform, limit=n_images,
+        on_bad=s.bad_images,
+    )  # fmt: skip
+
+
+def _teacher(
+    engine: Engine, settings: FinetuneSettings, small: SpikingModel
+) -> SpikingModel | None:
+    """The model that is distilled from; None where none is wanted or the original is not here."""
+    from psvit_core.zoo.checkpoint import load_model, weights_hash
+
+    if settings.teacher == "none" or settings.alpha == 0:
+        return None
+    if settings.teacher != "original":
+        teacher = load_model(settings.teacher, settings.teacher_checkpoint)
+    elif small is not engine.model:
+        return engine.model
+    else:
+        origin = small.provenance
+        try:
+            teacher = load_model(origin["origin"], engine.subject.checkpoint)
+            same = weights_hash(teacher) == origin["origin_weights_hash"]
+        except PsvitError:  # no such name, no such file, or other weights than that model's
+            same = False
+        if not same:
+            engine.warn(
+                f"The weights of {origin['origin']} that this model was pruned from are not here, "
+                "so nothing is distilled from them. Name a teacher with its checkpoint."
+            )
+            return None
+    if (teacher.num_classes, teacher.input_shape) != (small.num_classes, small.input_shape):
+        raise ModelError(
+            f"{teacher.name} takes images {teacher.input_shape} and has {teacher.num_classes} "
+            f"outputs; {small.name} takes {small.input_shape} and has {small.num_classes}. Distil "
+            "from a model of the same images and classes."
+        )
+    if "T" in teacher.arguments:
+        teacher.set_time_steps(small.T)
+    return teacher

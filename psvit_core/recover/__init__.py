@@ -97,6 +97,7 @@ def recover(
         kl[step] = float(kl_divergence(wished, found).mean())
     used = min(kl, key=lambda step: kl[step]) if method == "auto" else method
     report = RecoveryReport(
+        model=plan.model,
         method=method,
         used=used,
         conditions=conditions_of(small, calib, run),
