@@ -137,6 +137,7 @@ class Training:
             path.unlink(missing_ok=True)
         started = time.perf_counter()
         self._validate(None, started, tick)
+        self._keep()
 
     def run_epoch(self, progress: Progress, tick: Tick) -> None:
         """Train to the end of the present epoch, validate, keep the state."""
@@ -161,6 +162,7 @@ class Training:
             ended = number + 1 == n_steps
             if (number + 1) % each == 0 and not ended:
                 self._note(started, _mean(losses[-each:]))
+                self._write_curve()
             progress(self.step, self.total, f"epoch {self._epoch:.2f}, loss {losses[-1]:.3f}")
         self._validate(_mean(losses), started, tick)
         self._keep()
@@ -208,7 +210,6 @@ class Training:
             **validation,
         )  # fmt: skip
         self.records.append(record)
-        self._write_curve()
         return record
 
     def _validate(self, train_loss: float | None, started: float, tick: Tick) -> None:
@@ -253,6 +254,7 @@ class Training:
             "records": [record.to_dict() for record in self.records],
         }
         write_whole(self.folder / STATE_FILE, lambda part: torch.save(state, part))
+        self._write_curve()  # after the state: what the curve shows is not trained again
 
     def _restore(self, path: Path) -> None:
         try:
