@@ -404,10 +404,10 @@ def pruned(
 
     settings = recovery or RecoverySettings()
     check_recovery(settings)
-    small = apply_plan(engine.model, plan)
     if settings.method == "none":
-        return small, None
-    calib = engine.calib(settings.n_images, settings.seed)
+        return apply_plan(engine.model, plan), None
+    calib = engine.calib(settings.n_images, settings.seed)  # first: frames set the time steps
+    small = apply_plan(engine.model, plan)
     return recover(
         small, engine.model, plan, calib, method=settings.method, run=engine.run,
         seed=settings.seed, tick=tick,
@@ -483,15 +483,15 @@ def run_finetune(
         raise CheckpointError(
             f"{engine.model.name} was not pruned. Prune it first, or give a pruned file."
         )
-    train = _training_images(engine, settings.train_images)
+    val, train = engine.data, _training_images(engine, settings.train_images)
     small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
     teacher = _teacher(engine, settings, small)
-    key = finetune_key(small, train, engine.data, teacher, settings, engine.run)
+    key = finetune_key(small, train, val, teacher, settings, engine.run)
     folder = engine.store.place("finetune", key, CURVE_FILE).parent
     started(folder / CURVE_FILE)
     _compile_kernels(engine)
     result = finetune(
-        small, train, engine.data, teacher=teacher, settings=settings, folder=folder,
+        small, train, val, teacher=teacher, settings=settings, folder=folder,
         resume=resume, run=engine.run, progress=progress, tick=tick,
     )  # fmt: skip
     save_pruned(result.last, last)
