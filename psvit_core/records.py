@@ -509,6 +509,7 @@ class SensitivityTable(Record):
             for group, rows in found.items()
         }
 
+
 #: Recoveries without training; ``psvit_core.recover`` says what they do.
 RECOVERIES = ("none", "bn", "lsq", "both", "auto")
 
