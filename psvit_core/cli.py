@@ -20,11 +20,27 @@ from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, U
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
-from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    RecoverySettings,
+    Subject,
+    SweepSettings,
+)
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.pareto import ParetoArchive
 from psvit_core.planners import DEFAULT_BUDGET, POLICIES, RESOURCES, SCOPES
-from psvit_core.records import Interval, Measurement, Profile, PrunePlan, SensitivityTable
+from psvit_core.records import (
+    RECOVERIES,
+    FinetuneReport,
+    FinetuneSettings,
+    Interval,
+    Measurement,
+    Profile,
+    PrunePlan,
+    RecoveryReport,
+    SensitivityTable,
+)
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
@@ -33,7 +49,6 @@ from psvit_core.zoo.cards import list_models, model_card
 Result = dict[str, Any]
 
 MODES = ("exact",)
-RECOVERIES = ("none",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,11 +208,10 @@ def _plan(options: argparse.Namespace) -> tuple[Result, str]:
 
 def _prune(options: argparse.Namespace) -> tuple[Result, str]:
     check_writable(options.out)
-    if options.recover not in RECOVERIES:
-        raise UnknownNameError("recovery", options.recover, RECOVERIES)
+    recovery = _recovery(options)
     plan = PrunePlan.load(options.plan)
     engine = _engine(options)
-    path = tasks.prune(engine, plan, options.out)
+    path, report = tasks.prune(engine, plan, options.out, recovery)
     summary = tasks.summarize_model(engine)
     size = plan_size(summary, plan)
     result = {
@@ -206,11 +220,56 @@ def _prune(options: argparse.Namespace) -> tuple[Result, str]:
         "memory_saving": memory_saving(summary, plan),
         "size": size.to_dict(),
         "baseline_size": plan_size(summary, None).to_dict(),
+        "recovery": report.to_dict() if report else None,
     }
     text = (
         f"{path}: {_size_text(size.to_dict())}, saves {result['memory_saving']:.2%} of the memory"
     )
+    return result, text + (f"\n{_recovery_text(report)}" if report else "")
+
+
+def _finetune(options: argparse.Namespace) -> tuple[Result, str]:
+    settings = _finetune_settings(options)
+    options.batch = None  # of the validation: the card's
+    engine = _engine(options)
+    plan = PrunePlan.load(options.plan) if options.plan else None
+    with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.total = total
+            bar.set_postfix_str(what, refresh=False)
+            bar.update(done - bar.n)
+
+        done = tasks.run_finetune(
+            engine, settings, options.out, plan=plan, recovery=_recovery(options),
+            resume=options.resume, progress=progress,
+        )  # fmt: skip
+    first, best = done.report.epochs[0].val_accuracy, _best_accuracy(done.report)
+    assert first is not None
+    result = {
+        "out": str(done.out),
+        "last": str(done.last),
+        "file_bytes": done.out.stat().st_size,
+        "recovery": done.recovery.to_dict() if done.recovery else None,
+        "finetune": done.report.to_dict(),
+    }
+    text = (
+        f"{done.out}: best after {done.report.best_epoch:g} epochs, validation accuracy "
+        f"{_percent(first)} -> {_percent(best)}; the last epoch's model is {done.last}"
+    )
     return result, text
+
+
+def _best_accuracy(report: FinetuneReport) -> Interval:
+    found = next(r.val_accuracy for r in report.epochs if r.epoch == report.best_epoch)
+    assert found is not None
+    return found
+
+
+def _finetune_settings(options: argparse.Namespace) -> FinetuneSettings:
+    names = {f.name for f in dataclasses.fields(FinetuneSettings)}
+    given = {k: v for k, v in vars(options).items() if k in names and v is not None}
+    return FinetuneSettings(**given)
 
 
 def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
@@ -347,6 +406,21 @@ def _archive_text(archive: ParetoArchive) -> str:
         for u in archive.unreached
     ]
     return "\n".join(lines)
+
+
+def _recovery(options: argparse.Namespace) -> RecoverySettings:
+    settings = RecoverySettings(
+        method=options.recover, n_images=options.calib_images, seed=options.seed
+    )
+    tasks.check_recovery(settings)
+    return settings
+
+
+def _recovery_text(r: RecoveryReport) -> str:
+    return (
+        f"recovery  {r.used}: KL to the original {r.kl_before:.4f} -> {r.kl_after:.4f} nats on "
+        f"{r.n_held_out} calibration images, {sum(r.seconds.values()):.1f} s"
+    )
 
 
 def _published_text(line: str, inside: bool) -> str:
@@ -500,10 +574,69 @@ def _parser() -> argparse.ArgumentParser:
     prune = add("prune", _prune, "apply a plan and write the pruned checkpoint")
     _model_arguments(prune)
     _data_arguments(prune)
-    prune.add_argument("--recover", default="none", help="recovery after pruning; so far only none")
+    _recovery_arguments(prune)
     prune.add_argument("--plan", required=True, help="plan written by plan")
     prune.add_argument("--out", required=True, help=".safetensors file for the pruned model")
+
+    finetune = add("finetune", _finetune, "train a pruned model further; resumes")
+    _model_arguments(finetune)
+    _data_arguments(finetune, batch=f"{FinetuneSettings().batch}, of the training")
+    finetune.add_argument("--plan", metavar="F", help="prune MODEL by this plan first")
+    _recovery_arguments(finetune)
+    _finetune_arguments(finetune)
+    finetune.add_argument("--out", required=True, help=".safetensors file for the best epoch")
     return parser
+
+
+def _finetune_arguments(command: argparse.ArgumentParser) -> None:
+    default = FinetuneSettings()
+
+    def add(name: str, kind: type, text: str) -> None:
+        value = getattr(default, name)
+        shown = "" if value is None else f" (default {value})"
+        command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text}{shown}")
+
+    add("epochs", float, "a fraction is that fraction of an epoch's steps")
+    add("lr", float, "largest learning rate")
+    add("accumulate", int, "steps whose gradients are added up for one update")
+    add("weight_decay", float, "of all but biases and BatchNorms")
+    add("warmup", float, "fraction of the updates over which the learning rate rises")
+    add("clip", float, "largest norm of the gradient; 0: any")
+    add("label_smoothing", float, "of the labels")
+    add("augment", str, "auto, affine, flip or none")
+    add("mixup", float, "alpha of mixup; 0: off")
+    add("erase", float, "probability of random erasing")
+    add("alpha", float, "weight of the distillation")
+    add("temperature", float, "of the distillation")
+    add("patience", int, "stop after so many epochs without a better validation accuracy")
+    add("train_images", int, "train on a stratified subset")
+    command.add_argument(
+        "--distil-from",
+        dest="teacher",
+        metavar="MODEL",
+        help="a model's name or file, none, or original (default) where its weights are here",
+    )
+    command.add_argument(
+        "--distil-checkpoint", dest="teacher_checkpoint", metavar="F", help="weights of that name"
+    )
+    command.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on after the last epoch of a stopped training with the same settings",
+    )
+
+
+def _recovery_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--recover",
+        default="none",
+        help=f"after pruning, without training: {', '.join(RECOVERIES)} (default none)",
+    )
+    command.add_argument(
+        "--calib-images", type=int, default=256, metavar="N", help="training images that it takes"
+    )
+    command.add_argument("--seed", type=int, default=0, help="chooses those images (default 0)")
 
 
 def _plugin_argument(command: argparse.ArgumentParser) -> None:
@@ -528,14 +661,16 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
     command.add_argument("--image-size", type=int, metavar="PX", help="side, where not the card's")
 
 
-def _data_arguments(command: argparse.ArgumentParser, limit: bool = True) -> None:
+def _data_arguments(
+    command: argparse.ArgumentParser, limit: bool = True, batch: str = "the model card's"
+) -> None:
     command.add_argument(
         "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
     )
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:
         command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
-    command.add_argument("--batch", type=int, metavar="B", help="default: the model card's")
+    command.add_argument("--batch", type=int, metavar="B", help=f"default: {batch}")
     command.add_argument("--precision", default="float32", help="float32, float64 or autocast")
     command.add_argument("--time-steps", type=int, metavar="T")
     command.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda")

@@ -61,6 +61,7 @@ def _provenance(
             base = earlier.get(group.group_id, list(range(group.n_units)))
             kept[group.group_id] = [base[i] for i in plan.kept[group.group_id]]
     return {
+        **before,  # with what was done after the earlier plans: recoveries, fine-tuning
         "origin": before.get("origin", plan.model),
         "origin_weights_hash": before.get("origin_weights_hash", plan.weights_hash),
         "origin_bytes": before.get("origin_bytes", stored_bytes(model)),

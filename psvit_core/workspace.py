@@ -15,16 +15,19 @@ from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
-from psvit_core.jobs.tasks import PlanSettings, Subject, SweepSettings
+from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
+    EpochRecord,
+    FinetuneSettings,
     Measurement,
     ModelSummary,
     PrunePlan,
     Record,
     SensitivityTable,
     Size,
+    read_curve,
 )
 from psvit_core.sensitivity.table import SweepSpec, load_spec, read_table, sweep_keys
 from psvit_core.size import memory_saving, plan_size
@@ -184,9 +187,13 @@ class Workspace:
         params = {"sweep_key": spec.key, "settings": settings.to_dict()}
         return self._submit("plan", f"Plan by {settings.policy}", params)
 
-    def export(self, plan: PrunePlan, file_name: str) -> Job:
-        """Prune and write the checkpoint in the background."""
+    def export(
+        self, plan: PrunePlan, file_name: str, recover: RecoverySettings | None = None
+    ) -> Job:
+        """Prune, recover and write the checkpoint in the background."""
         params = {"plan": plan.to_dict(), "file_name": file_name}
+        if recover is not None:
+            params["recovery"] = recover.to_dict()
         return self._submit("export", f"Export {file_name}", params)
 
     # ---- the archive of measured plans ---------------------------------------------------------
@@ -230,6 +237,32 @@ class Workspace:
         ]
         heads.sort(key=lambda head: steps != head.T)
         return read_archive(self.store, heads[0]) if heads else None
+
+    def start_finetune(
+        self,
+        plan: PrunePlan | None,
+        settings: FinetuneSettings,
+        file_name: str,
+        recover: RecoverySettings | None = None,
+    ) -> Job:
+        """Prune by ``plan`` (None: the model is a pruned file), recover and train, all behind.
+
+        Its curve while it runs: ``finetune_records``. A cancelled, failed or interrupted one goes
+        on after its last epoch when it is resumed.
+        """
+        params: dict[str, Any] = {
+            "plan": plan.to_dict() if plan else None,
+            "settings": settings.to_dict(),
+            "file_name": file_name,
+        }
+        if recover is not None:
+            params["recovery"] = recover.to_dict()
+        return self._submit("finetune", f"Fine-tune {file_name}", params)
+
+    def finetune_records(self, job: Job) -> tuple[EpochRecord, ...]:
+        """The training curve of a fine-tuning so far."""
+        curve = client.find_job(self.store, job.id).result.get("records")
+        return read_curve(curve) if curve else ()
 
     # ---- jobs --------------------------------------------------------------------------------
 

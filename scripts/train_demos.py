@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from psvit_core import fused
 from psvit_core.data import EvalSet, digits_arrays, digits_split, fit, load_data, normalise
+from psvit_core.finetune import random_affine
 from psvit_core.records import DIGITS_48_TRANSFORM, DIGITS_TRANSFORM
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.e_spikeformer import ESpikeFormer
@@ -99,7 +99,7 @@ def train(name: str, epochs: int, seed: int, batch: int = 64) -> None:
                 nn.init.constant_(parameter, value)
     transform = recipe["transform"]
     images, labels = _training_digits()
-    augment = v2.RandomAffine(degrees=10, translate=(0.07, 0.07), scale=(0.9, 1.1), shear=5)
+    augment = random_affine()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe["max_lr"], weight_decay=0.01)
     steps = epochs * (len(images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe["max_lr"], total_steps=steps)

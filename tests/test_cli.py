@@ -16,8 +16,11 @@ import pytest
 import torch
 
 from psvit_core.cli import main
+from psvit_core.plans import plan_from_ratios
 from psvit_core.records import PrunePlan, SensitivityTable
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.cards import shipped_summary
+from psvit_core.zoo.checkpoint import load_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,6 +203,83 @@ def test_a_sweep_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
                     "--out", tmp_path / "plan.json")  # fmt: skip
     assert "the most is" in message
     assert not (tmp_path / "plan.json").exists()
+
+
+def plan_file(tmp_path: Path, model: str, ratio: float) -> Path:
+    summary = shipped_summary(model)
+    assert summary is not None
+    ratios = {g.group_id: ratio for g in summary.groups}
+    return plan_from_ratios(summary, ratios, criterion="l2").save(tmp_path / "plan.json")
+
+
+def test_prune_recovers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "e_spikeformer_digits"
+    plan = plan_file(tmp_path, model, 0.25)
+    accuracy = {}
+    for method in ("none", "lsq", "auto"):
+        out = tmp_path / f"{method}.safetensors"
+        pruned = run(capsys, "prune", model, "--plan", plan, "--recover", method, "--calib-images",
+                     "48", "--seed", "1", "--out", out)  # fmt: skip
+        accuracy[method] = run(capsys, "evaluate", out, "--limit", "100")["accuracy"]["value"]
+        report = pruned["recovery"]
+        if method == "none":
+            assert report is None
+            continue
+        assert report["conditions"]["n_images"] == 48
+        assert (report["conditions"]["split"], report["seed"]) == ("train", 1)
+        assert report["kl"]["lsq"] < report["kl"]["none"]
+        assert report["used"] in ("lsq", "both")
+        assert load_model(out).provenance["recoveries"] == [report]
+    assert accuracy["none"] < 0.6
+    assert accuracy["lsq"] > 0.85
+    assert accuracy["auto"] > 0.85
+    assert main(["prune", model, "--plan", str(plan), "--recover", "bn", "--calib-images", "20",
+                 "--out", str(out)]) == 0  # fmt: skip
+    assert "recovery  bn: KL to the original" in capsys.readouterr().out
+
+
+def test_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = "e_spikeformer_digits", tmp_path / "tuned.safetensors"
+    plan = plan_file(tmp_path, model, 0.25)
+    small = tmp_path / "small.safetensors"
+    run(capsys, "prune", model, "--plan", plan, "--out", small)
+    quick = ("--epochs", "0.5", "--train-images", "160", "--batch", "16", "--limit", "60",
+             "--patience", "3")  # fmt: skip
+    tuned = run(capsys, "finetune", small, *quick, "--out", out)
+    report = tuned["finetune"]
+    assert report["teacher"] == model  # the original's weights are shipped
+    assert [r["step"] for r in report["epochs"]] == [0, 5]
+    assert report["settings"]["patience"] == 3
+    loaded = load_model(out)
+    assert loaded.provenance["finetunes"] == [report]
+    assert loaded.provenance["origin"] == model
+    best = max(r["val_accuracy"]["value"] for r in report["epochs"])
+    measured = run(capsys, "evaluate", out, "--limit", "60")
+    assert measured["accuracy"]["value"] == best
+    assert measured["memory_saving"] > 0.4
+    assert Path(tuned["last"]).name == "tuned.last.safetensors"
+    assert load_model(tuned["last"]).provenance == loaded.provenance
+
+    both = run(capsys, "finetune", model, "--plan", plan, "--recover", "lsq", "--calib-images",
+               "40", "--distil-from", "none", *quick, "--out", out)  # fmt: skip
+    assert both["recovery"]["used"] == "lsq"
+    assert both["finetune"]["teacher"] is None
+    start = both["finetune"]["epochs"][0]["val_accuracy"]["value"]
+    assert start > report["epochs"][0]["val_accuracy"]["value"]
+    assert list(load_model(out).provenance) == [
+        "origin", "origin_weights_hash", "origin_bytes", "kept", "plans", "recoveries", "finetunes"
+    ]  # fmt: skip
+    assert main(["finetune", str(small), *quick, "--out", str(out)]) == 0
+    assert "best after" in capsys.readouterr().out
+
+    assert "was not pruned" in fails(capsys, "finetune", model, "--out", out)
+    assert "epochs above 0" in fails(capsys, "finetune", small, "--epochs", "0", "--out", out)
+    assert "No model 'nobody'" in fails(
+        capsys, "finetune", small, "--distil-from", "nobody", "--out", out
+    )
+    assert "Distil from a model of the same" in fails(
+        capsys, "finetune", small, "--distil-from", "meta_spikeformer_digits", "--out", out
+    )
 
 
 def test_npz_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,15 @@ import pytest
 from psvit_core.errors import JobError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Engine, PlanSettings, Subject, SweepSettings, run_sweep
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    RecoverySettings,
+    Subject,
+    SweepSettings,
+    run_sweep,
+)
+from psvit_core.records import EpochRecord, FinetuneSettings
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
@@ -132,6 +140,41 @@ def test_cancel_and_resume_and_short_jobs_between(store: Store, workspace: Works
     path = Path(export.result["path"])
     assert path.stat().st_size == export.result["bytes"]
     assert path.name == "small.safetensors"
+
+
+def test_a_finetuning_survives_a_killed_worker(store: Store, workspace: Workspace) -> None:
+    summary = workspace.summary()
+    assert summary is not None
+    plan = workspace.plan_by_hand({g.group_id: 0.25 for g in summary.groups})
+    settings = FinetuneSettings(epochs=3, batch=8, train_images=48, augment="none")
+    recovery = RecoverySettings(method="bn", n_images=20)
+    job = workspace.start_finetune(plan, settings, "tuned.safetensors", recovery)
+
+    def epochs() -> list[EpochRecord]:
+        return [r for r in workspace.finetune_records(job) if r.val_accuracy is not None]
+
+    assert workspace.finetune_records(job) == ()
+    running = wait(store, job, lambda j: len(epochs()) >= 2)
+    assert running.total == 18
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGKILL)
+    assert wait(store, job, ended).state == "interrupted"
+    before = epochs()
+    client.resume(store, job.id)
+    done = wait(store, job, ended)
+    assert done.state == "done", (done.error, log(store))
+    assert epochs()[: len(before)] == before  # those were not trained again
+    assert [r.epoch for r in epochs()] == [0, 1, 2, 3]
+    assert done.result["recovery"]["used"] == "bn"
+    path = Path(done.result["path"])
+    assert path.stat().st_size == done.result["bytes"]
+    assert Path(done.result["last_path"]).exists()
+    assert len(done.result["report"]["epochs"]) == 4
+
+    export = wait(store, workspace.export(plan, "small.safetensors", recovery), ended)
+    assert export.result["recovery"] == done.result["recovery"] | {
+        "seconds": export.result["recovery"]["seconds"]
+    }
 
 
 def test_failures_are_told(store: Store) -> None:

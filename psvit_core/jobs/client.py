@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 #: Short jobs that a running sweep lets in between two batches.
 SHORT = ("measure", "export", "summary")
-KINDS = (*SHORT, "sweep", "plan", "pareto")
+KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"
 

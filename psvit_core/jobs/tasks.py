@@ -15,16 +15,26 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError, ModelError
+from psvit_core.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PsvitError,
+    UnknownNameError,
+)
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.records import (
+    RECOVERIES,
+    FinetuneReport,
+    FinetuneSettings,
     Measurement,
     ModelSummary,
     Partial,
     PrunePlan,
     Record,
+    RecoveryReport,
     SensitivityTable,
 )
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, save_spec
@@ -87,6 +97,15 @@ class PlanSettings(Record):
     locked: dict[str, float] = field(default_factory=dict)  # prune ratio by group
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and largest
     budget_evaluations: int = DEFAULT_BUDGET  # plans that optimal measures at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySettings(Record):
+    """How a pruned model is recovered without training."""
+
+    method: str = "none"  # one of records.RECOVERIES
+    n_images: int = 256  # calibration images
+    seed: int = 0  # that chooses them
 
 
 @dataclass
@@ -373,10 +392,155 @@ def _measuring(
     return measure
 
 
-def prune(engine: Engine, plan: PrunePlan, out: str | Path) -> Path:
-    """Apply a plan and write the pruned checkpoint."""
-    from psvit_core.export.pruned import save_pruned
+def pruned(
+    engine: Engine,
+    plan: PrunePlan,
+    recovery: RecoverySettings | None = None,
+    tick: Tick = lambda: None,
+) -> tuple[SpikingModel, RecoveryReport | None]:
+    """What a plan leaves of the model, recovered, and how that went (None: not asked for)."""
+    from psvit_core.recover import recover
     from psvit_core.surgery import apply_plan
 
+    settings = recovery or RecoverySettings()
+    check_recovery(settings)
+    if settings.method == "none":
+        return apply_plan(engine.model, plan), None
+    calib = engine.calib(settings.n_images, settings.seed)  # first: frames set the time steps
+    small = apply_plan(engine.model, plan)
+    return recover(
+        small, engine.model, plan, calib, method=settings.method, run=engine.run,
+        seed=settings.seed, tick=tick,
+    )  # fmt: skip
+
+
+def check_recovery(settings: RecoverySettings) -> None:
+    """Raise unless there is such a recovery."""
+    if settings.method not in RECOVERIES:
+        raise UnknownNameError("recovery", settings.method, RECOVERIES)
+
+
+def prune(
+    engine: Engine,
+    plan: PrunePlan,
+    out: str | Path,
+    recovery: RecoverySettings | None = None,
+    tick: Tick = lambda: None,
+) -> tuple[Path, RecoveryReport | None]:
+    """Apply a plan, recover, and write the pruned checkpoint, whose provenance tells of both."""
+    from psvit_core.export.pruned import save_pruned
+
     check_writable(out)
-    return save_pruned(apply_plan(engine.model, plan), out)
+    small, report = pruned(engine, plan, recovery, tick)
+    return save_pruned(small, out), report
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What ``run_finetune`` wrote."""
+
+    out: Path  # the best epoch's model
+    last: Path  # the last epoch's
+    report: FinetuneReport
+    recovery: RecoveryReport | None
+
+
+def run_finetune(
+    engine: Engine,
+    settings: FinetuneSettings,
+    out: str | Path,
+    *,
+    plan: PrunePlan | None = None,
+    recovery: RecoverySettings | None = None,
+    resume: bool = True,
+    started: Callable[[Path], None] = lambda curve: None,
+    progress: Progress = lambda done, total, what: None,
+    tick: Tick = lambda: None,
+) -> Finetuned:
+    """Train a pruned model further, or first make it by a plan and recover it; resumes.
+
+    Args:
+        engine: The pruned model, or the model that ``plan`` is for; its images choose the epoch.
+        settings: How to train.
+        out: File for the best epoch's model; the last one's goes beside it, ``NAME.last.SUFFIX``.
+        plan: What to prune first; None where the engine's model is pruned already.
+        recovery: What to do between pruning and training; nothing when None.
+        resume: Go on where a killed or cancelled training of the same settings stopped.
+        started: Told the file that the training's curve is written to as it grows.
+        progress: Called after each step.
+        tick: Called before each step; may raise to stop.
+
+    Raises:
+        CheckpointError: If there is no plan and the engine's model was not pruned.
+    """
+    from psvit_core.export.pruned import save_pruned
+    from psvit_core.finetune import CURVE_FILE, STATE_FILE, check_settings, finetune, finetune_key
+
+    out = check_writable(out)
+    last = check_writable(out.with_name(f"{out.stem}.last{out.suffix}"))
+    check_settings(settings)
+    if plan is None and not engine.model.provenance:
+        raise CheckpointError(
+            f"{engine.model.name} was not pruned. Prune it first, or give a pruned file."
+        )
+    val, train = engine.data, _training_images(engine, settings.train_images)
+    small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
+    teacher = _teacher(engine, settings, small)
+    key = finetune_key(small, train, val, teacher, settings, engine.run)
+    folder = engine.store.place("finetune", key, CURVE_FILE).parent
+    started(folder / CURVE_FILE)
+    _compile_kernels(engine)
+    result = finetune(
+        small, train, val, teacher=teacher, settings=settings, folder=folder,
+        resume=resume, run=engine.run, progress=progress, tick=tick,
+    )  # fmt: skip
+    save_pruned(result.last, last)
+    save_pruned(result.model, out)
+    (folder / STATE_FILE).unlink(missing_ok=True)  # several times the model's size
+    return Finetuned(out=out, last=last, report=result.report, recovery=report)
+
+
+def _training_images(engine: Engine, n_images: int | None) -> EvalSet:
+    from psvit_core.data import load_data
+
+    card, s = engine.card, engine.subject
+    return load_data(
+        s.data or card.data, split="train", transform=card.transform, limit=n_images,
+        on_bad=s.bad_images,
+    )  # fmt: skip
+
+
+def _teacher(
+    engine: Engine, settings: FinetuneSettings, small: SpikingModel
+) -> SpikingModel | None:
+    """The model that is distilled from; None where none is wanted or the original is not here."""
+    from psvit_core.zoo.checkpoint import load_model, weights_hash
+
+    if settings.teacher == "none" or settings.alpha == 0:
+        return None
+    if settings.teacher != "original":
+        teacher = load_model(settings.teacher, settings.teacher_checkpoint)
+    elif small is not engine.model:
+        return engine.model
+    else:
+        origin = small.provenance
+        try:
+            teacher = load_model(origin["origin"], engine.subject.checkpoint)
+            same = weights_hash(teacher) == origin["origin_weights_hash"]
+        except PsvitError:  # no such name, no such file, or other weights than that model's
+            same = False
+        if not same:
+            engine.warn(
+                f"The weights of {origin['origin']} that this model was pruned from are not here, "
+                "so nothing is distilled from them. Name a teacher with its checkpoint."
+            )
+            return None
+    if (teacher.num_classes, teacher.input_shape) != (small.num_classes, small.input_shape):
+        raise ModelError(
+            f"{teacher.name} takes images {teacher.input_shape} and has {teacher.num_classes} "
+            f"outputs; {small.name} takes {small.input_shape} and has {small.num_classes}. Distil "
+            "from a model of the same images and classes."
+        )
+    if "T" in teacher.arguments:
+        teacher.set_time_steps(small.T)
+    return teacher

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from psvit_core.errors import CancelledError, PsvitError
@@ -22,15 +23,17 @@ from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
+    RecoverySettings,
     Subject,
     SweepSettings,
     evaluate,
     prune,
+    run_finetune,
     run_plan,
     run_sweep,
     summarize_model,
 )
-from psvit_core.records import Partial, PrunePlan, SensitivityTable
+from psvit_core.records import FinetuneSettings, Partial, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import load_spec, read_table
 from psvit_core.store import Store, digest
 
@@ -197,6 +200,7 @@ class _Runner:
             "plan": self._plan,
             "pareto": self._pareto,
             "export": self._export,
+            "finetune": self._finetune,
         }[self.job.task](engine, params)
 
     def tick(self) -> None:
@@ -279,8 +283,40 @@ class _Runner:
     def _export(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"])
         out = self.worker.store.place("exports", self.job.id, params["file_name"])
-        path = prune(engine, plan, out)
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)}
+        recovery = RecoverySettings.from_dict(params.get("recovery", {}))
+        path, report = prune(engine, plan, out, recovery, self.tick)
+        return {
+            "path": str(path),
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+            "recovery": report.to_dict() if report else None,
+        }
+
+    def _finetune(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None
+        done = run_finetune(
+            engine,
+            FinetuneSettings.from_dict(params["settings"]),
+            self.worker.store.place("exports", self.job.id, params["file_name"]),
+            plan=plan,
+            recovery=RecoverySettings.from_dict(params.get("recovery", {})),
+            started=self._curve_started,
+            progress=self.progress,
+            tick=self.tick,
+        )
+        return {
+            **self.job.result,
+            "path": str(done.out),
+            "last_path": str(done.last),
+            "bytes": done.out.stat().st_size,
+            "sha256": _sha256(done.out),
+            "recovery": done.recovery.to_dict() if done.recovery else None,
+            "report": done.report.to_dict(),
+        }
+
+    def _curve_started(self, curve: Path) -> None:
+        self.job = dataclasses.replace(self.job, result={"records": str(curve)})
+        client.save(self.worker.store, self.job)
 
 
 def _sha256(path: Any) -> str:
