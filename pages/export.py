@@ -16,7 +16,7 @@ with left:
     st.subheader("Your plan", anchor=False)
     st.markdown(plan_line(page.summary, draft.plan))
     if draft.empty:
-        st.info("The plan removes nothing yet. Make one on the Plan page, or load one from a file.")
+        st.info("The plan removes nothing yet. Make one on the Tune page, or load one from a file.")
     else:
         short_measure(page.workspace, draft.plan, key="measure")
         export_panel(page.workspace, page.summary, draft.plan, key="export")

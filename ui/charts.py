@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
+from psvit_core.records import ChannelGroup, SensitivityRow
 from ui import tables, words
-from ui.palette import GAP_TICKS, REFERENCE_DROP, heat_position, heat_scale, layout, palette
+from ui.palette import GAP_TICKS, REFERENCE_DROP, layout, palette
 
 
 def sensitivity_curve(
@@ -71,73 +71,6 @@ def sensitivity_curve(
 def _curve_text(row: SensitivityRow, metric: str) -> str:
     value = words.drop(row.drop) if metric == "drop" else f"{row.kl:.4f} nats"
     return f"{row.n_pruned} units removed: {value}"
-
-
-def plan_bars(
-    summary: ModelSummary,
-    removed: Mapping[str, int],
-    drops: Mapping[str, float] | None,
-    *,
-    block: str | None = None,
-    dark: bool = False,
-) -> go.Figure:
-    """The whole plan: the fraction really removed of each group, coloured by that group's own cost.
-
-    Args:
-        summary: The model.
-        removed: Units removed, by group.
-        drops: Each group's own predicted drop (percentage points); None without a sweep.
-        block: The block to shade.
-        dark: Theme.
-    """
-    colours = palette(dark)
-    groups = summary.groups
-    known = drops is not None
-    figure = go.Figure(
-        go.Bar(
-            x=[*range(len(groups))],
-            y=[100 * removed[g.group_id] / g.n_units for g in groups],
-            marker={
-                "color": [heat_position((drops or {}).get(g.group_id, 0.0)) for g in groups],
-                "cmin": 0, "cmax": 1, "line": {"color": colours.faint, "width": 1},
-                "colorscale": heat_scale(colours),
-                "pattern": {"shape": "" if known else "/", "fgcolor": colours.faint},
-            },
-            text=[_bar_text(g, removed[g.group_id], drops) for g in groups],
-            textposition="none", hovertemplate="%{text}<extra></extra>",
-        )
-    )  # fmt: skip
-    starts = [i for i, g in enumerate(groups) if i == 0 or groups[i - 1].block != g.block]
-    ends = [*starts[1:], len(groups)]
-    for start in starts[1:]:
-        figure.add_vline(x=start - 0.5, line={"color": colours.grid, "width": 1})
-    for start, end in zip(starts, ends, strict=True):
-        if groups[start].block == block:
-            figure.add_vrect(
-                x0=start - 0.5, x1=end - 0.5, fillcolor=colours.band, line_width=0, layer="below"
-            )
-    figure.update_xaxes(
-        showgrid=False, zeroline=False, fixedrange=True, range=[-0.5, len(groups) - 0.5],
-        tickvals=[(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)],
-        ticktext=[groups[a].block.removeprefix("Block ") for a in starts],
-        tickfont={"size": 11, "color": colours.faint}, automargin=True, autotickangles=[0, 90],
-    )  # fmt: skip
-    figure.update_yaxes(
-        range=[0, 100], tickvals=[0, 50, 100], ticktext=["0 %", "50 %", "100 %"],
-        gridcolor=colours.grid, zerolinecolor=colours.faint, fixedrange=True, automargin=True,
-        **GAP_TICKS,
-    )  # fmt: skip
-    figure.update_layout(
-        **layout(colours), height=190, margin={"l": 8, "r": 8, "t": 10, "b": 8}, bargap=0.25,
-    )  # fmt: skip
-    return figure
-
-
-def _bar_text(group: ChannelGroup, removed: int, drops: Mapping[str, float] | None) -> str:
-    text = f"<b>{group.label}</b><br>{removed} of {group.n_units} units removed"
-    if drops is not None and removed:
-        text += f"<br>alone: {words.points(drops[group.group_id])} (predicted)"
-    return text
 
 
 def byte_bars(n_bytes: Mapping[str, int], *, dark: bool = False) -> go.Figure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -28,6 +29,7 @@ class Draft(Record):
 
     plan: PrunePlan
     asked: dict[str, float]  # prune ratio that the user or a planner asked for, by group
+    locked: tuple[str, ...] = ()  # groups that neither a drag nor a planner may change
 
     @property
     def empty(self) -> bool:
@@ -40,44 +42,57 @@ def empty_draft(summary: ModelSummary, criterion: str = DEFAULT_CRITERION) -> Dr
     return Draft(plan=plan_from_ratios(summary, {}, criterion=criterion), asked={})
 
 
-def draft_of(summary: ModelSummary, plan: PrunePlan) -> Draft:
-    """A draft that is exactly ``plan``.
+def draft_of(summary: ModelSummary, plan: PrunePlan, locked: tuple[str, ...] = ()) -> Draft:
+    """A draft that is exactly ``plan``, with these groups locked.
 
     Raises:
         InvalidPlanError: If the plan does not fit the model.
     """
     plan.check(summary.groups, summary.weights_hash)
     reached = reached_ratios(summary, plan)
-    return Draft(plan=plan, asked={group: r for group, r in reached.items() if r > 0})
+    asked = {group: r for group, r in reached.items() if r > 0}
+    return Draft(plan=plan, asked=asked, locked=locked)
 
 
 def with_ratio(
     draft: Draft, summary: ModelSummary, group_id: str, ratio: float, criterion: str | None = None
 ) -> Draft:
-    """The draft with one group at another prune ratio; the other groups keep their units.
+    """The draft with one group at another prune ratio: ``with_ratios`` of one."""
+    return with_ratios(draft, summary, {group_id: ratio}, criterion)
+
+
+def with_ratios(
+    draft: Draft, summary: ModelSummary, ratios: Mapping[str, float], criterion: str | None = None
+) -> Draft:
+    """The draft with some groups at other prune ratios; the other groups keep their units.
 
     Args:
         draft: The draft before.
         summary: The model.
-        group_id: Which group.
-        ratio: Fraction removed, in [0, 1).
+        ratios: Fraction removed, in [0, 1), by group.
         criterion: What an empty draft ranks units by from now on; a begun one keeps its own.
 
     Raises:
-        InvalidRatioError: If ``ratio`` is outside [0, 1).
+        InvalidRatioError: If a ratio is outside [0, 1).
         InvalidPlanError: If there is no such group.
     """
     ranking = criterion if draft.empty and criterion else draft.plan.criterion
     if ranking not in summary.rankings:  # as in a plan file of unknown make
         ranking = DEFAULT_CRITERION
-    single = plan_from_ratios(summary, {group_id: ratio}, criterion=ranking)
-    others = {g: units for g, units in draft.plan.kept.items() if g != group_id}
-    kept = {g.group_id: k for g in summary.groups if (k := (others | single.kept).get(g.group_id))}
-    asked = {g: r for g, r in draft.asked.items() if g != group_id}
-    if ratio > 0:
-        asked[group_id] = ratio
+    changed = plan_from_ratios(summary, ratios, criterion=ranking).kept
+    others = {g: units for g, units in draft.plan.kept.items() if g not in ratios}
+    kept = {g.group_id: k for g in summary.groups if (k := (others | changed).get(g.group_id))}
+    asked = {g: r for g, r in draft.asked.items() if g not in ratios}
+    asked |= {g: r for g, r in ratios.items() if r > 0}
     plan = replace(draft.plan, kept=kept, criterion=ranking, policy="by hand", note="")
-    return Draft(plan=plan, asked=asked)
+    return replace(draft, plan=plan, asked=asked)
+
+
+def with_locks(draft: Draft, summary: ModelSummary, locks: Mapping[str, bool]) -> Draft:
+    """The draft with some groups locked or unlocked; the plan stays."""
+    now = set(draft.locked) - {g for g, on in locks.items() if not on}
+    now |= {g for g, on in locks.items() if on}
+    return replace(draft, locked=tuple(g.group_id for g in summary.groups if g.group_id in now))
 
 
 def ratio_percent(draft: Draft, group_id: str) -> int:

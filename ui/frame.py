@@ -33,10 +33,7 @@ def boot() -> Frame:
     """Find out what the page works on; tells what is missing and stops the script where it must."""
     store, choice = loaders.open_store(), head.choice()
     dark = theme.is_dark()
-    message = state.take_message()
-    if message:
-        kind, text = message
-        _MESSAGES[kind](text)
+    show_message()
     _stop_without_weights(choice)
     summary = loaders.known_summary(choice.describer(store))
     if summary is None:
@@ -44,6 +41,14 @@ def boot() -> Frame:
         st.stop()
     assert summary is not None
     return Frame(store=store, workspace=choice.workspace(store), summary=summary, dark=dark)
+
+
+def show_message() -> None:
+    """Show the message left for this run, if there is one."""
+    message = state.take_message()
+    if message:
+        kind, text = message
+        _MESSAGES[kind](text)
 
 
 def _stop_without_weights(choice: Choice) -> None:

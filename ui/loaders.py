@@ -261,3 +261,8 @@ def sweep_job(workspace: Workspace) -> Job | None:
             jobs.append(job)
     active = next((job for job in jobs if job.active), None)
     return active or (jobs[0] if jobs and jobs[0].state != "done" else None)
+
+
+def still_runs(store: Store, job: Job | None) -> bool:
+    """Whether a job waits or runs now."""
+    return job is not None and client.find_job(store, job.id).active

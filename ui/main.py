@@ -17,7 +17,7 @@ PAGES = UI.parent / "pages"
 QUESTIONS = {
     "Model": "What is in the network, and where its bytes are.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
-    "Plan": "How much to remove from each channel group, and what that gives.",
+    "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
     "Export": "Write the pruned network to a file and take it away.",
 }
 

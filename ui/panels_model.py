@@ -96,7 +96,7 @@ def bytes_panel(summary: ModelSummary, *, key: str, dark: bool) -> None:
     st.caption(
         "Bytes of each block's tensors. What only a residual stream touches (its normalisation, "
         "the classifier's input) stands under that stream. Removing channels frees bytes in every "
-        "layer that reads them too, so savings do not simply add up; the Plan page gives the true "
+        "layer that reads them too, so savings do not simply add up; the Tune page gives the true "
         "joint size."
     )
 

@@ -33,8 +33,18 @@ def chosen(key: str, default: Any = None) -> Any:
 
 
 def choose(key: str, value: Any) -> None:
-    """Set a value; for a widget's key only before the widget is drawn or in a callback."""
-    st.session_state[key] = value
+    """Set a value; for a widget's key only before the widget is drawn or in a callback.
+
+    A value that stands already is not set again: that would be sent to the browser, over what the
+    user may just have chosen there.
+    """
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
+
+
+def taken(key: str) -> bool:
+    """Whether this key was set to something true; forgets it."""
+    return bool(st.session_state.pop(key, False))
 
 
 def settle(key: str, options: list[Any], default: Any) -> None:
@@ -98,11 +108,23 @@ def draft(store: Store, summary: ModelSummary) -> Draft:
     return found
 
 
-def set_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
-    """Replace the draft; the old one can be had back by ``undo``."""
-    steps = _steps(summary)
-    steps.append(draft(store, summary))
-    del steps[:-_UNDO_STEPS]
+def set_draft(store: Store, summary: ModelSummary, new: Draft, gesture: str | None = None) -> None:
+    """Replace the draft; the old one can be had back by ``undo``.
+
+    Args:
+        store: Where the draft is kept over a reload.
+        summary: The model.
+        new: The draft from now on.
+        gesture: Name of the drag or key press that this belongs to; what one gesture changes in
+            several steps is one step to undo.
+    """
+    same = f"gesture/{summary.weights_hash}"
+    if gesture is None or st.session_state.get(same) != gesture:
+        steps = _steps(summary)
+        steps.append(draft(store, summary))
+        del steps[:-_UNDO_STEPS]
+    _steps(summary, "redo").clear()
+    st.session_state[same] = gesture
     _put_draft(store, summary, new)
 
 
@@ -111,9 +133,25 @@ def can_undo(summary: ModelSummary) -> bool:
     return bool(_steps(summary))
 
 
+def can_redo(summary: ModelSummary) -> bool:
+    """Whether there is a step to do again."""
+    return bool(_steps(summary, "redo"))
+
+
 def undo(store: Store, summary: ModelSummary) -> None:
     """Take the last change of the draft back."""
-    if steps := _steps(summary):
+    _step(store, summary, "undo", "redo")
+
+
+def redo(store: Store, summary: ModelSummary) -> None:
+    """Do again what was taken back last."""
+    _step(store, summary, "redo", "undo")
+
+
+def _step(store: Store, summary: ModelSummary, source: str, target: str) -> None:
+    if steps := _steps(summary, source):
+        _steps(summary, target).append(draft(store, summary))
+        st.session_state.pop(f"gesture/{summary.weights_hash}", None)
         _put_draft(store, summary, steps.pop())
 
 
@@ -122,19 +160,13 @@ def _put_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
     drafts.save_draft(store, summary, new)
 
 
-def _steps(summary: ModelSummary) -> list[Draft]:
-    steps: list[Draft] = st.session_state.setdefault(f"undo/{summary.weights_hash}", [])
+def _steps(summary: ModelSummary, direction: str = "undo") -> list[Draft]:
+    steps: list[Draft] = st.session_state.setdefault(f"{direction}/{summary.weights_hash}", [])
     return steps
 
 
 def _draft_key(summary: ModelSummary) -> str:
     return f"draft/{summary.weights_hash}"
-
-
-def put_slider(key: str, value: int) -> None:
-    """Make a slider show ``value``, as after undo or a preset."""
-    if st.session_state.get(key) != value:
-        st.session_state[key] = value
 
 
 # ---- messages --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 import os
 import subprocess
@@ -219,12 +220,19 @@ def worker_lock(store: Store, device: str, timeout: float = 0) -> Iterator[bool]
         lock.release()
 
 
-def ensure_worker(store: Store, device: str = "cpu") -> None:
-    """Start the device's worker unless one is there. Starting one too many is harmless."""
+def ensure_worker(store: Store, device: str = "cpu", warm: Mapping[str, Any] | None = None) -> None:
+    """Start the device's worker unless one is there. Starting one too many is harmless.
+
+    Args:
+        store: Where its jobs are.
+        device: Where it runs them.
+        warm: A ``Subject`` as data, which it loads and compiles for while no job waits.
+    """
     with worker_lock(store, device) as free:
         if not free:
             return
     command = [sys.executable, "-m", "psvit_core.jobs.worker", str(store.folder), device]
+    command += [json.dumps(dict(warm))] if warm is not None else []
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with log_path(store, device).open("ab") as log:

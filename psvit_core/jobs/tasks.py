@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -304,6 +304,14 @@ def _compile_kernels(engine: Engine) -> None:
     has_lif = any(isinstance(module, neurons.LIF) for module in engine.model.modules())
     if has_lif and engine.run.device == "cpu":
         fused.use_compiled()
+
+
+def warm_up(engine: Engine) -> Iterator[str]:
+    """Get ready for jobs on an engine, step by step; yields what was done."""
+    yield f"{engine.model.name} loaded"
+    yield f"{len(engine.data)} images loaded"
+    _compile_kernels(engine)
+    yield "kernels compiled"
 
 
 def run_sweep(

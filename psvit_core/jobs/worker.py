@@ -7,11 +7,13 @@ for a while with the model loaded. One per device and store, by a file lock.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from psvit_core.jobs.tasks import (
     run_plan,
     run_sweep,
     summarize_model,
+    warm_up,
 )
 from psvit_core.records import FinetuneSettings, Partial, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import load_spec, read_table
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> None:
     When the code on the disk has changed, the process starts itself anew before it takes a job:
     jobs are written by the code that submits them.
     """
-    folder, device = arguments
+    folder, device, *warm = arguments
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.nice(max(0, _NICE - os.nice(0)))  # once, however often the process starts itself anew
     store, code = Store(folder), code_stamp()
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> None:
 
             use_default_threads()
             worker = Worker(store, device, code)
-            worker.work()
+            worker.work(Subject.from_dict(json.loads(warm[0])) if warm else None)
         if worker.outdated() and _waiting(store, device):
             log.info("the code has changed: starting anew")
             command = [sys.executable, "-m", "psvit_core.jobs.worker", *arguments]
@@ -106,9 +109,13 @@ class Worker:
         """Whether the code on the disk is no longer the one that this process runs."""
         return code_stamp() != self._code
 
-    def work(self) -> None:
-        """Run jobs until idle for long, or until there is one and the code has changed."""
+    def work(self, warm: Subject | None = None) -> None:
+        """Run jobs until idle for long, or until there is one and the code has changed.
+
+        While none waits, it gets ready for jobs on ``warm``.
+        """
         last = time.monotonic()
+        steps = warm_up(self.engine(warm)) if warm else iter(())
         while time.monotonic() - last < IDLE_SECONDS:
             waiting = _waiting(self.store, self.device)
             if waiting:
@@ -116,8 +123,19 @@ class Worker:
                     return
                 self.run_job(waiting[0])
                 last = time.monotonic()
-            else:
+            elif not self._get_ready(steps):
                 time.sleep(_POLL_SECONDS)
+
+    def _get_ready(self, steps: Iterator[str]) -> bool:
+        """Take the next step of getting ready; whether there was one."""
+        try:
+            step = next(steps, None)
+        except PsvitError as error:  # whoever asks for this model is told by the job
+            log.warning("not warm: %s", error)
+            return False
+        if step:
+            log.info("warm: %s", step)
+        return step is not None
 
     def run_job(self, job: Job) -> None:
         """Run one job to its end and keep how it ended."""

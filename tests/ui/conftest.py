@@ -57,6 +57,7 @@ class Server:
 
     cache: Path
     port: int
+    warm: bool = False  # whether a worker gets ready at once; costs a core for seconds
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -74,7 +75,11 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, "--server.port", str(self.port), "--server.headless", "true"],
                 cwd=ROOT,
-                env={**os.environ, "PSVIT_CACHE": str(self.cache)},
+                env={
+                    **os.environ,
+                    "PSVIT_CACHE": str(self.cache),
+                    "PSVIT_WARM": str(int(self.warm)),
+                },
                 stdout=log,
                 stderr=log,
             )
@@ -103,11 +108,11 @@ class Server:
                 process.kill()
 
 
-def start_server(cache: Path) -> Server:
+def start_server(cache: Path, *, warm: bool = False) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(cache=cache, port=port)
+    server = Server(cache=cache, port=port, warm=warm)
     server.start()
     return server
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from psvit_core.outcomes import Outcome, save_outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
     ChannelGroup,
@@ -13,7 +17,9 @@ from psvit_core.records import (
     SensitivityRow,
     n_pruned,
 )
+from psvit_core.sensitivity.table import SweepSpec, save_spec
 from psvit_core.size import plan_size
+from psvit_core.store import Store
 from psvit_core.zoo.cards import shipped_summary
 
 RATIOS = (0.1, 0.5, 0.9)
@@ -56,3 +62,49 @@ def rows(
         for group in model.groups
         for ratio in ratios
     ]
+
+
+def put_sweep(
+    store: Store,
+    model: ModelSummary,
+    ratios: Sequence[float] = (0.25, 0.5, 0.75),
+    *,
+    n_images: int = 100,
+    cost: Callable[[ChannelGroup], float] = lambda group: 25.0 if group.kind == "residual" else 4.0,
+    only: Sequence[str] | None = None,
+) -> SweepSpec:
+    """Keep the cells of a sweep of made-up outcomes in a store, as a worker would leave them.
+
+    Args:
+        store: Where.
+        model: The model; its groups lose ``cost`` percentage points at ratio 1, with the square.
+        ratios: The sweep's ratios.
+        n_images: Images; their ids are made up.
+        cost: Percentage points by group.
+        only: Groups whose cells are there; all when None.
+    """
+    conditions = dataclasses.replace(CONDITIONS, n_images=n_images, T=model.T)
+    ids = tuple(f"image-{i}" for i in range(n_images))
+    spec = SweepSpec(
+        summary=model, criterion="l2", ratios=tuple(ratios), conditions=conditions, ids=ids
+    )
+    save_spec(store, spec)
+    labels = np.arange(n_images) % 10
+
+    def keep(key: str, wrong: int, kl: float) -> None:
+        outcome = Outcome(
+            ids=np.array(ids),
+            labels=labels,
+            predictions=np.where(np.arange(n_images) < wrong, (labels + 1) % 10, labels),
+            kl=np.full(n_images, kl),
+            sops=np.full(n_images, 1e6),
+        )
+        save_outcome(store, key, outcome)
+
+    keep(spec.baseline_key, 2, 0.0)
+    for group in model.groups:
+        for ratio in ratios:
+            if only is None or group.group_id in only:
+                drop = cost(group) * ratio**2
+                keep(spec.cell(group, ratio).key, 2 + round(drop * n_images / 100), drop / 20)
+    return spec

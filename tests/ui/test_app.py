@@ -25,7 +25,7 @@ QUERY = f"?model={TITLE.replace(' ', '+')}&images=64"
 GROUP = "Block 3.1 · attention q, k"
 N_GROUPS = 45
 
-PAGES = {"": "Model", "sensitivity": "Sensitivity", "plan": "Plan", "export": "Export"}
+PAGES = {"": "Model", "sensitivity": "Sensitivity", "tune": "Tune", "export": "Export"}
 
 
 def number(text: str) -> float:
@@ -33,16 +33,6 @@ def number(text: str) -> float:
     found = re.search(r"[-\u2212]?\d[\d,]*\.?\d*", text)
     assert found, text
     return float(found.group().replace("\u2212", "-").replace(",", ""))
-
-
-def metric_value(page: Page, label: str) -> Locator:
-    """The value of a result tile."""
-    return page.get_by_test_id("stMetric").filter(has_text=label).get_by_test_id("stMetricValue")
-
-
-def tile(page: Page, label: str) -> str:
-    """The text of a result tile's value."""
-    return metric_value(page, label).inner_text()
 
 
 def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
@@ -145,31 +135,34 @@ def put_a_cell_into_the_plan(page: Page) -> None:
 
 
 def tune_and_measure(page: Page) -> float:
-    """Find the cell's ratio on the Plan page, move a slider, measure; returns the accuracy."""
-    page.get_by_role("link", name="Plan", exact=True).click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Plan")
-    page.get_by_role("radio", name="Block 3.1").check(force=True)
+    """Find the cell's ratio on the Tune page, move a group, measure; returns the accuracy."""
+    page.get_by_role("link", name="Tune", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Tune")
     slider = page.get_by_role("slider", name=GROUP)
-    expect(slider).to_have_value("75")
-    expect(page.get_by_text(re.compile("32 of 48 units, reached 66.7.%"))).to_be_visible()
+    expect(slider).to_have_attribute("aria-valuenow", "75")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("32 of 48 units removed"))
 
-    memory = tile(page, "Memory")
-    page.get_by_role("slider", name="Block 3.1 · MLP hidden").press("PageUp")
-    expect(metric_value(page, "Memory")).not_to_have_text(memory)
-    assert number(tile(page, "Memory")) < number(memory)
-    expect(metric_value(page, "Predicted drop")).to_have_text(re.compile(r"\d\spp"))
+    memory = number(figure(page, "bytes").inner_text())
+    page.get_by_role("slider", name="Block 3.1 · MLP hidden").press("End")
+    expect(figure(page, "predicted")).to_have_text(re.compile(r"^\d+\.\d\d\spp$"))
+    assert number(figure(page, "bytes").inner_text()) < memory
     page.reload()
     settled(page)
-    assert number(tile(page, "Memory")) < number(memory), "the draft was lost"
+    assert number(figure(page, "bytes").inner_text()) < memory, "the draft was lost"
 
-    page.get_by_role("button", name="Measure plan").click()
-    row = page.get_by_role("row", name="Top-1 accuracy")
-    expect(row).to_be_visible(timeout=60_000)
-    expect(page.get_by_role("row", name="Measured drop, paired")).to_be_visible()
+    page.get_by_role("button", name="Measure", exact=True).click()
+    expect(page.get_by_text(re.compile("the gap is"))).to_be_visible(timeout=60_000)
+    expect(figure(page, "measured")).to_have_text(re.compile(r"\d\spp"))
     expect(
         page.get_by_text(re.compile("Measured on digits, val split · 64 images"))
     ).to_be_visible()
-    return number(row.get_by_role("cell").nth(1).inner_text())
+    page.get_by_role("link", name="Export", exact=True).click()
+    return number(page.get_by_text(re.compile("Measured: top-1")).inner_text())
+
+
+def figure(page: Page, name: str) -> Locator:
+    """The value of one of the equalizer's figures."""
+    return page.locator(f".figure.{name} .value")
 
 
 def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str, str]:
@@ -262,7 +255,7 @@ def test_files_that_are_no_models(server: Server, open_page: OpenPage, tmp_path:
 
 
 def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
-    page = open_page(f"{server.url}/plan?model=QKFormer+10-384+(weights+not+included)")
+    page = open_page(f"{server.url}/tune?model=QKFormer+10-384+(weights+not+included)")
     expect(page.get_by_text("The weights of this model are not included")).to_be_visible()
     expect(page.get_by_text("Published top-1: 78.80")).to_be_visible()
     page.get_by_role("textbox", name="Checkpoint file").fill("/no/such/weights.pth")

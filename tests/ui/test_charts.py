@@ -102,17 +102,6 @@ def test_curve_starts_at_nothing_and_has_its_interval() -> None:
     assert len(charts.sensitivity_curve(group, own, metric="kl").data) == 1
 
 
-def test_plan_bars_show_what_is_really_removed() -> None:
-    removed = dict.fromkeys(MODEL.by_id, 0) | {"block3.0.attn.qk": 16}
-    drops = dict.fromkeys(MODEL.by_id, 0.0) | {"block3.0.attn.qk": 2.5}
-    (bars,) = charts.plan_bars(MODEL, removed, drops).data
-    at = [group.group_id for group in MODEL.groups].index("block3.0.attn.qk")
-    assert bars.y[at] == pytest.approx(100 / 3)
-    assert sum(bars.y) == pytest.approx(100 / 3)
-    assert bars.marker.color[at] == pytest.approx(0.5)
-    assert charts.plan_bars(MODEL, removed, None).data[0].marker.pattern.shape == "/"
-
-
 @pytest.mark.parametrize("name", ["sdt_v1_digits", "e_spikeformer_digits"])
 def test_bytes_by_block_add_up(name: str) -> None:
     model = summary(name)

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from ui import loaders
+from psvit_core.size import memory_saving
+from psvit_core.store import Store
+from tests.ui.example import put_sweep, summary
+from ui import drafts, loaders
+from ui.panels_tune import DEFAULT_SAVING
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
@@ -39,20 +43,31 @@ def test_main_shows_the_model_page() -> None:
     assert any("Channel group" in text.value for text in app.markdown)
 
 
-def test_plan_moves_by_slider_and_undo() -> None:
-    app = AppTest.from_file(str(ROOT / "pages" / "plan.py"), default_timeout=30).run()
-    whole = app.metric[1].value
-    slider = app.slider[3]
-    slider.set_value(50).run()
-    assert int(app.metric[1].value.replace(",", "")) < int(whole.replace(",", ""))
-    app.button(key="presets-undo").click().run()
-    assert app.metric[1].value == whole
-    assert app.slider[3].value == 0
+def test_tune_fits_nothing_without_a_sweep() -> None:
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    assert app.button(key="tune-fit").disabled
+    assert app.button(key="tune-undo").disabled
+    assert any("need a finished sweep" in info.value for info in app.info)
+
+
+def test_tune_fits_a_plan_and_takes_it_back() -> None:
+    model = summary("sdt_v1_digits")
+    put_sweep(Store(), model)
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    app.button(key="tune-fit").click().run()
+    assert not app.exception and not app.error
+    draft = drafts.load_draft(Store(), model)
+    assert draft is not None and memory_saving(model, draft.plan) >= DEFAULT_SAVING
+    app.button(key="tune-undo").click().run()
+    assert drafts.load_draft(Store(), model) == drafts.empty_draft(model)
+    app.button(key="tune-redo").click().run()
+    assert drafts.load_draft(Store(), model) == draft
 
 
 def test_no_torch_in_the_interface() -> None:
     program = (
         "import json, sys, app, ui.head, ui.panels_export, ui.panels_measure, ui.panels_sweep\n"
+        "import ui.panels_tune_measure\n"
         "heavy = {'torch', 'torchvision', 'spikingjelly', 'timm'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )

@@ -1,0 +1,71 @@
+"""How much to remove from each channel group: handles on the measured sensitivity."""
+
+import streamlit as st
+
+import ui
+from psvit_core.jobs import client
+from ui import loaders, state
+from ui.panels_tune import equalizer_panel, prepared, table_panel, toolbar
+from ui.panels_tune_measure import (
+    history_panel,
+    job_of,
+    measure_panel,
+    measured_plans,
+    measurement_of,
+    partial_estimate,
+    planning_panel,
+)
+
+page = ui.boot()
+store, summary, workspace = page.store, page.summary, page.workspace
+sweeps = loaders.sweeps(store, summary)
+view = next((v for v in sweeps if v.complete), sweeps[0] if sweeps else None)
+sweep_job = loaders.sweep_job(workspace)
+sweeping = sweep_job is not None and sweep_job.active
+history = measured_plans(workspace, summary)
+jobs = workspace.jobs("measure", "plan")
+active = {job.id for job in jobs if job.active}
+every = 0.6 if active else 2.0 if sweeping else None
+
+
+@st.fragment(run_every=every)
+def tune() -> None:
+    """All that an edit changes; looks again while a plan is measured or a sweep runs."""
+    now = [client.find_job(store, j.id) if j.id in active else j for j in jobs]
+    ended = {j.id for j in now if j.active} != active
+    if ended or state.taken("tune-look") or (sweeping and not loaders.still_runs(store, sweep_job)):
+        st.rerun()
+    ui.show_message()
+    seen = loaders.sweep_view(store, view.key) if view and view.key and sweeping else view
+    ready = prepared(summary, seen)
+    saving, board = toolbar(store, summary, ready, key="tune")
+    draft = state.draft(store, summary)
+    predicted = ready.predictor.drop(draft.plan) if ready.predictor else None
+    measured = None if draft.empty else measurement_of(history, draft, workspace.subject.limit)
+    job = job_of([j for j in now if j.task == "measure"], draft)
+    equalizer_panel(
+        store, summary, ready, saving=saving, board=board, predicted=predicted, measured=measured,
+        measuring=partial_estimate(job) if job and job.active else None, key="equalizer",
+    )  # fmt: skip
+    if not board:
+        table_panel(store, summary, ready, key="table")
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.subheader("Measured against predicted", anchor=False)
+        measure_panel(workspace, draft, job, predicted=predicted, measured=measured, key="measure")
+        planning = next((j for j in now if j.task == "plan"), None)
+        spec_key = view.key if view and ready.table else None
+        planning_panel(workspace, summary, draft, spec_key, saving, planning, key="planning")
+        if ready.predictor is None:
+            st.info("Predictions and policies need a finished sweep: see the Sensitivity page.")
+        elif not draft.empty and ready.criterion != draft.plan.criterion:
+            st.warning(
+                f"This plan ranks units by {draft.plan.criterion}, the sweep that predicts its "
+                f"drop by {ready.criterion}: take the prediction as a hint."
+            )
+    with right:
+        st.subheader("Plans measured so far", anchor=False)
+        history_panel(store, summary, history, ready.table, key="history")
+
+
+tune()
