@@ -40,12 +40,15 @@ def tune() -> None:
     ready = prepared(summary, seen)
     saving, board = toolbar(store, summary, ready, key="tune")
     draft = state.draft(store, summary)
-    predicted = ready.predictor.drop(draft.plan) if ready.predictor else None
+    measurements = [past.measurement for past in history]
+    predictor = ready.predictor.calibrated(measurements) if ready.predictor else None
+    predicted = predictor.drop(draft.plan) if predictor else None
     measured = None if draft.empty else measurement_of(history, draft, workspace.subject.limit)
     job = job_of([j for j in now if j.task == "measure"], draft)
     equalizer_panel(
-        store, summary, ready, saving=saving, board=board, predicted=predicted, measured=measured,
-        measuring=partial_estimate(job) if job and job.active else None, key="equalizer",
+        store, summary, ready, saving=saving, board=board, predicted=predicted,
+        calibration=predictor.calibration if predictor else 1.0, measured=measured,
+        measuring=partial_estimate(job), key="equalizer",
     )  # fmt: skip
     if not board:
         table_panel(store, summary, ready, key="table")
@@ -65,7 +68,8 @@ def tune() -> None:
             )
     with right:
         st.subheader("Plans measured so far", anchor=False)
-        history_panel(store, summary, history, ready.table, key="history")
+        history_panel(store, summary, history, predictor, key="history")
+    state.keep_draft(store, summary)
 
 
 tune()

@@ -189,8 +189,8 @@ def _reset(store: Store, summary: ModelSummary) -> None:
 
 def equalizer_panel(
     store: Store, summary: ModelSummary, ready: Prepared, *, saving: float, board: bool,
-    predicted: Interval | None, measured: Measurement | None, measuring: dict[str, Any] | None,
-    key: str,
+    predicted: Interval | None, calibration: float, measured: Measurement | None,
+    measuring: dict[str, Any] | None, key: str,
 ) -> None:  # fmt: skip
     """What the plan gives, and the columns that make it.
 
@@ -201,6 +201,7 @@ def equalizer_panel(
         saving: The budget: memory to save, a fraction.
         board: Whether the columns are shown, or the figures alone.
         predicted: Predicted drop of the draft, percentage points.
+        calibration: What the groups' own drops are multiplied with in it.
         measured: Measurement of the draft.
         measuring: The estimate so far while it is being measured.
         key: The component's key.
@@ -229,6 +230,7 @@ def equalizer_panel(
         "terms": ready.terms,
         "values": moving(summary, draft, drafts.removed_units(draft, summary)),
         "predicted": {**predicted.to_dict(), "empty": draft.empty} if predicted else None,
+        "calibration": calibration,
         "measured": drop.to_dict() if drop else None,
         "measuring": measuring,
         "budget": saving,

@@ -13,7 +13,7 @@ from psvit_core.errors import PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import PlanSettings
-from psvit_core.records import Interval, Measurement, ModelSummary, PrunePlan, SensitivityTable
+from psvit_core.records import Interval, Measurement, ModelSummary, PrunePlan
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
@@ -63,16 +63,9 @@ def measurement_of(history: Sequence[Past], draft: Draft, limit: int | None) -> 
 def partial_estimate(job: Job | None) -> dict[str, Any] | None:
     """The drop on the images measured so far, as the equalizer shows it; None before the first."""
     partial = getattr(job, "partial", None)
-    if not partial or "drop" not in partial:
+    if job is None or not job.active or partial is None or partial.drop is None:
         return None
-    drop = partial["drop"]
-    return {
-        "value": drop["value"],
-        "low": drop["low"],
-        "high": drop["high"],
-        "images": partial.get("n_images", 0),
-        "total": partial.get("of", partial.get("total", 0)),
-    }
+    return {**partial.drop.to_dict(), "images": partial.n_images}
 
 
 def job_of(jobs: Sequence[Job], draft: Draft) -> Job | None:
@@ -113,12 +106,12 @@ def measure_panel(
         return
     if job is not None and job.state != "done":
         estimate = partial_estimate(job)
-        if job.active and estimate:
+        if estimate:
             drop = Interval(**{name: estimate[name] for name in ("value", "low", "high")})
             st.html(comparison_html(predicted, drop, final=False))
             st.markdown(
-                f"First estimate: **{words.drop(drop)}** on {estimate['images']} of "
-                f"{estimate['total']} images; it narrows as more come in."
+                f"So far **{words.drop(drop)}** on {estimate['images']} images; the estimate "
+                "narrows as more come in."
             )
         job_panel(workspace.store, job.id, key=f"{key}-job", noun="Measuring")
         return
@@ -191,14 +184,13 @@ def comparison_html(predicted: Interval | None, measured: Interval, *, final: bo
 
 
 def history_panel(
-    store: Store, summary: ModelSummary, history: Sequence[Past], table: SensitivityTable | None,
-    *, key: str,
+    store: Store, summary: ModelSummary, history: Sequence[Past],
+    predictor: predict.Predictor | None, *, key: str,
 ) -> None:  # fmt: skip
     """The plans of this model that were measured; a click makes one the draft again."""
     if not history:
         st.markdown("Plans that you measure are kept here, each with what was predicted.")
         return
-    predictor = predict.predictor(table) if table else None
     _history_rows(store, summary, history[:SHOWN_PLANS], predictor, key=key)
     if older := history[SHOWN_PLANS:]:
         with st.expander(f"{len(older)} older"):

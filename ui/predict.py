@@ -6,6 +6,7 @@ One place, so that better predictions and policies need no change on the page; n
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from psvit_core import planners
 from psvit_core.errors import TargetError
 from psvit_core.plans import reached_ratios
-from psvit_core.records import Interval, Kept, PrunePlan, SensitivityTable
+from psvit_core.records import Interval, Kept, Measurement, PrunePlan, SensitivityTable
 from psvit_core.size import memory_saving
 from ui import drafts
 from ui.drafts import Draft
@@ -25,29 +26,40 @@ Curve = tuple[list[float], list[float], list[float], list[float]]
 class Predictor:
     """Predicts drops from one table.
 
-    The sum of the groups' own drops, as ``planners.predict_drop``; the interval adds theirs as if
-    independent. Groups interact, so the truth may lie outside.
+    The sum of the groups' own drops, as ``planners.predict_drop``, times what measured plans of
+    this model have shown (``calibration``). Groups interact: the truth may lie outside the range.
     """
 
     table: SensitivityTable
     curves: dict[str, Curve]  # group -> reached ratios, drop, its low and its high end (pp)
+    calibration: float = 1.0
 
     def drop(self, plan: PrunePlan) -> Interval:
-        """Predicted drop of a plan, percentage points."""
+        """Predicted drop of a plan with the range in which it is expected, percentage points."""
+        reached = reached_ratios(self.table.summary, plan)
+        if hasattr(planners, "predict_drop_interval"):
+            found: Interval = planners.predict_drop_interval(self.table, reached, self.calibration)
+            return found
         value, below, above = 0.0, 0.0, 0.0
-        for group_id, ratio in reached_ratios(self.table.summary, plan).items():
+        for group_id, ratio in reached.items():
             if ratio > 0:
                 x, _, low, high = self.curves[group_id]
                 own = self.alone(group_id, ratio)
                 value += own
                 below += (own - float(np.interp(ratio, x, low))) ** 2
                 above += (float(np.interp(ratio, x, high)) - own) ** 2
-        return Interval(value=value, low=value - below**0.5, high=value + above**0.5)
+        return Interval(value=value, low=max(value - below**0.5, 0.0), high=value + above**0.5)
 
     def alone(self, group_id: str, ratio: float) -> float:
         """Predicted drop of one group at a reached ratio, the rest untouched."""
         x, middle, _, _ = self.curves[group_id]
         return float(np.interp(ratio, x, middle))
+
+    def calibrated(self, measured: Sequence[Measurement]) -> Predictor:
+        """This predictor, taught by measured plans of the model."""
+        if not measured or not hasattr(planners, "calibrate"):
+            return self
+        return replace(self, calibration=float(planners.calibrate(self.table, measured)))
 
 
 def predictor(table: SensitivityTable) -> Predictor:
@@ -86,7 +98,10 @@ def fit(table: SensitivityTable, policy: str, saving: float, draft: Draft) -> Dr
     locked = {g: draft.plan.kept.get(g) for g in draft.locked}
     if "locked" in inspect.signature(planners.make_plan).parameters:
         ratios = {g: draft.asked.get(g, 0.0) for g in locked}
-        plan = planners.make_plan(table, policy, memory_saving=saving, locked=ratios)
+        make_plan: Callable[..., PrunePlan] = planners.make_plan
+        plan = make_plan(table, policy, memory_saving=saving, locked=ratios)
+        kept = {g: units for g, units in plan.kept.items() if g not in locked}
+        plan = replace(plan, kept=kept | {g: units for g, units in locked.items() if units})
     else:
         plan = _around(table, policy, saving, locked)
     return drafts.draft_of(table.summary, plan, draft.locked)

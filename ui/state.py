@@ -116,7 +116,8 @@ def set_draft(store: Store, summary: ModelSummary, new: Draft, gesture: str | No
         summary: The model.
         new: The draft from now on.
         gesture: Name of the drag or key press that this belongs to; what one gesture changes in
-            several steps is one step to undo.
+            several steps is one step to undo. Its draft is written by ``keep_draft``, when the
+            answer is on its way.
     """
     same = f"gesture/{summary.weights_hash}"
     if gesture is None or st.session_state.get(same) != gesture:
@@ -125,7 +126,17 @@ def set_draft(store: Store, summary: ModelSummary, new: Draft, gesture: str | No
         del steps[:-_UNDO_STEPS]
     _steps(summary, "redo").clear()
     st.session_state[same] = gesture
-    _put_draft(store, summary, new)
+    if gesture is None:
+        _put_draft(store, summary, new)
+    else:
+        st.session_state[_draft_key(summary)] = new
+        st.session_state[f"unsaved/{summary.weights_hash}"] = True
+
+
+def keep_draft(store: Store, summary: ModelSummary) -> None:
+    """Write the draft of the last gesture, if that was not done yet."""
+    if taken(f"unsaved/{summary.weights_hash}"):
+        drafts.save_draft(store, summary, draft(store, summary))
 
 
 def can_undo(summary: ModelSummary) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary
@@ -64,9 +64,9 @@ def _read_step(entry: object, summary: ModelSummary) -> Step:
     if not isinstance(entry, Mapping):
         raise EditError(f"A step is a JSON object, not {entry!r:.40}.")
     percents, locks = entry.get("percents") or {}, entry.get("locks") or {}
-    numbers = (entry.get("seq"), entry.get("gesture"))
-    if not all(_whole(n) and n > 0 for n in numbers):
-        raise EditError(f"A step has positive numbers seq and gesture; got {numbers!r:.60}.")
+    seq, gesture = entry.get("seq"), entry.get("gesture")
+    if not (_whole(seq) and seq > 0 and _whole(gesture) and gesture > 0):
+        raise EditError(f"A step has positive numbers; got {seq!r:.30} and {gesture!r:.30}.")
     if not isinstance(percents, Mapping) or not isinstance(locks, Mapping):
         raise EditError("A step maps groups to percents and to locks.")
     if unknown := sorted(str(g) for g in {*percents, *locks} if g not in summary.by_id):
@@ -80,11 +80,10 @@ def _read_step(entry: object, summary: ModelSummary) -> Step:
     for group_id, on in locks.items():
         if not isinstance(on, bool):
             raise EditError(f"The lock of group {group_id!r} is true or false, not {on!r:.40}.")
-    seq, gesture = numbers
     return Step(seq=seq, gesture=gesture, percents=dict(percents), locks=dict(locks))
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

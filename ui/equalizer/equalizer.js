@@ -523,7 +523,7 @@ class Equalizer {
       this.tell("predicted", "working out its interval");
     } else {
       value.textContent = pointsText(predicted.value);
-      this.tell("predicted", predicted.empty ? "nothing is removed" : `95 %: ${rangeText(predicted)}`);
+      this.tell("predicted", predicted.empty ? "nothing is removed" : `expected ${rangeText(predicted)}`);
     }
     value.classList.toggle("word", !predicted);
     const shown = this.unsettled ? null : measured || measuring;
@@ -531,7 +531,7 @@ class Equalizer {
     this.figures.measured.value.textContent = shown ? pointsText(shown.value) : "not measured";
     this.tell("measured", !shown ? "" : measured
       ? `95 %: ${rangeText(shown)}`
-      : `${rangeText(shown)}, ${shown.images} of ${shown.total} images`);
+      : `${rangeText(shown)}, ${shown.images} images so far`);
   }
 
   tell(name, text, kind = "") {
@@ -546,7 +546,8 @@ class Equalizer {
     let sum = this.data.predicted.value;
     this.data.values.forEach(([, removed], i) => {
       if (removed === this.now[i].removed) return;
-      sum += (this.alone(i, this.now[i].removed) ?? 0) - (this.alone(i, removed) ?? 0);
+      const more = (this.alone(i, this.now[i].removed) ?? 0) - (this.alone(i, removed) ?? 0);
+      sum += this.data.calibration * more;
     });
     return Math.max(sum, 0);
   }
