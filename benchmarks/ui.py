@@ -259,7 +259,7 @@ class Sliders(Equalizer):
 
     def spot(self, page: Page, at: int, percent: float) -> tuple[float, float]:
         slider = page.get_by_test_id("stSlider").nth(at)
-        slider.scroll_into_view_if_needed()
+        slider.evaluate("e => e.scrollIntoView({ block: 'center' })")  # not under the head
         track = slider.bounding_box()
         assert track is not None
         y = track["y"] + track["height"] * 0.72
