@@ -5,6 +5,7 @@ import streamlit as st
 import ui
 from psvit_core.jobs import client
 from ui import loaders, state
+from ui.equalizer import board
 from ui.panels_tune import equalizer_panel, prepared, table_panel, toolbar
 from ui.panels_tune_measure import (
     history_panel,
@@ -20,12 +21,15 @@ page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
 sweeps = loaders.sweeps(store, summary)
 view = next((v for v in sweeps if v.complete), sweeps[0] if sweeps else None)
+summary = view.summary if view else summary  # it has the ranking by the sweep's criterion
 sweep_job = loaders.sweep_job(workspace)
 sweeping = sweep_job is not None and sweep_job.active
 history = measured_plans(workspace, summary)
 jobs = workspace.jobs("measure", "plan")
 active = {job.id for job in jobs if job.active}
 every = 0.6 if active else 2.0 if sweeping else None
+if not sweeping:  # then columns change, and go with each answer
+    board(prepared(summary, view).fixed, key="board")
 
 
 @st.fragment(run_every=every)
@@ -38,7 +42,7 @@ def tune() -> None:
     ui.show_message()
     seen = loaders.sweep_view(store, view.key) if view and view.key and sweeping else view
     ready = prepared(summary, seen)
-    saving, board = toolbar(store, summary, ready, key="tune")
+    saving, as_columns = toolbar(store, summary, ready, key="tune")
     draft = state.draft(store, summary)
     measurements = [past.measurement for past in history]
     predictor = ready.predictor.calibrated(measurements) if ready.predictor else None
@@ -46,11 +50,12 @@ def tune() -> None:
     measured = None if draft.empty else measurement_of(history, draft, workspace.subject.limit)
     job = job_of([j for j in now if j.task == "measure"], draft)
     equalizer_panel(
-        store, summary, ready, saving=saving, board=board, predicted=predicted,
+        store, summary, ready, handed_over=not sweeping, saving=saving,
+        board=as_columns, predicted=predicted,
         calibration=predictor.calibration if predictor else 1.0, measured=measured,
         measuring=partial_estimate(job), key="equalizer",
     )  # fmt: skip
-    if not board:
+    if not as_columns:
         table_panel(store, summary, ready, key="table")
     left, right = st.columns(2, gap="large")
     with left:

@@ -39,6 +39,13 @@ class Prepared:
     criterion: str
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """What the browser needs once."""
+        return {
+            "stamp": self.stamp, "columns": self.columns, "terms": self.terms, "looks": looks(),
+        }  # fmt: skip
+
+    @property
     def table(self) -> SensitivityTable | None:
         """The table that plans are made from."""
         return self.predictor.table if self.predictor else None
@@ -188,7 +195,8 @@ def _reset(store: Store, summary: ModelSummary) -> None:
 
 
 def equalizer_panel(
-    store: Store, summary: ModelSummary, ready: Prepared, *, saving: float, board: bool,
+    store: Store, summary: ModelSummary, ready: Prepared, *, handed_over: bool, saving: float,
+    board: bool,
     predicted: Interval | None, calibration: float, measured: Measurement | None,
     measuring: dict[str, Any] | None, key: str,
 ) -> None:  # fmt: skip
@@ -198,6 +206,7 @@ def equalizer_panel(
         store: Where the draft is kept.
         summary: The model.
         ready: What stays while a plan is made.
+        handed_over: Whether the browser has that already (``equalizer.board``).
         saving: The budget: memory to save, a fraction.
         board: Whether the columns are shown, or the figures alone.
         predicted: Predicted drop of the draft, percentage points.
@@ -226,8 +235,7 @@ def equalizer_panel(
     data = {
         "weights": summary.weights_hash,
         "stamp": ready.stamp,
-        "columns": ready.columns,
-        "terms": ready.terms,
+        "fixed": None if handed_over else ready.fixed,
         "values": moving(summary, draft, drafts.removed_units(draft, summary)),
         "predicted": {**predicted.to_dict(), "empty": draft.empty} if predicted else None,
         "calibration": calibration,
@@ -235,7 +243,6 @@ def equalizer_panel(
         "measuring": measuring,
         "budget": saving,
         "ack": {"sender": ack.sender, "seq": ack.seq},
-        "looks": looks(),
         "board": board,
     }
     equalizer(data, key=key, on_edit=edit)

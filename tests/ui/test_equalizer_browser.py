@@ -316,6 +316,7 @@ def test_table_is_the_twin(tune: Tune, server: Server) -> None:
     page.mouse.click(box["x"] + 0.38 * box["width"], box["y"] + height * (row + 1.5))
     page.wait_for_timeout(200)
     page.keyboard.press("Enter")
+    page.locator("#portal input").wait_for()  # loaded late; swallows what is typed before
     page.keyboard.press("Control+a")
     page.keyboard.type("40", delay=60)
     page.keyboard.press("Enter")

@@ -103,7 +103,14 @@ class Equalizer {
 
   // ---- data ------------------------------------------------------------------------------------
 
-  take(data) {
+  take(message) {
+    const fixed = message.fixed ?? globalThis.psvitBoards?.get(message.stamp);
+    if (!fixed) {
+      const again = () => this.take(message); // its columns are still on their way
+      globalThis.addEventListener("psvit-board", again, { once: true });
+      return;
+    }
+    const data = { ...message, ...fixed };
     const other = this.data && this.data.weights !== data.weights;
     const stamp = `${data.stamp}/${data.board}`;
     const same = stamp === this.stamp;
