@@ -120,7 +120,7 @@ def main() -> None:
             script.write_text(SLIDERS.format(root=str(ROOT), path=path), encoding="utf-8")
             query = f"?model=Open+a+pruned+file&file={quote(path)}"
             for page in (Equalizer(f"/tune{query}", f"/{query}"), Sliders("/", "/other")):
-                main_script = ROOT / "app.py" if isinstance(page, Equalizer) else script
+                main_script = script if isinstance(page, Sliders) else ROOT / "app.py"
                 store.delete(f"draft/{n:064d}")
                 with served(main_script, folder) as url:
                     row = {"page": page.name, "groups": n}

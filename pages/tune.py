@@ -27,7 +27,7 @@ sweeping = sweep_job is not None and sweep_job.active
 history = measured_plans(workspace, summary)
 jobs = workspace.jobs("measure", "plan")
 active = {job.id for job in jobs if job.active}
-every = 0.6 if active else 2.0 if sweeping else None
+every = 0.4 if active else 2.0 if sweeping else None
 if not sweeping:  # then columns change, and go with each answer
     board(prepared(summary, view).fixed, key="board")
 
