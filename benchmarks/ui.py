@@ -240,7 +240,9 @@ class Equalizer:
 
     def spot(self, page: Page, at: int, percent: float) -> tuple[float, float]:
         """Where a percentage of a control is on the page."""
-        box = page.get_by_role("slider").nth(at).locator(".well").bounding_box()
+        column = page.get_by_role("slider").nth(at)
+        column.evaluate("e => e.scrollIntoView({ block: 'nearest', inline: 'nearest' })")
+        box = column.locator(".well").bounding_box()
         assert box is not None
         return box["x"] + box["width"] / 2, box["y"] + box["height"] * (1 - percent / 100)
 
