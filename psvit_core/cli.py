@@ -16,7 +16,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from psvit_core.errors import InvalidPlanError, InvalidRatioError, PsvitError, UnknownNameError
+from psvit_core.errors import (
+    DataError,
+    InvalidPlanError,
+    InvalidRatioError,
+    PsvitError,
+    UnknownNameError,
+)
 from psvit_core.files import check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.fronts import DEFAULT_SAVINGS, ParetoSettings, run_pareto
@@ -41,14 +47,12 @@ from psvit_core.records import (
     RecoveryReport,
     SensitivityTable,
 )
-from psvit_core.sensitivity.table import DEFAULT_RATIOS, check_ratios
+from psvit_core.sensitivity.table import DEFAULT_RATIOS, MODES, check_ratios
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
 from psvit_core.zoo.cards import list_models, model_card
 
 Result = dict[str, Any]
-
-MODES = ("exact",)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,6 +142,8 @@ def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
     if options.mode not in MODES:
         raise UnknownNameError("sweep mode", options.mode, MODES)
     settings = SweepSettings(
+        mode=options.mode,
+        memory_budget=options.memory_budget,
         ratios=check_ratios(options.ratios),
         criterion=options.criterion,
         calib_images=options.calib_images,
@@ -150,7 +156,7 @@ def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
         print(_published_text(*published), file=sys.stderr)  # before any cell is run
     for name, reason in tasks.refused_groups(engine).items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    with tqdm(unit="cell", file=sys.stderr, disable=None) as bar:
+    with tqdm(unit="image", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int, what: str) -> None:
             bar.total = total
@@ -159,7 +165,11 @@ def _sweep(options: argparse.Namespace) -> tuple[Result, str]:
 
         table = tasks.run_sweep(engine, settings, progress=progress)
     table.save(options.out)
-    text = f"{options.out}: {len(table.rows)} cells, baseline {_percent(table.baseline_accuracy)}"
+    whole = sum(row.n_images == table.conditions.n_images for row in table.rows)
+    text = (
+        f"{options.out}: {len(table.rows)} cells, {whole} on all images, "
+        f"baseline {_percent(table.baseline_accuracy)}"
+    )
     return table.to_dict(), text
 
 
@@ -432,6 +442,18 @@ def _published_text(line: str, inside: bool) -> str:
     )
 
 
+def _bytes(text: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (KeyError, ValueError):
+        size = 0
+    if size < 1:
+        raise DataError(f"--memory-budget is a size such as 256MB or 2GB; got {text!r}.")
+    return size
+
+
 def _ratios(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
@@ -522,7 +544,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="0: calibrate on the calib split; others: on images drawn from the training split",
     )
-    sweep.add_argument("--mode", default="exact", help="exact: every image in every cell")
+    sweep.add_argument(
+        "--mode",
+        default="exact",
+        help="exact: every image in every cell; progressive: 64 images in every cell, then more "
+        "where little is known",
+    )
+    sweep.add_argument(
+        "--memory-budget",
+        type=_bytes,
+        metavar="SIZE",
+        help="for what is computed at one time, e.g. 256MB or 2GB (default: a quarter of the free)",
+    )
     sweep.add_argument("--out", required=True, help="JSON file for the table")
 
     plan = add("plan", _plan, "choose what to prune; with MODEL and --data, measured")

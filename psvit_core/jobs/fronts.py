@@ -108,9 +108,13 @@ def run_pareto(
     swept = 0
     if table is None:
         swept = len(engine.model.channel_groups()) * len(settings.ratios)
+        n_swept = swept
         table = run_sweep(
             engine, SweepSettings(ratios=settings.ratios, criterion=settings.criterion),
-            progress=lambda done, total, what: progress(done, total + len(cells), what), tick=tick,
+            progress=lambda done, total, what: progress(
+                done * n_swept // total, n_swept + len(cells), what
+            ),
+            tick=tick,
         )  # fmt: skip
     elif table.summary.weights_hash != engine.description.weights_hash:
         raise InvalidPlanError(

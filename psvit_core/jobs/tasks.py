@@ -81,6 +81,8 @@ class SweepSettings(Record):
     criterion: str = "l2"
     calib_images: int = 256  # for criteria that need images
     seed: int = 0  # of these images, and of the criterion random
+    mode: str = "exact"  # or progressive: few images in every cell, then more where it matters
+    memory_budget: int | None = None  # bytes for the values of a batch; None: a quarter of the free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,8 +299,8 @@ def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool
     return None
 
 
-def _compile_kernels(engine: Engine) -> None:
-    """Use compiled LIF kernels for long work: compiling takes seconds once a process."""
+def _compile_for_training(engine: Engine) -> None:
+    """Use compiled LIF kernels for training: compiling takes seconds once a process."""
     from psvit_core import fused, neurons
 
     has_lif = any(isinstance(module, neurons.LIF) for module in engine.model.modules())
@@ -310,8 +312,9 @@ def warm_up(engine: Engine) -> Iterator[str]:
     """Get ready for jobs on an engine, step by step; yields what was done."""
     yield f"{engine.model.name} loaded"
     yield f"{len(engine.data)} images loaded"
-    _compile_kernels(engine)
-    yield "kernels compiled"
+    from psvit_core import fused
+
+    yield f"{fused.kernels()} kernels"  # compiles them if this machine has not yet
 
 
 def run_sweep(
@@ -333,17 +336,16 @@ def run_sweep(
     calib = None
     if criterion(settings.criterion).needs_images:
         calib = engine.calib(settings.calib_images, settings.seed)
-        _compile_kernels(engine)
     spec = make_spec(
         engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
-        calib=calib, run=engine.run, seed=settings.seed, store=engine.store, tick=tick,
+        calib=calib, run=engine.run, seed=settings.seed, store=engine.store, mode=settings.mode,
+        tick=tick,
     )  # fmt: skip
     save_spec(engine.store, spec)
     started(spec.key)
-    _compile_kernels(engine)
     return run_spec(
         spec, engine.model, engine.data, run=engine.run, store=engine.store,
-        progress=progress, tick=tick,
+        progress=progress, tick=tick, memory_budget=settings.memory_budget,
     )  # fmt: skip
 
 
@@ -388,7 +390,6 @@ def _measuring(
     from psvit_core.sensitivity.sweep import refuse_test
 
     refuse_test(engine.data)
-    _compile_kernels(engine)
     measured = count(1)
     made = dataclasses.replace(made, tried=True)
 
@@ -497,7 +498,7 @@ def run_finetune(
     key = finetune_key(small, train, val, teacher, settings, engine.run)
     folder = engine.store.place("finetune", key, CURVE_FILE).parent
     started(folder / CURVE_FILE)
-    _compile_kernels(engine)
+    _compile_for_training(engine)
     result = finetune(
         small, train, val, teacher=teacher, settings=settings, folder=folder,
         resume=resume, run=engine.run, progress=progress, tick=tick,
