@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 _BATCHES = (2, 3)  # 1 would not show where a size is the batch's
+_CHECKED = 7  # the tape of these two must be right for this one
 
 
 class TapeError(Exception):
@@ -161,7 +162,21 @@ def record(
         args, kwargs = _merge((a.args, dict(a.kwargs)), (b.args, dict(b.kwargs)))
         steps.append(Step(a.call, args, kwargs, a.out, a.several))
     shapes = tuple(_merge(a, b) for a, b in zip(first.shapes, second.shapes, strict=True))
-    return Tape(tuple(steps), first.result, shapes)
+    tape = Tape(tuple(steps), first.result, shapes)
+    other = _record(function, weights, (_CHECKED, *image_shape), dtype)
+    if _at(tape, _CHECKED) != _at(other, _CHECKED):
+        raise TapeError("its sizes do not grow evenly with the batch size")
+    return tape
+
+
+def _at(tape: Tape, batch: int) -> object:
+    """All that a tape says of a batch size."""
+
+    def number(leaf: Any) -> Any:
+        return leaf.at(batch) if isinstance(leaf, Sized) else leaf
+
+    steps = [(s.call, s.out, s.several, *_map((s.args, s.kwargs), number)) for s in tape.steps]
+    return steps, _map(tape.shapes, number)
 
 
 def _record(
@@ -209,14 +224,13 @@ class _Recorder(TorchFunctionMode):
         elif isinstance(given, (tuple, list)) and any(isinstance(t, Tensor) for t in given):
             made = list(given)
         else:
+            self._refuse_in_place(func, kwargs)
             if not isinstance(given, _PLAIN):
                 raise TapeError(f"{resolve_name(func) or func} gives {type(given).__name__}")
             return given  # a question about shapes or types
+        self._refuse_in_place(func, kwargs)
         if all(id(t) in self._names for t in made):
             return given  # itself again, such as contiguous()
-        name = getattr(func, "__name__", "")
-        if (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or "out" in kwargs:
-            raise TapeError(f"it writes in place ({name})")
         several = None if isinstance(given, Tensor) else len(made)
         known_args, known_kwargs = _map((tuple(args), dict(kwargs)), self.known)
         step = Step(func, known_args, known_kwargs, len(self.values), several)
@@ -235,6 +249,11 @@ class _Recorder(TorchFunctionMode):
             self._names[id(t)] = Value(len(self.values))
             self.values.append(t)
         return given
+
+    def _refuse_in_place(self, func: Any, kwargs: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or "out" in kwargs:
+            raise TapeError(f"it writes in place ({name})")
 
 
 _PLAIN = (int, float, bool, str, type(None), tuple, torch.dtype, torch.device, torch.layout,

@@ -54,6 +54,7 @@ from psvit_core.zoo.checkpoint import CUSTOM
 
 log = logging.getLogger(__name__)
 
+_GROWTH = 2.5  # of the process beside the values alive: what is freed is not given back at once
 _WAIT_SECONDS = 0.2  # between two looks at what another process is doing
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
@@ -412,7 +413,7 @@ def prepare(
         return cells, run.batch
     budget = memory_budget or free_memory(run.device) // 4
     itemsize = 2 if run.precision == "float64" else 1
-    fits = budget // max(cells.bytes_per_image() * itemsize, 1)
+    fits = int(budget / max(cells.bytes_per_image() * itemsize * _GROWTH, 1))
     if fits < 1:
         log.warning("one image at a time may take more than the memory budget of %d bytes", budget)
     return cells, int(min(run.batch, max(fits, 1)))
