@@ -11,6 +11,10 @@ import torch
 
 from psvit_core.errors import DataError, DeviceError, UnknownNameError
 
+# A sweep runs thousands of layer shapes in turn; torch's convolutions forget theirs after 1,024 and
+# compile them again. Read when the first convolution runs.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
 DEFAULT_BATCH = 125
 #: Precision -> type of weights and images; autocast lets CUDA choose half precision by operator.
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "autocast": torch.float32}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 _BATCHES = (2, 3)  # 1 would not show where a size is the batch's
 _CHECKED = 7  # the tape of these two must be right for this one
+
+
+_LookUp = Callable[[Mapping[int, Tensor], Mapping[Any, Any], int, torch.device], Any]
 
 
 class TapeError(Exception):
@@ -83,6 +87,12 @@ class Step:
     kwargs: Mapping[str, Any]
     out: int
     several: int | None = None
+
+    @cached_property
+    def slots(self) -> tuple[tuple[int, _LookUp], ...]:
+        """Positional arguments that must be looked up when the step runs, and how."""
+        found = ((place, _look_up(argument)) for place, argument in enumerate(self.args))
+        return tuple((place, look_up) for place, look_up in found if look_up is not None)
 
     def inputs(self) -> list[int]:
         """Indices of the values that it reads."""
@@ -306,7 +316,45 @@ def run_step(
         batch: Number of images.
         device: Where tensors are made that the pass makes anew.
     """
+    args, kwargs = list(step.args), step.kwargs
+    for place, look_up in step.slots:
+        args[place] = look_up(values, weights, batch, device)
+    if kwargs:
+        kwargs = {
+            name: _real(argument, values, weights, batch, device)
+            for name, argument in kwargs.items()
+        }
+    given = step.call(*args, **kwargs)
+    if step.several is None:
+        values[step.out] = given
+    else:
+        values.update(zip(step.outs(), given, strict=True))
 
+
+def _look_up(argument: Any) -> _LookUp | None:
+    """How to find a top-level argument; None where it is always the same."""
+    kind = type(argument)
+    if kind is Value:
+        return lambda values, weights, batch, device: values[argument.index]
+    if kind is Weight:
+        return lambda values, weights, batch, device: weights[argument.name]
+    if isinstance(argument, Made):
+        return lambda values, weights, batch, device: weights[argument]
+    changing = (Value, Weight, Sized, Rows, Made, torch.device)
+    if any(isinstance(leaf, changing) for leaf in _leaves(argument)):
+        return lambda values, weights, batch, device: _real(
+            argument, values, weights, batch, device
+        )
+    return None
+
+
+def _real(
+    tree: Any,
+    values: Mapping[int, Tensor],
+    weights: Mapping[Any, Any],
+    batch: int,
+    device: torch.device,
+) -> Any:
     def real(argument: Any) -> Any:
         kind = type(argument)
         if kind is Value:
@@ -323,9 +371,4 @@ def run_step(
             return device
         return argument
 
-    args, kwargs = _map((step.args, step.kwargs), real)
-    given = step.call(*args, **kwargs)
-    if step.several is None:
-        values[step.out] = given
-    else:
-        values.update(zip(step.outs(), given, strict=True))
+    return _map(tree, real)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,12 @@ def test_folded_filters_are_convolution_and_norm(dims: int, bias: bool) -> None:
 def test_dense_inputs_take_the_dense_way(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     real = native.spike_conv
-    monkeypatch.setattr(native, "spike_conv", lambda *a: (taken.append(1), real(*a))[1])
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        taken.append(len(x))
+        return real(x, *rest)
+
+    monkeypatch.setattr(native, "spike_conv", watched)
     filters = Filters(torch.randn(64, 64, 1, 1), None)
     convolve(torch.rand(32, 64, 4, 4), filters, (1, 1), (0, 0))
     assert not taken

@@ -72,7 +72,8 @@ def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
     assert [(r.group_id, r.prune_ratio) for r in table.rows] == [
         (g.group_id, ratio) for g in summary.groups for ratio in ratios
     ]
-    for row in table.rows:
+    rows = table.rows if len(table.rows) < 50 else table.rows[::5]  # the naive loop is slow
+    for row in rows:
         plan = plan_from_ratios(summary, {row.group_id: row.prune_ratio}, criterion="l2")
         logits = logits_of(apply_plan(model, plan))
         correct = logits.argmax(1) == labels

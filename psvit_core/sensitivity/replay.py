@@ -22,7 +22,7 @@ from psvit_core.outcomes import Array
 from psvit_core.records import ChannelGroup, PrunePlan
 from psvit_core.sensitivity.spread import Network, Spread
 from psvit_core.surgery import Silenced, silencing_edits
-from psvit_core.tape import Sized, Tape, run_step
+from psvit_core.tape import Made, Sized, Tape, run_step
 from psvit_core.zoo.base import SpikingModel
 
 #: Bytes that torch needs beside a step's inputs and output, relative to these: convolutions copy
@@ -131,6 +131,10 @@ class Replay:
         tape = self.network.tape
         self._device = next(iter(self.weights.values())).device
         self._made = {made for step in tape.steps for made in step.made()}
+        self._made_of: dict[str, list[Made]] = {}
+        for made in self._made:
+            for name in made.names():
+                self._made_of.setdefault(name, []).append(made)
         self._weights: dict[Any, Any] = {
             **self.weights,
             **{made: made.of(self.weights) for made in self._made},
@@ -271,9 +275,8 @@ class Replay:
                 tensor = sliced.get(name, self.weights[name])
                 sliced[name] = tensor.index_select(axis, units)
         weights = {**self._weights, **sliced}
-        for made in self._made:
-            if not sliced.keys().isdisjoint(made.names()):
-                weights[made] = made.of(weights)
+        for made in {made for name in sliced for made in self._made_of.get(name, ())}:
+            weights[made] = made.of(weights)
         return weights
 
     def _start(
