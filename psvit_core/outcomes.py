@@ -112,7 +112,8 @@ class Outcome:
         for label in np.unique(self.labels).tolist():
             own = self.labels == label
             counts = (int(own.sum()), int(ours[own].sum()), int(theirs[own].sum()))
-            found[classes[label] if label < len(classes) else str(label)] = counts
+            name = classes[label]
+            found[f"{name} ({label})" if name in found else name] = counts  # names may be twice
         return found
 
 
