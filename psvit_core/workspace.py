@@ -203,7 +203,7 @@ class Workspace:
             recover: How to recover; not at all when None.
             measure: Also measure the file that was written, on this subject's images.
         """
-        params = {"plan": plan.to_dict(), "file_name": file_name}
+        params: dict[str, Any] = {"plan": plan.to_dict(), "file_name": file_name}
         if recover is not None:
             params["recovery"] = recover.to_dict()
         if measure:

@@ -107,14 +107,8 @@ def class_figure(rows: pd.DataFrame, names: Sequence[str], *, dark: bool = False
     """
     colours = palette(dark)
     if len(rows) > MANY_CLASSES:
-        most = (
-            rows[[change_column(at) for at in range(len(names))]]
-            .abs()
-            .max(axis=1)
-            .nlargest(MANY_CLASSES)
-            .index
-        )
-        rows = rows.loc[sorted(most)]
+        most = rows[[change_column(at) for at in range(len(names))]].abs().max(axis=1)
+        rows = rows.loc[sorted(most.nlargest(MANY_CLASSES).index)]
     figure = go.Figure()
     classes = [str(c) for c in rows["class"]]
     for at, name in enumerate(names):
