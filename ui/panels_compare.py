@@ -14,18 +14,18 @@ from psvit_core.workspace import Workspace
 from ui import compare, drafts, kept, links, loaders, plan_charts, state, words
 from ui.compare import Entry
 from ui.kept import KeptPlan
+from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name, plan_line
 from ui.panels_tune import prepared
 from ui.panels_tune_measure import measured_plans
 
-CURRENT = "current"  # id of the draft among the kept plans
-_CURRENT_NAME = "Current plan"
+_CURRENT = "current"  # id of the draft beside those of kept plans
 
 
 def entries_of(
     workspace: Workspace, summary: ModelSummary, plans: Sequence[KeptPlan]
 ) -> dict[str, Entry]:
-    """The current plan and the kept ones by id, each with what is known of it."""
+    """The kept plans by id, then the current one if it is none of them; with what is known."""
     store, limit = workspace.store, workspace.subject.limit
     view = next((v for v in loaders.sweeps(store, summary) if v.complete), None)
     measured = [past.measurement for past in measured_plans(workspace, summary)]
@@ -36,7 +36,12 @@ def entries_of(
     chosen.sort(key=lambda m: -m.conditions.n_images)
     jobs = compare.finished_jobs(store, summary)
     draft = state.draft(store, summary)
-    named = {CURRENT: (_CURRENT_NAME, draft.plan)} | {k.id: (k.name, k.plan) for k in plans}
+    named = {
+        k.id: (f"{k.name} (current)" if k.plan.kept == draft.plan.kept else k.name, k.plan)
+        for k in plans
+    }
+    if not draft.empty and all(k.plan.kept != draft.plan.kept for k in plans):
+        named[_CURRENT] = ("Current plan", draft.plan)
     return {
         plan_id: compare.entry(name, plan, predictor, chosen, jobs)
         for plan_id, (name, plan) in named.items()
@@ -51,8 +56,9 @@ def keep_panel(store: Store, summary: ModelSummary, plans: Sequence[KeptPlan], *
     draft = state.draft(store, summary)
     there = next((k for k in plans if k.plan.kept == draft.plan.kept), None)
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=key):
-        name = st.text_input(
-            "Name", key=state.fresh_key(f"{key}-name"), placeholder="e.g. Half the MLPs",
+        name = state.fresh_key(f"{key}-name")
+        st.text_input(
+            "Name", key=name, placeholder="e.g. Half the MLPs",
             max_chars=kept.MAX_NAME, width=260, disabled=draft.empty or there is not None,
         )  # fmt: skip
         st.button(
@@ -71,13 +77,11 @@ def keep_panel(store: Store, summary: ModelSummary, plans: Sequence[KeptPlan], *
             )  # fmt: skip
     if draft.empty:
         st.caption("The current plan removes nothing yet: make one on the Tune page.")
-    elif there is not None:
-        st.caption(f"The current plan is kept as {compare.escaped(there.name)}.")
 
 
 def _keep(store: Store, summary: ModelSummary, plan: PrunePlan, name: str, key: str) -> None:
-    try:
-        kept.keep_plan(store, summary, plan, name)
+    try:  # the name's field may have changed with this very click
+        kept.keep_plan(store, summary, plan, state.chosen(name) or "")
     except PsvitError as error:
         state.tell_error(error)
     else:
@@ -249,6 +253,15 @@ def _load(store: Store, summary: ModelSummary, plan: PrunePlan) -> None:
         state.tell_error(error)
     else:
         state.tell("It is the current plan now: see the Tune page.")
+
+
+def measuring_panel(workspace: Workspace, plan: PrunePlan, *, key: str) -> None:
+    """The measurement of a plan that is on its way or failed."""
+    job = loaders.plan_job(workspace, "measure", plan)
+    if job is None or job.state == "done":
+        return
+    job_id = job.id
+    live(lambda: job_panel(workspace.store, job_id, key=key, noun="Measuring"), active=job.active)
 
 
 def _measure(workspace: Workspace, plan: PrunePlan) -> None:

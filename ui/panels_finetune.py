@@ -81,7 +81,7 @@ def settings_form(
         method = st.segmented_control(
             "Recovery without training", list(RECOVERIES), default="auto", required=True,
             format_func=training.RECOVERY_NAMES.__getitem__, key=f"{key}-recovery",
-            persist_state="session",
+            persist_state="session", wrap=True,
             help="From a few hundred images, in seconds, before training. "
             + " · ".join(f"{training.RECOVERY_NAMES[m]}: {text}" for m, text in _HELP.items()),
         ) or "none"  # fmt: skip

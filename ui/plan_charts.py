@@ -52,7 +52,13 @@ def difference_figure(
     signs = ["+" if d > 0 else words.MINUS if d < 0 else "" for d in rows["difference"]]
     figure.add_scatter(
         x=[*range(len(label))], y=[2] * len(label), mode="text", text=signs, hoverinfo="skip",
-        textfont={"size": 12, "color": colours.text},
+        textfont={
+            "size": 12,
+            "color": [
+                DIVERGING[dark][2] if abs(d) > 0.6 * reach else colours.text
+                for d in rows["difference"]
+            ],
+        },
     )  # fmt: skip
     first: dict[str, list[int]] = {}
     for at, group in enumerate(summary.groups):
@@ -65,7 +71,7 @@ def difference_figure(
     figure.update_xaxes(
         tickvals=[sum(at) / len(at) for at in first.values()], ticktext=[*first],
         tickfont={"size": 11, "color": colours.faint}, fixedrange=True, showgrid=False,
-        zeroline=False, range=[-0.5, len(label) - 0.5], automargin=True,
+        tickangle=-90, zeroline=False, range=[-0.5, len(label) - 0.5], automargin=True,
     )  # fmt: skip
     figure.update_yaxes(
         tickvals=[0, 1, 2], ticktext=[_short(names[0]), _short(names[1]), "Difference"],
@@ -73,7 +79,7 @@ def difference_figure(
         tickfont={"size": 12, "color": colours.text}, automargin=True,
     )  # fmt: skip
     figure.update_layout(
-        **layout(colours), height=190, margin={"l": 8, "r": 8, "t": 4, "b": 8}, hovermode="closest"
+        **layout(colours), height=220, margin={"l": 8, "r": 8, "t": 4, "b": 8}, hovermode="closest"
     )
     return figure
 
