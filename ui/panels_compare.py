@@ -9,7 +9,7 @@ import streamlit as st
 
 from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary, PrunePlan
-from psvit_core.store import Store
+from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
 from ui import compare, drafts, kept, links, loaders, plan_charts, state, words
 from ui.compare import Entry
@@ -185,10 +185,20 @@ def choices(
     names = {plan_id: entry.name for plan_id, entry in entries.items()}
     state.settle(pick[0], ids, ids[-1])
     state.settle(pick[1], ids, ids[0] if len(ids) == 1 else ids[-2])
+    stamp = digest([*names.items()])  # a list whose names change is another one to the browser
     with st.container(horizontal=True, gap="medium", key=key):
-        a = st.selectbox("Plan", ids, format_func=names.__getitem__, key=pick[0], width=320)
-        b = st.selectbox("against", ids, format_func=names.__getitem__, key=pick[1], width=320)
-    return a, b
+        for label, at in zip(("Plan", "against"), pick, strict=True):
+            widget = f"{at}/{stamp}"
+            state.choose(widget, state.chosen(at))
+            st.selectbox(
+                label, ids, format_func=names.__getitem__, key=widget, width=320,
+                on_change=_take_choice, args=(at, widget),
+            )  # fmt: skip
+    return state.chosen(pick[0]), state.chosen(pick[1])
+
+
+def _take_choice(at: str, widget: str) -> None:
+    state.choose(at, state.chosen(widget))
 
 
 # ---- one plan --------------------------------------------------------------------------------

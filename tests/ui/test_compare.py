@@ -146,8 +146,8 @@ def test_keep_compare_rename_delete_load(
     page = open_page(f"{server.url}/compare{QUERY}")
     page.get_by_label("Name", exact=True).fill("Quarter")
     page.get_by_role("button", name="Keep the current plan").click()
-    expect(page.get_by_label("Plan", exact=True)).to_have_value("Quarter (current)")
-    expect(page.get_by_label("against", exact=True)).to_have_value("Half")
+    shows(page, "Plan", "Quarter (current)")
+    shows(page, "against", "Half")
     assert names(server) == ["Half", "Quarter"]
     expect(
         page.get_by_text(re.compile(r"removes more from 0 and less from \d+ of 45"))
@@ -160,7 +160,7 @@ def test_keep_compare_rename_delete_load(
     page.get_by_role("button", name="Rename").click()
     page.get_by_label("New name").fill("A quarter")
     page.get_by_label("New name").press("Enter")
-    expect(page.get_by_label("Plan", exact=True)).to_have_value("A quarter (current)")
+    shows(page, "Plan", "A quarter (current)")
     page.keyboard.press("Escape")
 
     with page.expect_download() as download:
@@ -184,7 +184,13 @@ def test_keep_compare_rename_delete_load(
     assert draft.plan.kept == plan_of(0.5).kept
 
 
+def shows(page: Page, label: str, value: str) -> None:
+    """Wait until a list shows a value; for a moment the list before may be there, too."""
+    expect(page.locator(f'input[aria-label="{label}"][value="{value}"]')).to_have_count(1)
+
+
 def choose(page: Page, label: str, option: str) -> None:
+    settled(page)
     page.get_by_label(label, exact=True).click()
     page.get_by_role("option", name=option, exact=True).click()
 
@@ -196,24 +202,24 @@ def test_files_of_others(server: Server, open_page: OpenPage, tmp_path: Path) ->
     bad = {
         "no JSON at all": "not a JSON document",
         json.dumps(other.to_dict()): "This plan was made for sdt_v1_digits",
-        json.dumps({"document": "prune_plan", "kept": "x"}): "The plan was not opened",
+        json.dumps({"document": "prune_plan", "kept": "x"}): "version None",
     }
     for at, (content, message) in enumerate(bad.items()):
         path = tmp_path / f"{at}.json"
         path.write_text(content)
         upload(page, path)
-        expect(
-            page.get_by_text(re.compile(f"The plan was not opened.*{message}|{message}"))
-        ).to_be_visible()
+        expect(page.get_by_text(re.compile(f"The plan was not opened.*{message}"))).to_be_visible()
     upload(page, plan_of(0.7).save(tmp_path / "good.json"))
     expect(page.get_by_text("The plan of the file is kept as From a file")).to_be_visible()
-    expect(page.get_by_label("Plan", exact=True)).to_have_value("From a file")
+    shows(page, "Plan", "From a file")
 
 
 def upload(page: Page, path: Path) -> None:
+    settled(page)
     field = page.locator('input[type="file"]')
     if not field.count():
         page.get_by_role("button", name="Open a plan file").click()
+    expect(field).to_have_count(1)
     field.set_input_files(path)
 
 
