@@ -72,8 +72,8 @@ def share_text(summary: ModelSummary, plan: PrunePlan) -> str:
         _plan(summary, plan.criterion, steps).kept != kept
     ):
         raise InvalidPlanError(
-            f"This plan keeps other units than a ranking by {plan.criterion} does, which a link "
-            "cannot tell. Share it as a JSON file."
+            f"A link tells how many units go, ranked by {' or '.join(summary.rankings)}; this "
+            f"plan's units ({plan.criterion}) were chosen otherwise. Share it as a JSON file."
         )
     name = Path(summary.model).name.encode()[:_MAX_NAME].decode(errors="ignore")
     body = bytearray(bytes.fromhex(summary.weights_hash[: 2 * _HASH_BYTES]))

@@ -145,9 +145,9 @@ def plans_table(
         compare.plan_rows(summary, [*entries.values()]), key=name, hide_index=True,
         on_select=take, selection_mode="multi-row", row_height=44, height="content",
         column_config={
-            "plan": st.column_config.TextColumn("Plan", pinned=True, width=130),
+            "plan": st.column_config.TextColumn("Plan", pinned=True, width=180),
             "ratios": st.column_config.BarChartColumn(
-                "Removed by channel group", y_min=0, y_max=100, width=240,
+                "Removed by channel group", y_min=0, y_max=100, width=200,
                 help="One bar a channel group in network order: its units removed, 0 to 100 %.",
             ),
             "megabytes": st.column_config.NumberColumn("MB", format="%.3f", width=70),
@@ -156,7 +156,7 @@ def plans_table(
                 help="Memory saved against the unpruned model.",
             ),
             "predicted": st.column_config.TextColumn(
-                "Predicted drop", width=175,
+                "Predicted drop", width=160,
                 help="From the sweep: the sum of the groups' own drops, calibrated by measured "
                 "plans.",
             ),
@@ -231,7 +231,7 @@ def plan_panel(
         st.button(
             "Share", key=f"{key}-share", icon=":material/link:", disabled=not entry.plan.kept,
             on_click=_share, args=(summary, entry.plan, key),
-            help="A link that opens this very plan where this model is.",
+            help="A link that opens this very plan for whoever has this model.",
         )  # fmt: skip
         st.download_button(
             "Save as JSON", json.dumps(entry.plan.to_dict(), indent=1),
