@@ -140,7 +140,7 @@ def test_from_nothing_to_a_trained_file(
     done = wait_for_job(server.store, "finetune")
     assert done.state == "done", done.error
     assert done.result["report"]["epochs"][-1]["step"] == 2
-    expect(page.get_by_text(ENDED).first).to_be_visible()
+    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
     expect(page.get_by_text("an epoch took")).to_be_visible()
     settled(page)
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
@@ -165,5 +165,5 @@ def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:
     done = wait_for_job(server.store, "finetune")
     assert done.state == "done", done.error
     assert done.result["report"]["stopped_early"]
-    expect(page.get_by_text(ENDED).first).to_be_visible()
+    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
     assert not client.find_job(server.store, done.id).active
