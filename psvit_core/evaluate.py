@@ -323,6 +323,7 @@ def _measured(
         kl=float(outcome.kl.mean()) if base else None,
         agreement=outcome.agreement_with(base.outcome) if base else None,
         plan=plan,
+        per_class=outcome.by_class(base.outcome, data.classes) if base else None,
     )
 
 

@@ -98,6 +98,24 @@ class Outcome:
         """Fraction of images with the baseline's prediction."""
         return float((self.predictions == baseline.select(self.ids.tolist()).predictions).mean())
 
+    def by_class(
+        self, baseline: Outcome, classes: Sequence[str]
+    ) -> dict[str, tuple[int, int, int]]:
+        """Of each class that has images: how many, correct ones, the baseline's correct ones.
+
+        Args:
+            baseline: The baseline's results, on these images at least.
+            classes: Names of the classes, by label.
+        """
+        ours, theirs = self.correct, baseline.select(self.ids.tolist()).correct
+        found = {}
+        for label in np.unique(self.labels).tolist():
+            own = self.labels == label
+            counts = (int(own.sum()), int(ours[own].sum()), int(theirs[own].sum()))
+            name = classes[label]
+            found[f"{name} ({label})" if name in found else name] = counts  # names may be twice
+        return found
+
 
 def _cluster_interval(values: Array, cluster: int) -> tuple[float, float]:
     parts = [values[low : low + cluster] for low in range(0, len(values), cluster)]

@@ -436,6 +436,8 @@ class Measurement(Record):
     kl: float | None = None  # mean KL divergence from the baseline's outputs, nats
     agreement: float | None = None  # fraction of images with the baseline's prediction
     plan: PrunePlan | None = None
+    # class -> (images, correct, correct of the baseline); None without plan or before it was kept
+    per_class: dict[str, tuple[int, int, int]] | None = None
     energy_model: EnergyModel = ENERGY_45NM
     profile: Profile | None = None  # measured by request, on one machine
 

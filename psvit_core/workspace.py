@@ -188,12 +188,26 @@ class Workspace:
         return self._submit("plan", f"Plan by {settings.policy}", params)
 
     def export(
-        self, plan: PrunePlan, file_name: str, recover: RecoverySettings | None = None
+        self,
+        plan: PrunePlan,
+        file_name: str,
+        recover: RecoverySettings | None = None,
+        *,
+        measure: bool = False,
     ) -> Job:
-        """Prune, recover and write the checkpoint in the background."""
-        params = {"plan": plan.to_dict(), "file_name": file_name}
+        """Prune, recover and write the checkpoint in the background.
+
+        Args:
+            plan: The plan.
+            file_name: Of the checkpoint.
+            recover: How to recover; not at all when None.
+            measure: Also measure the file that was written, on this subject's images.
+        """
+        params: dict[str, Any] = {"plan": plan.to_dict(), "file_name": file_name}
         if recover is not None:
             params["recovery"] = recover.to_dict()
+        if measure:
+            params["measure"] = True
         return self._submit("export", f"Export {file_name}", params)
 
     # ---- the archive of measured plans ---------------------------------------------------------

@@ -22,7 +22,7 @@ CORE = ROOT / "psvit_core"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("files", "stats", "records", "store", "size", "outcomes", "plans"),
+    ("files", "stats", "records", "store", "size", "outcomes", "plans", "share"),
     ("native", "fused", "neurons", "runtime", "tape"),
     ("data", "zoo"),
     ("groups", "metrics", "importance"),
@@ -44,6 +44,7 @@ TORCH_FREE = (
     "psvit_core.store",
     "psvit_core.outcomes",
     "psvit_core.plans",
+    "psvit_core.share",
     "psvit_core.planners",
     "psvit_core.workspace",
     "psvit_core.zoo.cards",

@@ -181,6 +181,30 @@ def test_no_better_epoch_keeps_the_model_and_stops_early() -> None:
     assert result.report.epochs[-1].epoch - result.best_epoch == 2
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_stop_ends_it_with_the_best(steps: int, tmp_path: Path) -> None:
+    _, small = pruned("sdt_v3")
+    train, val = train_set("sdt_v3"), tiny_data("sdt_v3", 4)
+    done = [0]
+
+    def count(step: int, total: int, what: str) -> None:
+        done[0] = step
+
+    result = finetune(
+        small, train, val, settings=QUICK, folder=tmp_path, run=RUN, progress=count,
+        stop=lambda: done[0] == steps,
+    )  # fmt: skip
+    assert done[0] == steps
+    assert result.report.stopped_early
+    ends = result.report.epochs
+    assert [r.step for r in ends] == [0, 3][: 1 + bool(steps)]  # judged where it was stopped
+    best = max(ends, key=lambda r: (r.val_accuracy.value, -r.val_loss))  # type: ignore[union-attr, operator]
+    assert result.best_epoch == best.epoch
+    if not steps:
+        assert same(dict(result.model.state_dict()), dict(small.state_dict()))
+    assert read_curve(tmp_path / CURVE_FILE)[-1].step == steps
+
+
 def test_distillation_pulls_to_the_teacher() -> None:
     wished = torch.tensor([[2.0, 0.0, -1.0]])
     assert float(distillation(wished, wished, 3.0)) == pytest.approx(0.0, abs=1e-7)

@@ -25,7 +25,7 @@ from psvit_core.jobs.tasks import (
     SweepSettings,
     run_sweep,
 )
-from psvit_core.records import EpochRecord, FinetuneSettings
+from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings, Measurement
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
@@ -171,10 +171,32 @@ def test_a_finetuning_survives_a_killed_worker(store: Store, workspace: Workspac
     assert Path(done.result["last_path"]).exists()
     assert len(done.result["report"]["epochs"]) == 4
 
-    export = wait(store, workspace.export(plan, "small.safetensors", recovery), ended)
+    export = wait(store, workspace.export(plan, "small.safetensors", recovery, measure=True), ended)
+    assert export.state == "done", export.error
+    first = epochs()[0].val_accuracy
+    assert first is not None
+    found = Measurement.from_dict(export.result["file_measurement"])
+    assert found.accuracy == first
     assert export.result["recovery"] == done.result["recovery"] | {
         "seconds": export.result["recovery"]["seconds"]
     }
+
+
+def test_a_stopped_finetuning_keeps_the_best(store: Store, workspace: Workspace) -> None:
+    summary = workspace.summary()
+    assert summary is not None
+    plan = workspace.plan_by_hand({g.group_id: 0.25 for g in summary.groups})
+    settings = FinetuneSettings(epochs=500, batch=8, train_images=48, augment="none")
+    job = workspace.start_finetune(plan, settings, "tuned.safetensors")
+    wait(store, job, lambda j: len(workspace.finetune_records(j)) >= 2)
+    client.stop(store, job.id)
+    done = wait(store, job, ended)
+    assert done.state == "done", (done.error, log(store))
+    report = FinetuneReport.from_dict(done.result["report"])
+    assert report.stopped_early
+    assert report.epochs[-1].epoch < 500
+    assert Path(done.result["path"]).stat().st_size == done.result["bytes"]
+    assert client.stop(store, job.id).state == "done"  # too late to matter
 
 
 def test_failures_are_told(store: Store) -> None:

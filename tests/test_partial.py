@@ -12,7 +12,7 @@ from psvit_core.evaluate import measure, place, predict, visiting_order
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
 from psvit_core.plans import plan_from_ratios
-from psvit_core.records import Partial, PrunePlan
+from psvit_core.records import Measurement, Partial, PrunePlan
 from psvit_core.runtime import Run
 from psvit_core.store import Store
 from psvit_core.zoo.base import SpikingModel
@@ -86,6 +86,19 @@ def test_partial_results_lead_to_the_final_one(name: str, tmp_path: Path) -> Non
     assert estimates[0].drop is not None
     assert alone.drop is not None
     assert estimates[0].drop.value == alone.drop.value
+
+    assert result.per_class is not None
+    images, correct, before = (sum(x) for x in zip(*result.per_class.values(), strict=True))
+    assert result.baseline_accuracy is not None
+    assert images == 14
+    assert correct / 14 == result.accuracy.value
+    assert before / 14 == result.baseline_accuracy.value
+    assert [result.per_class[data.classes[y]][0] for y in sorted(set(data.labels))] == [
+        data.labels.count(y) for y in sorted(set(data.labels))
+    ]
+    assert Measurement.from_dict(result.to_dict()) == result
+    old = {k: v for k, v in result.to_dict().items() if k != "per_class"}
+    assert Measurement.from_dict(old).per_class is None
 
     assert measure(model, data, plan, run=run) == result  # nobody watching changes nothing
     in_order = predict(place(model, run), data, run).logits.argmax(axis=1)

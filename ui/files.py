@@ -37,7 +37,7 @@ def file_link(store: Store, job: Job) -> str:
 def find_file(store: Store, token: str) -> Path | None:
     """The file that a token stands for; None for a wrong token or a file that is gone."""
     for job in client.list_jobs(store):
-        if job.task != "export" or job.state != "done":
+        if job.task not in ("export", "finetune") or job.state != "done":
             continue
         if hmac.compare_digest(file_token(store, job).encode(), token.encode()):
             path = Path(job.result["path"])

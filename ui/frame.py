@@ -11,7 +11,7 @@ from psvit_core.records import ModelSummary
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
-from ui import head, loaders, state, theme
+from ui import head, links, loaders, state, theme
 from ui.loaders import Choice
 from ui.panels_job import job_panel, live
 from ui.panels_model import card_panel
@@ -40,6 +40,8 @@ def boot() -> Frame:
         _wait_for_summary(store, choice)
         st.stop()
     assert summary is not None
+    links.open_plan(store, summary)
+    show_message()
     return Frame(store=store, workspace=choice.workspace(store), summary=summary, dark=dark)
 
 

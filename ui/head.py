@@ -11,7 +11,7 @@ from html import escape
 import streamlit as st
 
 from psvit_core.zoo.cards import DEFAULT_MODEL, ModelCard, list_models, model_card
-from ui import loaders, state
+from ui import links, loaders, state
 from ui.loaders import Choice
 
 IMAGE_CHOICES = {"64": 64, "250": 250, "all": None}
@@ -25,6 +25,7 @@ def draw_head(title: str, question: str) -> None:
         title: The page's name.
         question: What the page answers, in one line.
     """
+    links.choose_model()
     state.hold(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
     with st.container(key="head", horizontal=True, gap="medium"):
         st.html(f"<h1>{escape(title)}</h1><p>{escape(question)}</p>")

@@ -18,15 +18,23 @@ QUESTIONS = {
     "Model": "What is in the network, and where its bytes are.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
     "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
+    "Compare": "Plans side by side: size, drop, which classes lose, where they differ.",
+    "Fine-tune": "Win accuracy back: recover without training, then train the pruned network.",
     "Export": "Write the pruned network to a file and take it away.",
 }
+
+
+def _name(title: str) -> str:
+    """A page's file and place in the URL."""
+    return title.lower().replace("-", "")
+
 
 st.set_page_config(page_title="PSViT explorer", page_icon=str(UI / "icon.png"), layout="wide")
 st.logo(UI / "logo.svg", size="medium")
 st.html(UI / "style.css")
 page = st.navigation(
     [
-        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == "Model")
+        st.Page(PAGES / f"{_name(title)}.py", title=title, default=title == "Model")
         for title in QUESTIONS
     ],
     position="top",

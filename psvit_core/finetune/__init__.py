@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from psvit_core.data import EvalSet
@@ -55,6 +56,7 @@ def finetune(
     run: Run | None = None,
     progress: Progress = lambda done, total, what: None,
     tick: Tick = go_on,
+    stop: Callable[[], bool] = lambda: False,
 ) -> FinetuneResult:
     """Train ``model`` further on ``train``, judged on ``val`` after each epoch.
 
@@ -70,6 +72,7 @@ def finetune(
         run: Device, batch of the validation, precision (``autocast`` scales the loss), decoding.
         progress: Called after each step.
         tick: Called before each step; may raise to stop. The last epoch's state is kept.
+        stop: Asked before each step; true ends the training there, as if it were the last one.
 
     Raises:
         DataError: If the images do not fit, or ``val`` is the test split.
@@ -85,7 +88,7 @@ def finetune(
         training = Training(model, train, val, teacher, settings, run or Run(), folder)
         training.begin(resume, tick)
         while not training.over:
-            training.run_epoch(progress, tick)
+            training.run_epoch(progress, tick, stop)
     return training.result()
 
 

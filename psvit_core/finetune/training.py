@@ -103,6 +103,7 @@ class Training:
         self.scaler = torch.amp.GradScaler("cuda", enabled=run.precision == "autocast")
         self.augment = Augmentation(settings, model, train)
         self.step = self.updates = self.stale = 0
+        self.halted = False  # asked to end before the last step
         self.seconds = 0.0
         self.records: list[EpochRecord] = []
         self.best: dict[str, Tensor] = {}
@@ -116,9 +117,10 @@ class Training:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether ``patience`` ran out before the last step."""
+        """Whether it ended before the last step: ``patience`` ran out, or it was asked to."""
         patience = self.settings.patience
-        return patience is not None and self.stale >= patience and self.step < self.total
+        tired = self.halted or (patience is not None and self.stale >= patience)
+        return tired and self.step < self.total
 
     @property
     def over(self) -> bool:
@@ -139,8 +141,8 @@ class Training:
         self._validate(None, started, tick)
         self._keep()
 
-    def run_epoch(self, progress: Progress, tick: Tick) -> None:
-        """Train to the end of the present epoch, validate, keep the state."""
+    def run_epoch(self, progress: Progress, tick: Tick, stop: Callable[[], bool]) -> None:
+        """Train to the end of the present epoch, or to a stop; validate, keep the state."""
         s, started = self.settings, time.perf_counter()
         n_steps = min(self.per_epoch, self.total - self.step)
         order = torch.randperm(len(self.train))[: n_steps * s.batch]
@@ -151,6 +153,9 @@ class Training:
         each = max(1, self.per_epoch // _POINTS)
         inputs = part.batches(s.batch, self.run.dtype, self.run.workers)
         for number, x in enumerate(inputs):
+            if stop():
+                self.halted = True
+                break
             tick()
             labels = torch.tensor(part.labels[number * s.batch :][: len(x)])
             first = number - number % s.accumulate
@@ -164,8 +169,9 @@ class Training:
                 self._note(started, _mean(losses[-each:]))
                 self._write_curve()
             progress(self.step, self.total, f"epoch {self._epoch:.2f}, loss {losses[-1]:.3f}")
-        self._validate(_mean(losses), started, tick)
-        self._keep()
+        if losses:
+            self._validate(_mean(losses), started, tick)
+            self._keep()
 
     def _learn(self, x: Tensor, labels: Tensor, window: int) -> float:
         """Add one batch's gradients, as one of ``window`` batches; its loss."""

@@ -161,12 +161,25 @@ def cancel(store: Store, job_id: str) -> Job:
     return job
 
 
+def stop(store: Store, job_id: str) -> Job:
+    """Ask a fine-tuning to end after the step that runs and to write its best; else as ``cancel``.
+
+    A job that does not run has nothing to write: it is cancelled.
+    """
+    job = find_job(store, job_id)
+    if job.task != "finetune" or job.state != "running":
+        return cancel(store, job_id)
+    store.put(_stop_key(job_id), True)
+    return job
+
+
 def resume(store: Store, job_id: str) -> Job:
     """Queue a job again that was cancelled, failed or interrupted; it goes on where it stopped."""
     job = find_job(store, job_id)
     if job.active or job.state == "done":
         return job
     store.delete(_cancel_key(job_id))
+    store.delete(_stop_key(job_id))
     again = dataclasses.replace(
         job,
         state="queued",
@@ -187,6 +200,15 @@ def resume(store: Store, job_id: str) -> Job:
 def cancel_asked(store: Store, job_id: str) -> bool:
     """Whether someone asked this job to stop."""
     return bool(store.get(_cancel_key(job_id)))
+
+
+def stop_asked(store: Store, job_id: str) -> bool:
+    """Whether someone asked this fine-tuning to end with what it has."""
+    return bool(store.get(_stop_key(job_id)))
+
+
+def _stop_key(job_id: str) -> str:
+    return f"stop/{job_id}"
 
 
 def _cancel_key(job_id: str) -> str:

@@ -423,6 +423,13 @@ def pruned(
     )  # fmt: skip
 
 
+def measure_file(engine: Engine, path: Path, tick: Tick = lambda: None) -> Measurement:
+    """Measure a pruned file that was just written, on the engine's images."""
+    data = engine.subject.data or engine.card.data
+    subject = dataclasses.replace(engine.subject, model=str(path), checkpoint=None, data=data)
+    return evaluate(Engine(subject, engine.store), None, tick)
+
+
 def check_recovery(settings: RecoverySettings) -> None:
     """Raise unless there is such a recovery."""
     if settings.method not in RECOVERIES:
@@ -465,6 +472,7 @@ def run_finetune(
     started: Callable[[Path], None] = lambda curve: None,
     progress: Progress = lambda done, total, what: None,
     tick: Tick = lambda: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Finetuned:
     """Train a pruned model further, or first make it by a plan and recover it; resumes.
 
@@ -478,6 +486,7 @@ def run_finetune(
         started: Told the file that the training's curve is written to as it grows.
         progress: Called after each step.
         tick: Called before each step; may raise to stop.
+        stop: Asked before each step; true ends the training there, and the best is written.
 
     Raises:
         CheckpointError: If there is no plan and the engine's model was not pruned.
@@ -501,7 +510,7 @@ def run_finetune(
     _compile_for_training(engine)
     result = finetune(
         small, train, val, teacher=teacher, settings=settings, folder=folder,
-        resume=resume, run=engine.run, progress=progress, tick=tick,
+        resume=resume, run=engine.run, progress=progress, tick=tick, stop=stop,
     )  # fmt: skip
     save_pruned(result.last, last)
     save_pruned(result.model, out)

@@ -29,6 +29,7 @@ from psvit_core.jobs.tasks import (
     Subject,
     SweepSettings,
     evaluate,
+    measure_file,
     prune,
     run_finetune,
     run_plan,
@@ -303,11 +304,13 @@ class _Runner:
         out = self.worker.store.place("exports", self.job.id, params["file_name"])
         recovery = RecoverySettings.from_dict(params.get("recovery", {}))
         path, report = prune(engine, plan, out, recovery, self.tick)
+        found = measure_file(engine, path, self.tick) if params.get("measure") else None
         return {
             "path": str(path),
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
             "recovery": report.to_dict() if report else None,
+            **({"file_measurement": found.to_dict()} if found else {}),
         }
 
     def _finetune(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
@@ -321,6 +324,7 @@ class _Runner:
             started=self._curve_started,
             progress=self.progress,
             tick=self.tick,
+            stop=lambda: client.stop_asked(self.worker.store, self.job.id),
         )
         return {
             **self.job.result,

@@ -1,0 +1,169 @@
+"""Fine-tuning on screen: what is said before, the live curve, stop, the file that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import (
+    EpochRecord,
+    FinetuneReport,
+    FinetuneSettings,
+    Interval,
+)
+from tests.ui.conftest import OpenPage, Server, settled, wait_for_job
+from tests.ui.example import CONDITIONS, summary
+from ui import compare, drafts, training
+from ui.training_chart import training_figure
+
+NAME = "e_spikeformer_digits"
+MODEL = summary(NAME)
+QUERY = "?model=E-SpikeFormer+(SDT+v3),+digits&images=64"
+PLAN = plan_from_ratios(MODEL, {g.group_id: 0.25 for g in MODEL.groups}, criterion="l2")
+ENDED = re.compile("Training won|No epoch was better")
+
+
+def interval(value: float) -> Interval:
+    return Interval(value=value, low=value - 0.02, high=value + 0.02)
+
+
+def record(epoch: float, accuracy: float | None = None, seconds: float = 0.0) -> EpochRecord:
+    return EpochRecord(
+        step=int(50 * epoch), epoch=epoch, lr=1e-3, seconds=seconds,
+        train_loss=1 / (1 + epoch) if epoch else None,
+        val_loss=None if accuracy is None else 0.5,
+        val_accuracy=None if accuracy is None else interval(accuracy),
+    )  # fmt: skip
+
+
+RECORDS = (record(0, 0.8, 1.0), record(0.5), record(1, 0.9, 31.0), record(2, 0.88, 61.0))
+REPORT = FinetuneReport(
+    model=NAME, settings=FinetuneSettings(epochs=2), conditions=CONDITIONS, teacher=NAME,
+    best_epoch=1, epochs=tuple(r for r in RECORDS if r.val_accuracy),
+)  # fmt: skip
+JOB = Job(
+    id="j", task="finetune", title="", state="done",
+    params={"subject": {"model": NAME}, "plan": PLAN.to_dict()},
+    result={"report": REPORT.to_dict(), "recovery": None},
+)  # fmt: skip
+
+
+def test_what_is_said_of_a_training() -> None:
+    settings = FinetuneSettings(epochs=4)
+    assert training.epoch_seconds([], settings) is None
+    assert training.epoch_seconds([JOB], settings) == 30.5
+    assert training.epoch_seconds([JOB], dataclasses.replace(settings, train_images=9)) is None
+    assert training.estimate_line(settings, 30.5).startswith("About 2 min")
+    assert "not known yet" in training.estimate_line(settings, None)
+    assert "some seconds" in training.estimate_line(None, None)
+
+    start = REPORT.epochs[0].val_accuracy
+    assert start is not None
+    lines = dict(training.accuracy_lines(training.Reference(), None, start, REPORT))
+    assert [*lines] == ["Before training", "Best, epoch 1"]
+    assert "90.00" in lines["Best, epoch 1"]
+    assert "10.00\N{NO-BREAK SPACE}pp" in training.gain_line(start, REPORT)
+    assert "overlap" not in training.gain_line(start, REPORT)
+    assert "overlap" in training.gain_line(interval(0.87), REPORT)
+    worse = dataclasses.replace(REPORT, best_epoch=0)
+    assert "No epoch was better" in training.gain_line(start, worse)
+    assert "epoch 1." in training.now_line(RECORDS)
+    line = training.provenance_line(JOB, None, REPORT)
+    assert f"pruned in {len(PLAN.kept)} groups" in line
+    assert "distilled from e_spikeformer_digits" in line
+    entry = compare.entry("A", PLAN, None, [], [JOB])
+    assert (entry.tuned, entry.epochs, entry.recovered) == (interval(0.9), 2, None)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_curve(dark: bool) -> None:
+    reference = training.Reference(baseline=interval(0.95))
+    figure = training_figure(RECORDS, reference, epochs=2, dark=dark)
+    traces = {trace.name: trace for trace in figure.data}
+    assert [*traces["validation accuracy"].y] == [80, 90, 88]
+    assert traces["validation accuracy"].error_y.array[1] == pytest.approx(2)
+    assert [*traces["unpruned"].y] == [95, 95]
+    assert [*traces["before training"].y] == [80, 80]
+    assert len(traces["training loss"].x) == 3
+    assert len(traces["validation loss"].x) == 3
+
+
+def small(page: Page, epochs: str) -> None:
+    """Settings that take a moment."""
+    page.get_by_text("More: learning rate").click()
+    enter(page, "Training images", "64")
+    enter(page, "Images a step", "16")
+    enter(page, "Recovery images", "32")
+    page.get_by_role("radio", name="Other").click()
+    enter(page, "How many", epochs)
+
+
+def enter(page: Page, label: str, number: str) -> None:
+    field = page.get_by_label(label, exact=True)
+    field.fill(number)
+    field.press("Enter")
+    settled(page)
+
+
+def test_from_nothing_to_a_trained_file(
+    server: Server, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(f"{server.url}/finetune{QUERY}")
+    expect(page.get_by_text("Nothing is pruned yet")).to_be_visible()
+    drafts.save_draft(server.store, MODEL, drafts.draft_of(MODEL, PLAN))
+
+    page = open_page(f"{server.url}/finetune{QUERY}")
+    expect(page.get_by_text("How long an epoch takes here is not known yet")).to_be_visible()
+    small(page, "0.5")
+    page.get_by_role("radio", name="0", exact=True).click()
+    page.get_by_role("radio", name="None").click()
+    expect(page.get_by_text("Choose a recovery, or some epochs.")).to_be_visible()
+    expect(page.get_by_role("button", name="Recover", exact=True)).to_be_disabled()
+    page.get_by_role("radio", name="BatchNorm").click()
+    page.get_by_role("button", name="Recover", exact=True).click()
+    recovered = wait_for_job(server.store, "export")
+    assert recovered.state == "done", recovered.error
+    expect(page.get_by_text("KL to the unpruned model")).to_be_visible(timeout=15_000)
+
+    page.get_by_role("radio", name="None").click()
+    page.get_by_role("radio", name="Other").click()
+    enter(page, "How many", "0.5")
+    page.get_by_role("button", name="Fine-tune", exact=True).click()
+    done = wait_for_job(server.store, "finetune")
+    assert done.state == "done", done.error
+    assert done.result["report"]["epochs"][-1]["step"] == 2
+    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("an epoch took")).to_be_visible()
+    settled(page)
+    expect(page.locator(".js-plotly-plot")).to_have_count(1)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").first.click()
+    path = tmp_path / "tuned.safetensors"
+    download.value.save_as(path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == done.result["sha256"]
+    assert download.value.suggested_filename.endswith("-tuned.safetensors")
+
+
+def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:
+    drafts.save_draft(server.store, MODEL, drafts.draft_of(MODEL, PLAN))
+    page = open_page(f"{server.url}/finetune{QUERY}")
+    page.get_by_role("radio", name="None").click()
+    small(page, "1000")
+    page.get_by_role("button", name="Fine-tune", exact=True).click()
+    expect(page.get_by_text("Best so far")).to_be_visible(timeout=30_000)
+    page.reload()  # it goes on, and is found again
+    settled(page)
+    page.get_by_role("button", name="Stop, keep the best").click()
+    done = wait_for_job(server.store, "finetune")
+    assert done.state == "done", done.error
+    assert done.result["report"]["stopped_early"]
+    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
+    assert not client.find_job(server.store, done.id).active
