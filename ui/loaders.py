@@ -11,7 +11,7 @@ from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import Subject, SweepSettings
-from psvit_core.outcomes import load_outcome
+from psvit_core.outcomes import Outcome, load_outcome
 from psvit_core.records import (
     Conditions,
     Interval,
@@ -125,6 +125,8 @@ class SweepView:
     baseline: Interval | None = None  # accuracy; None before it is measured
     conditions: Conditions | None = None  # None before the worker has started
     key: str | None = None
+    mode: str = "exact"
+    baseline_sops: float | None = None
 
     @property
     def n_cells(self) -> int:
@@ -133,8 +135,13 @@ class SweepView:
 
     @property
     def complete(self) -> bool:
-        """Whether every cell is there."""
-        return len(self.rows) == self.n_cells
+        """Whether every cell is there and needs no more images."""
+        return len(self.rows) == self.n_cells and all(row.settled for row in self.rows)
+
+    @property
+    def n_images(self) -> int:
+        """Images of the whole sweep; 0 before the worker has started."""
+        return self.conditions.n_images if self.conditions else 0
 
     @property
     def table(self) -> SensitivityTable | None:
@@ -148,19 +155,19 @@ class SweepView:
             ratios=self.ratios,
             baseline_accuracy=self.baseline,
             rows=self.rows,
+            baseline_sops=self.baseline_sops,
+            mode=self.mode,
         )
 
 
 @dataclass
 class _Reader:
-    """Reads a sweep's finished cells; what was read once is not read again.
-
-    Finished cells never change: their results are kept per image, and a sweep names its images.
-    """
+    """Reads a sweep's cells; one that was not written again is not read again."""
 
     spec: SweepSpec
     cells: list[Cell] = field(default_factory=list)
     rows: dict[str, SensitivityRow] = field(default_factory=dict)
+    stamps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cells = [
@@ -172,21 +179,24 @@ class _Reader:
     def view(self, store: Store) -> SweepView:
         spec = self.spec
         baseline = load_outcome(store, spec.baseline_key)
-        if baseline is None or baseline.missing(spec.ids):
+        there = set(spec.ids) - set(baseline.missing(spec.ids)) if baseline else set()
+        if baseline is None or not there:
             return view_of(spec)
         for cell in self.cells:
             name = f"{cell.group.group_id}|{cell.prune_ratio}"  # equal kept sets share a key
-            if name not in self.rows:
+            stamp = store.arrays_stamp(cell.key)
+            if stamp != self.stamps.get(name):
                 outcome = load_outcome(store, cell.key)
-                if outcome is not None and not outcome.missing(spec.ids):
+                if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
                     self.rows[name] = row_of(spec, cell, outcome, baseline)
+                self.stamps[name] = stamp
         names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
         rows = tuple(self.rows[name] for name in names if name in self.rows)
-        return view_of(spec, rows, baseline.select(spec.ids).accuracy(spec.cluster))
+        return view_of(spec, rows, baseline.select([name for name in spec.ids if name in there]))
 
 
 def view_of(
-    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Interval | None = None
+    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Outcome | None = None
 ) -> SweepView:
     """The view of a sweep with these rows."""
     return SweepView(
@@ -194,15 +204,22 @@ def view_of(
         ratios=spec.ratios,
         criterion=spec.criterion,
         rows=rows,
-        baseline=baseline,
+        baseline=baseline.accuracy(spec.cluster) if baseline else None,
         conditions=spec.conditions,
         key=spec.key,
+        mode=spec.mode,
+        baseline_sops=float(baseline.sops.mean()) if baseline else None,
     )
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _reader(folder: str, key: str) -> _Reader:
+def _reader(folder: str, key: str, saved: float) -> _Reader:
     return _Reader(load_spec(open_store(), key))
+
+
+def _reader_of(store: Store, key: str) -> _Reader:
+    """The reader of a sweep; a new one when the sweep was started again, maybe in another mode."""
+    return _reader(str(store.folder), key, (store.get(key) or {}).get("saved", 0.0))
 
 
 def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
@@ -210,7 +227,7 @@ def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
     found = []
     for key in sweep_keys(store):
         try:
-            reader = _reader(str(store.folder), key)
+            reader = _reader_of(store, key)
         except RecordError:
             continue  # written by another version of the engine
         spec = reader.spec
@@ -221,7 +238,7 @@ def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
 
 def sweep_view(store: Store, key: str) -> SweepView:
     """A sweep as far as it has come."""
-    return _reader(str(store.folder), key).view(store)
+    return _reader_of(store, key).view(store)
 
 
 def running_view(store: Store, summary: ModelSummary, job: Job) -> SweepView:

@@ -20,7 +20,7 @@ ORDERS = {"Network order": False, "Most sensitive first": True}
 
 _LEGEND = (
     "**●** within noise: the 95 % interval includes 0 &ensp; **—** removes nothing: too few units "
-    "for this ratio &ensp; **▨** still to run"
+    "for this ratio &ensp; **○** gets sharper: more images are to come &ensp; **▨** still to run"
 )
 
 
@@ -85,9 +85,10 @@ def sweep_title(view: SweepView) -> str:
         if len(view.ratios) <= 4
         else f"{len(view.ratios)} ratios"
     )
-    n_images = f"{view.conditions.n_images} images" if view.conditions else ""
-    done = "complete" if view.complete else f"{len(view.rows)} of {view.n_cells} cells"
-    return " · ".join(filter(None, [view.criterion, ratios, n_images, done]))
+    n_images = f"{view.n_images:,} images" if view.n_images else ""
+    mode = "progressive" if view.mode == "progressive" else ""
+    done = "complete" if view.complete else "unfinished"
+    return " · ".join(filter(None, [view.criterion, ratios, n_images, mode, done]))
 
 
 def how_measured(view: SweepView) -> None:
@@ -126,7 +127,7 @@ def heatmap_panel(
     selected = _selected(view, key)
     figure = sensitivity_heatmap(
         view.summary, view.ratios, view.rows, metric=metric, by_sensitivity=by_sensitivity,
-        selected=selected, dark=dark,
+        selected=selected, n_images=view.n_images or None, dark=dark,
     )  # fmt: skip
     st.plotly_chart(
         figure, key=f"{key}-chart", theme=None, on_select=lambda: _select(key),

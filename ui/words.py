@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from psvit_core.records import Conditions, Interval, Measurement
+from psvit_core.records import Conditions, Interval, Measurement, SensitivityRow
 
 MINUS = "\N{MINUS SIGN}"
 GAP = "\N{NO-BREAK SPACE}"
@@ -96,6 +96,14 @@ def conditions_line(c: Conditions) -> str:
 def images(limit: int | None) -> str:
     """The choice of images in words."""
     return "all images" if limit is None else f"{limit} images"
+
+
+def seen(row: SensitivityRow, n_images: int | None) -> str:
+    """How many of a sweep's images a cell has seen."""
+    if n_images in (None, row.n_images):
+        return f"{row.n_images:,} images"
+    why = " so far" if not row.settled else ": enough"
+    return f"{row.n_images:,} of {n_images:,} images{why}"
 
 
 def time_left(seconds: float | None) -> str:

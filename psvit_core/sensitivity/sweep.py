@@ -218,7 +218,6 @@ class _Work:
         self._costs: dict[str, float] = {}
         self._spent = self._to_do = 0.0
         self._told = 0
-        self._look = len(spec.ids)
 
     def write(self) -> None:
         """Write all results so far."""
@@ -234,7 +233,6 @@ class _Work:
         looks = self._spec.looks if self._spec.mode == "progressive" else [len(self._spec.ids)]
         before = 0
         for look in looks:
-            self._look = look
             self._run_images(np.arange(before, look))
             self.write()
             self._settle()
@@ -293,7 +291,7 @@ class _Work:
                 key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
                 for key, cell in self._open.items()
             }
-        self._count_work(self._look)
+        self._count_work()
         tasks: dict[str, list[Task]] = {}
         for key, cell in self._open.items():
             if not len(wanted[key]):
@@ -351,11 +349,14 @@ class _Work:
         self._told = max(self._told, int(total * min(share, 1.0)))  # estimates change, never back
         self._progress(self._told, total, cell.group.label)
 
-    def _count_work(self, look: int) -> None:
-        images = np.arange(look)
+    def _count_work(self) -> None:
+        """What is to do at most, and at first what earlier runs have done."""
+        images = np.arange(len(self._spec.ids))
         self._to_do = sum(
             self._costs[key] * len(self._board.missing(key, images)) for key in self._open
         )
+        if not self._spent:
+            self._spent = sum(self._costs[key] for key in self._open) * len(images) - self._to_do
 
 
 class _Fans:
