@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from psvit_core.sensitivity.table import Cell, SweepSpec, load_spec, row_of, swe
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
+from ui import words
 
 
 @st.cache_resource(show_spinner=False)
@@ -283,3 +285,56 @@ def sweep_job(workspace: Workspace) -> Job | None:
 def still_runs(store: Store, job: Job | None) -> bool:
     """Whether a job waits or runs now."""
     return job is not None and client.find_job(store, job.id).active
+
+
+def active_jobs(store: Store) -> list[Job]:
+    """Jobs of all models that run or wait, in the order in which a worker takes them."""
+    jobs = [job for job in client.list_jobs(store) if job.active]
+    return sorted(
+        jobs, key=lambda job: (job.state != "running", job.task not in client.SHORT, job.created)
+    )
+
+
+def ended_jobs(store: Store) -> list[Job]:
+    """Jobs of all models that ended, the last first."""
+    jobs = [job for job in client.list_jobs(store) if not job.active]
+    return sorted(jobs, key=lambda job: job.ended or job.created, reverse=True)
+
+
+def written_files(store: Store) -> list[Job]:
+    """Finished jobs whose file is still there, the newest first."""
+    return [
+        job
+        for job in client.list_jobs(store)
+        if job.task in ("export", "finetune")
+        and job.state == "done"
+        and Path(job.result["path"]).is_file()
+    ]
+
+
+def card_title(name: str) -> str:
+    """The title of a registered model; of anything else its name."""
+    return model_card(name).title if name in list_models() else Path(name).name
+
+
+def job_model(job: Job) -> str:
+    """The title of the model that a job is about."""
+    if "path" in job.params:
+        return Path(job.params["path"]).name
+    return card_title(job.params.get("subject", {}).get("model", ""))
+
+
+def job_images(job: Job) -> str:
+    """On which images a job runs, in words; empty for jobs that need none."""
+    subject = job.params.get("subject", {})
+    if job.task in ("summary", "inspect", "check_data", "export"):
+        return ""
+    name = subject.get("model", "")
+    card = model_card(name) if name in list_models() else None
+    data = subject.get("data") or (card.data if card else "")
+    return " · ".join(filter(None, [data, words.images(subject.get("limit"))]))
+
+
+def free_bytes(store: Store) -> int:
+    """Free space on the store's disk."""
+    return shutil.disk_usage(store.folder).free

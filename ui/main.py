@@ -15,18 +15,21 @@ from ui.head import draw_head
 UI = Path(__file__).parent
 PAGES = UI.parent / "pages"
 QUESTIONS = {
-    "Model": "What is in the network, and where its bytes are.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
     "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
     "Export": "Write the pruned network to a file and take it away.",
+    "Jobs": "What runs in the background, what has ended, and the files that were written.",
+    "Open": "Choose a model and its images; see what was found in it.",
 }
+
+FIRST = "Open"  # where the app opens
 
 st.set_page_config(page_title="PSViT explorer", page_icon=str(UI / "icon.png"), layout="wide")
 st.logo(UI / "logo.svg", size="medium")
 st.html(UI / "style.css")
 page = st.navigation(
     [
-        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == "Model")
+        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == FIRST)
         for title in QUESTIONS
     ],
     position="top",

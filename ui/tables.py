@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from psvit_core.jobs.opening import DataReport
 from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow, TensorShape
 from psvit_core.size import plan_size
 
@@ -61,6 +62,23 @@ def group_rows(summary: ModelSummary) -> pd.DataFrame:
             "group_id": [g.group_id for g in summary.groups],
         }
     )
+
+
+def split_rows(report: DataReport) -> pd.DataFrame:
+    """One row a split of the data: how many images, of how many classes, what is wrong."""
+    return pd.DataFrame(
+        {
+            "Split": [s.split for s in report.splits],
+            "Images": [s.n_images for s in report.splits],
+            "Classes": [s.n_classes for s in report.splits],
+            "Images a class": [_span(s.fewest, s.most) for s in report.splits],
+            "Problem": [s.problem for s in report.splits],
+        }
+    )
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def sensitivity_rows(summary: ModelSummary, rows: Iterable[SensitivityRow]) -> pd.DataFrame:

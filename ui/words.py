@@ -127,6 +127,21 @@ def ago(moment: float, now: float | None = None) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(moment))
 
 
+def moment(seconds: float) -> str:
+    """Date and time of day here, of seconds since the epoch."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest units: ``42 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))}{GAP}s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes}{GAP}min"
+    return f"{minutes // 60}{GAP}h {minutes % 60}{GAP}min"
+
+
 def measured_line(m: Measurement) -> str:
     """Accuracy and, against the baseline, drop: one line."""
     text = f"top-1 {accuracy(m.accuracy)}"

@@ -21,6 +21,7 @@ from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.opening import check_data, inspect_file
 from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import (
     Engine,
@@ -213,6 +214,8 @@ class _Runner:
         engine = self.worker.engine(Subject.from_dict(params["subject"]))
         return {
             "summary": self._summary,
+            "inspect": self._inspect,
+            "check_data": self._check_data,
             "measure": self._measure,
             "sweep": self._sweep,
             "plan": self._plan,
@@ -246,6 +249,12 @@ class _Runner:
 
     def _summary(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         return {"summary": summarize_model(engine).to_dict()}
+
+    def _inspect(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        return {"report": inspect_file(params["path"], self.tick).to_dict()}
+
+    def _check_data(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        return {"report": check_data(engine, self.tick).to_dict()}
 
     def _measure(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None

@@ -26,7 +26,13 @@ GROUP = "Block 3.1 · attention q, k"
 N_GROUPS = 45
 SWEEPING = re.compile(r"Sweep: \d+\s%")
 
-PAGES = {"": "Model", "sensitivity": "Sensitivity", "tune": "Tune", "export": "Export"}
+PAGES = {
+    "": "Open",
+    "sensitivity": "Sensitivity",
+    "tune": "Tune",
+    "export": "Export",
+    "jobs": "Jobs",
+}
 
 
 def number(text: str) -> float:
@@ -269,7 +275,7 @@ def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
 def test_choices_stay(server: Server, open_page: OpenPage) -> None:
     """Model and images stay through page switches and a reload; the theme may be switched."""
     page = open_page(f"{server.url}/{QUERY}")
-    for title in ("Sensitivity", "Export", "Model"):
+    for title in ("Sensitivity", "Export", "Jobs", "Open"):
         page.get_by_role("link", name=title, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(title)
         settled(page)
