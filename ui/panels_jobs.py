@@ -75,9 +75,14 @@ def title(job: Job) -> str:
     return f"{NAMES.get(job.task, job.task)} · {loaders.job_model(job)}"
 
 
+def _detail(job: Job) -> str:
+    """What the job was called, where that says more than its kind and model."""
+    return "" if job.task in ("inspect", "summary") else job.title
+
+
 def _about(job: Job) -> str:
     """On what it runs, and since when."""
-    parts = [job.title, loaders.job_images(job), job.device]
+    parts = [_detail(job), loaders.job_images(job), job.device]
     if job.state == "running" and job.started:
         parts.append(f"running for {words.duration(time.time() - job.started)}")
     elif job.active:
@@ -112,7 +117,7 @@ def ended_panel(store: Store, *, key: str) -> None:
 
 
 def _about_ended(job: Job) -> str:
-    parts = [job.title, loaders.job_images(job), words.ago(job.ended or job.created)]
+    parts = [_detail(job), loaders.job_images(job), words.ago(job.ended or job.created)]
     if job.started and job.ended:
         parts.append(f"took {words.duration(job.ended - job.started)}")
     if job.total and job.state != "done":

@@ -19,15 +19,14 @@ from ui.equalizer.columns import locked_reason
 from ui.frame import Frame
 from ui.loaders import Choice
 from ui.panels_job import job_panel, live
-from ui.panels_measure import published_panel
-from ui.panels_model import bytes_panel, card_panel, groups_panel, size_tiles
+from ui.panels_model import card_panel, groups_panel, size_tiles
 
 SOURCES = {
     "built-in": "Built in",
     "folder": "From a folder on this machine",
     "upload": "Upload",
 }
-_SOURCE, _FOLDER = "open-source", "open-folder"
+_SOURCE, _FOLDER = "models-source", "models-folder"
 _FILE_TYPES = [suffix.removeprefix(".") for suffix in opening.SUFFIXES]
 DATA_KINDS = {
     "digits": "Digits (built in)",
@@ -213,19 +212,13 @@ def _no_match(nearest: NearestModel, facts: str) -> None:
 # ---- 2. what was found -----------------------------------------------------------------------
 
 
-def report_panel(page: Frame, *, key: str) -> None:
+def found_panel(page: Frame, *, key: str) -> None:
     """The load report of the open model: family, sizes, groups, what is unused or locked."""
     summary = page.summary
     st.subheader("2 · What was found", anchor=False)
-    left, right = st.columns([3, 2], gap="large")
-    with left:
-        card_panel(page.workspace.card, summary)
-        size_tiles(plan_size(summary, None), len(summary.groups))
-        for kind, text in load_lines(summary):
-            st.markdown(f":material/{kind}: {text}")
-    with right:
-        bytes_panel(summary, key=f"{key}-bytes", dark=page.dark)
-        published_panel(page.workspace)
+    card_panel(page.workspace.card, summary)
+    size_tiles(plan_size(summary, None), len(summary.groups))
+    st.markdown("  \n".join(f":material/{icon}: {text}" for icon, text in load_lines(summary)))
     with st.expander(f"All {len(summary.groups)} channel groups", key=f"{key}-groups-open"):
         groups_panel(summary, key=f"{key}-groups")
 

@@ -91,7 +91,8 @@ def inspect_file(path: str, tick: Callable[[], None] = lambda: None) -> FileRepo
 
     tensors, metadata = read_tensors(Path(path))
     tick()
-    origin, fits, nearest = "", (), None
+    origin, nearest = "", None
+    fits: tuple[str, ...] = ()
     if METADATA_KEY in metadata:
         origin = find_card(path).name
     else:
@@ -132,7 +133,8 @@ def check_data(engine: Engine, tick: Callable[[], None] = lambda: None) -> DataR
     for split in _SPLITS:
         tick()
         splits.append(_check_split(engine, spec, split))
-    problem, n_looked, shape = splits[0].problem, 0, ()
+    problem, n_looked = splits[0].problem, 0
+    shape: tuple[int, ...] = ()
     if not problem:
         try:
             n_looked, shape = _look(engine, spec, tick)

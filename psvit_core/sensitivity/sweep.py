@@ -237,6 +237,9 @@ class _Work:
             self.write()
             self._settle()
             before = look
+        total = len(self._costs) * len(self._spec.ids)
+        if self._told < total:  # settled cells leave images that nobody needs
+            self._progress(total, total, "")
 
     def _settle(self) -> None:
         """Leave alone the cells of which enough is known."""
@@ -346,7 +349,8 @@ class _Work:
         share = self._spent / max(self._spent + self._to_do, self._spent, 1e-9)
         self._to_do -= self._costs[cell.key] * n_images
         total = len(self._costs) * len(self._spec.ids)
-        self._told = max(self._told, int(total * min(share, 1.0)))  # estimates change, never back
+        # Estimates change, but progress never goes back.
+        self._told = max(self._told, int(total * min(share, 1.0) + 1e-6))
         self._progress(self._told, total, cell.group.label)
 
     def _count_work(self) -> None:
