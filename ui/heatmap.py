@@ -31,6 +31,7 @@ def sensitivity_heatmap(
     *,
     metric: str = "drop",
     by_sensitivity: bool = False,
+    kinds: Sequence[str] = (),
     selected: tuple[str, float] | None = None,
     n_images: int | None = None,
     dark: bool = False,
@@ -46,14 +47,16 @@ def sensitivity_heatmap(
         rows: The cells measured so far.
         metric: ``drop`` or ``kl``.
         by_sensitivity: Most sensitive group first instead of network order.
+        kinds: Kinds of groups that are shown; all when empty.
         selected: The (group_id, prune_ratio) to frame.
         n_images: Images of the whole sweep; cells may have seen fewer.
         dark: Theme.
     """
     colours = palette(dark)
-    groups = (
-        tables.most_sensitive_first(summary, rows, metric) if by_sensitivity else [*summary.groups]
+    ordered = (
+        tables.most_sensitive_first(summary, rows, metric) if by_sensitivity else summary.groups
     )
+    groups = [group for group in ordered if not kinds or group.kind in kinds] or [*ordered]
     found = tables.by_cell(rows)
     cells = [
         _HeatCell(x, y, group, ratio, found.get((group.group_id, ratio)))

@@ -11,6 +11,7 @@ import streamlit as st
 from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.opening import DataReport
 from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.outcomes import Outcome, load_outcome
 from psvit_core.records import (
@@ -268,6 +269,21 @@ def plan_job(workspace: Workspace, task: str, plan: PrunePlan | None) -> Job | N
         if (params["kept"] if params else None) == wanted:
             return job
     return None
+
+
+def n_val_images(workspace: Workspace) -> int | None:
+    """How many validation images a subject has; None where nobody has counted them yet."""
+    subject, card = workspace.subject, workspace.card
+    whole = card.training.get("val_images") if card and subject.data in (None, card.data) else None
+    for job in client.list_jobs(workspace.store) if whole is None else []:
+        if job.task == "check_data" and job.state == "done":
+            report = DataReport.from_dict(job.result["report"])
+            if report.spec == subject.data:
+                whole = next(s.n_images for s in report.splits if s.split == "val")
+                break
+    if whole is None:
+        return subject.limit
+    return min(whole, subject.limit or whole)
 
 
 def sweep_job(workspace: Workspace) -> Job | None:

@@ -64,6 +64,29 @@ def group_rows(summary: ModelSummary) -> pd.DataFrame:
     )
 
 
+def coupled_layers(group: ChannelGroup) -> tuple[list[str], list[str]]:
+    """Layers whose tensors shrink with a group: those that write its units, those that read."""
+    writers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.writers)
+    readers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.readers)
+    return list(writers), list(readers)
+
+
+def firing_rates(group: ChannelGroup, firing: Mapping[str, float]) -> dict[str, float]:
+    """Rates of the neurons that stand in the modules of a group's layers, by their short names.
+
+    A residual stream passes nearly all modules, so it has none of its own.
+    """
+    if group.kind == "residual":
+        return {}
+    layers = [layer for side in coupled_layers(group) for layer in side]
+    parents = {layer.rpartition(".")[0] for layer in layers}
+    return {
+        name.rpartition(".")[2]: rate
+        for name, rate in firing.items()
+        if name.rpartition(".")[0] in parents
+    }
+
+
 def split_rows(report: DataReport) -> pd.DataFrame:
     """One row a split of the data: how many images, of how many classes, what is wrong."""
     return pd.DataFrame(

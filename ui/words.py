@@ -9,6 +9,38 @@ from psvit_core.records import Conditions, Interval, Measurement, SensitivityRow
 MINUS = "\N{MINUS SIGN}"
 GAP = "\N{NO-BREAK SPACE}"
 
+#: Importance criteria by name, as a choice on screen; the engine has the same.
+CRITERIA = {
+    "l2": "L2 norm of filters",
+    "l1": "L1 norm of filters",
+    "l2_group": "L2 norm, writers and readers",
+    "fpgm": "Geometric median (FPGM)",
+    "bn_scale": "BatchNorm scale",
+    "firing_rate": "Firing rate",
+    "activation_weight": "Activation × weight",
+    "taylor": "Taylor expansion of the loss",
+    "reconstruction": "Reconstruction error",
+    "random": "Random (the control)",
+}
+#: Those that look at calibration images, which takes a while longer.
+IMAGE_CRITERIA = frozenset({"firing_rate", "activation_weight", "taylor", "reconstruction"})
+
+#: Kinds of channel groups, as filters.
+KINDS = {
+    "residual": "Residual stream",
+    "conv": "Convolution",
+    "sepconv": "Separable convolution",
+    "repconv_mid": "Re-parameterised convolution",
+    "channelconv": "Channel mixing",
+    "qk": "Attention q, k",
+    "q": "Attention q",
+    "v": "Attention v",
+    "qkv_elementwise": "Attention q, k, v",
+    "qktoken_q": "Token attention q",
+    "qktoken_k": "Token attention k",
+    "mlp": "MLP",
+}
+
 
 def percent(fraction: float, digits: int = 1) -> str:
     """``0.254`` as ``25.4 %``."""
@@ -125,6 +157,15 @@ def ago(moment: float, now: float | None = None) -> str:
     if seconds < 129600:
         return f"{round(seconds / 3600)} h ago"
     return time.strftime("%Y-%m-%d", time.localtime(moment))
+
+
+def minutes(seconds: float) -> str:
+    """A rough time span: ``under a minute``, ``about 12 min``, ``about 3.5 h``."""
+    if seconds < 50:
+        return "under a minute"
+    if seconds < 5400:
+        return f"about {max(1, round(seconds / 60))}{GAP}min"
+    return f"about {seconds / 3600:.1f}{GAP}h"
 
 
 def moment(seconds: float) -> str:

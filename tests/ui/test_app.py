@@ -208,7 +208,8 @@ def test_download_needs_the_token(server: Server, open_page: OpenPage) -> None:
 
 def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
-    page.get_by_role("radio", name="l1").check(force=True)
+    page.get_by_role("combobox", name="Rank units by").click()
+    page.get_by_role("option", name="L1 norm of filters").click()
     page.get_by_role("button", name="Start sweep").click()
     progress = page.get_by_text(SWEEPING)
     expect(progress).to_be_visible(timeout=60_000)
