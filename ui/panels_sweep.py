@@ -51,8 +51,8 @@ def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: 
             help="Which fractions of a group's units are removed, one group at a time.",
         )  # fmt: skip
         mode = st.segmented_control(
-            "Images", list(MODE_CHOICES), format_func=MODE_CHOICES.__getitem__, default="exact",
-            required=True, key=f"{key}-mode", persist_state="session",
+            "Images of a cell", list(MODE_CHOICES), format_func=MODE_CHOICES.__getitem__,
+            default="exact", required=True, key=f"{key}-mode", persist_state="session",
             help="Exact: every cell sees all images. Progressive: 64 images in every cell, then "
             "more where little is known yet; its drops have wider intervals.",
         )  # fmt: skip
@@ -158,12 +158,12 @@ def view_controls(
             "Order", list(ORDERS), default=next(iter(ORDERS)), required=True, key=ORDER,
             bind="query-params",
         )  # fmt: skip
-    kinds = list(dict.fromkeys(group.kind for group in summary.groups))
-    chosen = st.pills(
-        "Kinds of channel groups", kinds, selection_mode="multi", key=KINDS, bind="query-params",
-        format_func=lambda kind: words.KINDS.get(kind, kind),
-        help="Show only these; none chosen: all.",
-    )  # fmt: skip
+        kinds = list(dict.fromkeys(group.kind for group in summary.groups))
+        chosen = st.pills(
+            "Kinds of channel groups", kinds, selection_mode="multi", key=KINDS,
+            bind="query-params", format_func=lambda kind: words.KINDS.get(kind, kind),
+            help="Show only these; none chosen: all.",
+        )  # fmt: skip
     look = Look(
         metric=metric or "drop",
         by_sensitivity=ORDERS[order or next(iter(ORDERS))],

@@ -85,7 +85,8 @@ def _read_pickled(path: Path, ema: bool) -> dict[str, Tensor]:
 def _foreign(path: Path) -> str:
     """The names in a file that would run code, where they can be listed."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # files of before torch 1.6 and damaged ones cannot be listed, only refused
         return ""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
