@@ -25,7 +25,7 @@ SUBJECT = Subject(model=MODEL, limit=64)
 
 def put(store: Store, job_id: str, task: str, state: str, **changed: Any) -> Job:
     """A job as a worker would leave it."""
-    params = {"subject": SUBJECT.to_dict()}
+    params = {"subject": SUBJECT.to_dict(), "plan": {"weights_hash": "", "kept": {}}}
     job = Job(
         id=job_id, task=task, title=f"{task} of a test", params=params, state=state,
         **{"created": time.time(), **changed},
