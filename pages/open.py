@@ -3,13 +3,11 @@
 import streamlit as st
 
 import ui
-from ui import head, loaders, opening
+from ui import head, loaders
 from ui.panels_measure import measure_panel, published_panel
 from ui.panels_model import bytes_panel, terms_panel
 from ui.panels_open import data_panel, found_panel, source_panel
 
-if opening.just_opened():
-    st.rerun()
 ui.show_message()
 source_panel(loaders.open_store(), head.choice(), key="open")
 page = ui.boot()

@@ -25,6 +25,9 @@ def draw_head(title: str, question: str) -> None:
         title: The page's name.
         question: What the page answers, in one line.
     """
+    for key in (state.FILE, state.CHECKPOINT, state.DATA):
+        if key not in st.query_params:  # one that is known gets into the URL as soon as it is set
+            state.settle_first(key, "")
     state.hold(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
     with st.container(key="head", horizontal=True, gap="medium"):
         st.html(f"<h1>{escape(title)}</h1><p>{escape(question)}</p>")

@@ -20,7 +20,6 @@ from ui import loaders, state, words
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 MODELS_ENV = "PSVIT_MODELS"
-_NEW = "just-opened"
 _KEEP_FREE = 50_000_000  # bytes of the disk that an upload leaves
 
 
@@ -142,19 +141,8 @@ def _open(model: str, *, file: str = "", checkpoint: str = "") -> None:
     state.choose(state.FILE, file)
     state.choose(state.CHECKPOINT, checkpoint)
     state.choose(state.DATA, "")
-    state.choose(_NEW, True)
 
 
 def use_data(spec: str) -> None:
     """Have all pages measure on these images."""
     state.choose(state.DATA, spec)
-    state.choose(_NEW, True)
-
-
-def just_opened() -> bool:
-    """Whether something was opened for this run, once.
-
-    Then the page must run again: a field of the head that is new comes into the URL only with the
-    run after it was drawn.
-    """
-    return state.taken(_NEW)
