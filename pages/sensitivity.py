@@ -28,12 +28,12 @@ with st.container():  # its place stays when the job ends, so that nothing below
 views = [] if running else loaders.sweeps(page.store, page.summary)
 if not running and not views:
     st.info(
-        "No sweep of this model yet. Start one above: a quick one takes well under a minute for "
-        "the demo models, and the map fills while it runs.",
+        "No sweep of this model yet. Start one above: the whole map is there after the first "
+        "images and gets sharper while it runs.",
         icon=":material/grid_on:",
     )
     st.stop()
-chosen, metric, by_sensitivity = view_controls(views, key="view")
+chosen, look = view_controls(views, page.summary, key="view")
 
 
 def results() -> bool:
@@ -48,9 +48,9 @@ def results() -> bool:
     published_panel(page.workspace)
     left, right = st.columns([3, 2], gap="large")
     with left:
-        heatmap_panel(view, metric, by_sensitivity, key="cell", dark=page.dark)
+        heatmap_panel(view, look, key="cell", dark=page.dark)
     with right, st.container(key="sticky"):
-        group_panel(page.store, view, page.summary, metric, key="cell", dark=page.dark)
+        group_panel(page.workspace, view, look.metric, key="cell", dark=page.dark)
     if view.rows:
         table_panel(view, key="cells")
     return now is not None and now.active

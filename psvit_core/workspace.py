@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from psvit_core.errors import RecordError
@@ -107,6 +108,14 @@ class Workspace:
     def request_summary(self) -> Job:
         """Have the worker describe the model."""
         return self._submit("summary", f"Describe {self.subject.model}", {})
+
+    def inspect_file(self, path: str) -> Job:
+        """Have the worker look into a checkpoint file; the result's ``report`` is a FileReport."""
+        return self._submit("inspect", f"Look into {Path(path).name}", {"path": path})
+
+    def check_data(self) -> Job:
+        """Have the worker count and look at the images; the ``report`` is a DataReport."""
+        return self._submit("check_data", f"Check {self.subject.data or 'the images'}", {})
 
     def size(self, plan: PrunePlan | None = None, precision: str = "float32") -> Size:
         """Exact size of the model, or of what a plan makes of it."""

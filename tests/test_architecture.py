@@ -51,6 +51,7 @@ TORCH_FREE = (
     "psvit_core.pareto",
     "psvit_core.jobs.tasks",
     "psvit_core.jobs.fronts",
+    "psvit_core.jobs.opening",
 )
 MAX_PAGE_LINES = 120
 

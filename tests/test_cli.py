@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from psvit_core.cli import main
+from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import PrunePlan, SensitivityTable
-from psvit_core.zoo.base import SpikingModel
+from psvit_core.sensitivity.board import Board
+from psvit_core.sensitivity.table import load_spec, read_table, sweep_keys
+from psvit_core.store import Store
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model
 
@@ -96,42 +99,45 @@ def test_text_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "T=2" in capsys.readouterr().out
 
 
-def count_cells(store: Path) -> int:
-    return len(list(store.glob("arrays/*/*.npz")))
+def seen(folder: Path) -> int:
+    """Images of cells that the store's sweep has results of."""
+    store = Store(folder)
+    specs = [load_spec(store, key) for key in sweep_keys(store)]
+    tables = [table for spec in specs if (table := read_table(store, spec))]
+    store.close()
+    return sum(row.n_images for table in tables for row in table.rows)
 
 
 def test_a_killed_sweep_resumes(
-    tmp_path: Path, own_store: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, own_store: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     arguments = ["sweep", "sdt_v1_digits", "--data", "digits", "--limit", "60", "--ratios",
-                 "0.25,0.5"]  # fmt: skip
+                 "0.25,0.5", "--batch", "15"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "psvit_core", *arguments, "--out", str(tmp_path / "s.json")],
         cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while count_cells(own_store) < 12 and process.poll() is None and time.monotonic() < deadline:
+    while not seen(own_store) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = count_cells(own_store) - 2  # the baseline's results and logits
-    assert 0 < finished < 32
+    finished = seen(own_store)
+    assert 0 < finished < 32 * 60
     assert not (tmp_path / "s.json").exists()
 
     images = 0
+    add = Board.add
 
-    def count(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def count(self: Board, key: str, outcome: Outcome) -> None:
         nonlocal images
-        if isinstance(module, SpikingModel) and inputs[0].device.type == "cpu":
-            images += len(inputs[0])
+        images += len(outcome)
+        add(self, key, outcome)
 
-    handle = torch.nn.modules.module.register_module_forward_hook(count)
-    try:
-        resumed = run(capsys, *arguments, "--out", tmp_path / "s.json")
-    finally:
-        handle.remove()
-    # The cell that was being written when it was killed may be there whole or not at all.
-    assert images == (32 - finished) * 60
+    monkeypatch.setattr(Board, "add", count)
+    resumed = run(capsys, *arguments, "--out", tmp_path / "s.json")
+    assert images == 32 * 60 - finished  # nothing is run twice
     os.environ["PSVIT_CACHE"] = str(tmp_path / "another")
     uninterrupted = run(capsys, *arguments, "--out", tmp_path / "t.json")
     assert resumed == uninterrupted

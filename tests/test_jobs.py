@@ -30,7 +30,7 @@ from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 
-SUBJECT = Subject(model="e_spikeformer_digits", data="digits", limit=30)
+SUBJECT = Subject(model="e_spikeformer_digits", data="digits", limit=30, batch=10)
 QUICK = SweepSettings(ratios=(0.5,))
 
 
@@ -74,11 +74,18 @@ def ended(job: Job) -> bool:
     return not job.active
 
 
+def seen(workspace: Workspace) -> list[int]:
+    """Images that each cell of the newest sweep has results of in the store."""
+    key = workspace.sweep_key()
+    table = workspace.table(load_spec(workspace.store, key)) if key else None
+    return [row.n_images for row in table.rows] if table else []
+
+
 def test_a_sweep_survives_a_killed_worker(store: Store, workspace: Workspace) -> None:
     job = workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5)))
     assert workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5))).id == job.id  # not twice
-    running = wait(store, job, lambda j: j.done >= 8)
-    assert running.total == 90
+    running = wait(store, job, lambda j: len(seen(workspace)) == 90)
+    assert running.total == 90 * 30  # images of cells
     assert running.pid is not None
     os.kill(running.pid, signal.SIGKILL)
     interrupted = wait(store, job, ended)
@@ -87,15 +94,16 @@ def test_a_sweep_survives_a_killed_worker(store: Store, workspace: Workspace) ->
     key = workspace.sweep_key()
     assert key == interrupted.result["sweep_key"]
     assert key is not None
-    partial = workspace.table(load_spec(store, key))
-    assert partial is not None
-    assert 8 <= len(partial.rows) < 90
+    kept = seen(workspace)
+    assert sum(kept) < 90 * 30
 
     client.resume(store, job.id)
     done = wait(store, job, ended)
     assert done.state == "done", (done.error, log(store))
     assert done.pid != running.pid
-    assert done.fresh <= 90 - len(partial.rows)  # finished cells were not run again
+    assert (done.done, done.total) == (90 * 30, 90 * 30)
+    # Images that every cell had were not run again; the first step only starts the clock.
+    assert done.fresh <= 90 * (30 - min(kept)) + 1
     whole = workspace.table(load_spec(store, key))
     reference = run_sweep(
         Engine(SUBJECT, Store(store.folder / "other")), SweepSettings(ratios=(0.25, 0.5))
@@ -122,7 +130,7 @@ def test_cancel_and_resume_and_short_jobs_between(store: Store, workspace: Works
     client.cancel(store, job.id)
     cancelled = wait(store, job, ended)
     assert cancelled.state == "cancelled"
-    assert 3 <= cancelled.done < 45
+    assert 3 <= cancelled.done < cancelled.total == 45 * 30
     client.resume(store, job.id)
     assert wait(store, job, ended).state == "done"
     assert len(workers(store)) == 1  # one worker did it all

@@ -20,7 +20,9 @@ from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.jobs.worker import Worker
+from psvit_core.outcomes import Outcome
 from psvit_core.records import ModelSummary
+from psvit_core.sensitivity.board import Board
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
@@ -158,29 +160,40 @@ def test_no_job_is_taken_with_old_code(store: Store, monkeypatch: pytest.MonkeyP
 def test_a_long_job_makes_way_for_new_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.0)
     change = changing(monkeypatch)
-    workspace = Workspace(dataclasses.replace(SUBJECT, limit=5), store)
+    workspace = Workspace(dataclasses.replace(SUBJECT, limit=10), store)
     sweep = workspace.start_sweep(SweepSettings(ratios=(0.5,)))
     old = Worker(store, "cpu", code_stamp())
-    change_at = 5
     real = worker._Runner.progress
+    changed: list[int] = []
 
     def progress(self: Any, done: int, total: int, what: str) -> None:
         real(self, done, total, what)
-        if done == change_at:
+        if done > total / 2 and not changed:
+            changed.append(done)
             change()
             workspace.measure(None)
 
+    run: list[int] = []  # images of a cell at a time
+    add = Board.add
+
+    def count(self: Board, key: str, outcome: Outcome) -> None:
+        run.append(len(outcome))
+        add(self, key, outcome)
+
+    monkeypatch.setattr(Board, "add", count)
     monkeypatch.setattr(worker._Runner, "progress", progress)
     old.run_job(client.find_job(store, sweep.id))
     waiting = client.find_job(store, sweep.id)
-    assert (waiting.state, waiting.done) == ("queued", change_at)
+    assert waiting.state == "queued"
+    assert waiting.done in range(changed[0], waiting.total)
     assert [j.state for j in workspace.jobs("measure")] == ["queued"]  # not taken by old code
-    monkeypatch.setattr(worker._Runner, "progress", real)
+    assert 0 < sum(run) < 45 * 10
     new = Worker(store, "cpu")
     new.run_job(client.find_job(store, sweep.id))
     done = client.find_job(store, sweep.id)
     assert done.state == "done"
-    assert done.fresh == 45 - change_at  # finished cells are kept
+    assert sum(run) == 45 * 10  # no image of a cell twice
+    assert done.fresh < done.total - waiting.done / 2
 
 
 @pytest.mark.slow

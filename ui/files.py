@@ -41,9 +41,21 @@ def find_file(store: Store, token: str) -> Path | None:
             continue
         if hmac.compare_digest(file_token(store, job).encode(), token.encode()):
             path = Path(job.result["path"])
-            inside = path.resolve().is_relative_to(store.folder.resolve())
-            return path if inside and path.is_file() else None
+            return path if _is_ours(store, path) and path.is_file() else None
     return None
+
+
+def _is_ours(store: Store, path: Path) -> bool:
+    """Whether a path lies in the store, wherever links lead."""
+    return path.resolve().is_relative_to(store.folder.resolve())
+
+
+def remove_file(store: Store, job: Job) -> None:
+    """Remove what a finished job wrote, from the disk and from the lists; never anything else."""
+    for name in ("path", "last_path"):
+        path = Path(job.result[name]) if name in job.result else None
+        if path is not None and _is_ours(store, path):
+            path.unlink(missing_ok=True)
 
 
 def send_file(request: Request) -> Response:
@@ -52,6 +64,6 @@ def send_file(request: Request) -> Response:
     path = find_file(store, request.path_params["token"])
     store.close()
     if path is None:
-        text = "There is no such file (any more). The Export page lists those that are there."
+        text = "There is no such file (any more). The Jobs page lists those that are there."
         return PlainTextResponse(text, status_code=404)
     return FileResponse(path, filename=path.name, media_type="application/octet-stream")

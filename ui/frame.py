@@ -67,8 +67,8 @@ def _stop_without_weights(choice: Choice) -> None:
     if card.weights is None and choice.checkpoint is None:
         card_panel(card, None)
         st.info(
-            "The weights of this model are not included. Give its checkpoint file above; its "
-            "channel groups and sizes are read from there.",
+            "The weights of this model are not included. Give its checkpoint file above, or choose "
+            "or upload it on the Open page; its channel groups and sizes are read from there.",
             icon=":material/folder_open:",
         )
         st.stop()

@@ -26,6 +26,9 @@ def draw_head(title: str, question: str) -> None:
         question: What the page answers, in one line.
     """
     links.choose_model()
+    for key in (state.FILE, state.CHECKPOINT, state.DATA):
+        if key not in st.query_params:  # one that is known gets into the URL as soon as it is set
+            state.settle_first(key, "")
     state.hold(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
     with st.container(key="head", horizontal=True, gap="medium"):
         st.html(f"<h1>{escape(title)}</h1><p>{escape(question)}</p>")
@@ -37,6 +40,7 @@ def draw_head(title: str, question: str) -> None:
             format_func=lambda name: titles.get(name, name),
             key=state.MODEL,
             bind="query-params",
+            on_change=_forget_files,
             width=330,
             help="Type to search. A pruned file is a model too: it can be swept and pruned again.",
         )
@@ -50,10 +54,13 @@ def draw_head(title: str, question: str) -> None:
             help="How many validation images new measurements use. Fewer run faster and give "
             "wider intervals.",
         )
-    if model == loaders.OPEN_FILE:
-        _ask_for_pruned_file()
-    elif (card := _card_without_weights(model)) is not None:
-        _ask_for_files(card)
+    if model in list_models() and _has_files(model):
+        _ask_for_files(model_card(model))
+    else:
+        if model == loaders.OPEN_FILE:
+            _ask_for_pruned_file()
+        if _given(state.DATA):
+            _ask_for_images("digits")
     state.note(state.MODEL, state.IMAGES, state.FILE, state.CHECKPOINT, state.DATA)
 
 
@@ -61,24 +68,36 @@ def choice() -> Choice:
     """What the head is set to."""
     model = state.chosen(state.MODEL) or DEFAULT_MODEL
     limit = IMAGE_CHOICES[state.chosen(state.IMAGES) or _DEFAULT_IMAGES]
+    data = _path(state.DATA)
     if model == loaders.OPEN_FILE:
-        return Choice(model=_path(state.FILE) or "", limit=limit)
-    if _card_without_weights(model) is None:
-        return Choice(model=model, limit=limit)
-    return Choice(
-        model=model, limit=limit, checkpoint=_path(state.CHECKPOINT), data=_path(state.DATA)
-    )
+        return Choice(model=_path(state.FILE) or "", limit=limit, data=data)
+    if model not in list_models():  # a file that was exported here
+        return Choice(model=model, limit=limit, data=data)
+    return Choice(model=model, limit=limit, checkpoint=_path(state.CHECKPOINT), data=data)
 
 
 def _path(key: str) -> str | None:
     return (state.chosen(key) or "").strip() or None
 
 
-def _card_without_weights(model: str | None) -> ModelCard | None:
-    if model not in list_models():
-        return None
-    card = model_card(model)
-    return None if card.weights else card
+def _given(key: str) -> bool:
+    """Whether a path stands in the session or, on a first visit, in the URL."""
+    return bool(_path(key) or st.query_params.get(key))
+
+
+def _has_files(model: str) -> bool:
+    """Whether a registered model takes weights or images from files."""
+    return (
+        model_card(model).weights is None or _given(state.CHECKPOINT) or _given(state.DATA)
+    )  # fmt: skip
+
+
+def _forget_files() -> None:
+    """Another model was chosen: files of the one before are not its own, images may be."""
+    state.choose(state.CHECKPOINT, "")
+    model, kind = state.chosen(state.MODEL), (_path(state.DATA) or "").partition(":")[0]
+    if model in list_models() and model_card(model).data != kind:
+        state.choose(state.DATA, "")
 
 
 def _ask_for_pruned_file() -> None:
@@ -92,7 +111,7 @@ def _ask_for_pruned_file() -> None:
 
 
 def _ask_for_files(card: ModelCard) -> None:
-    """Where a model without included weights finds them and its images."""
+    """Where a model finds weights that are not included, and its images."""
     example = card.file_name.split()[0] if card.file_name else "weights.pth"
     with st.container(horizontal=True, gap="medium", key="own-files"):
         st.text_input(
@@ -103,11 +122,16 @@ def _ask_for_files(card: ModelCard) -> None:
             help="The official weights (.pth or .safetensors) on this machine. Files that would "
             "run code are refused.",
         )
-        st.text_input(
-            "Validation images",
-            key=state.DATA,
-            bind="query-params",
-            placeholder=f"{card.data}:/path/to/{card.data}",
-            help="Where the images are, in words that the command line takes too: imagenet:DIR, "
-            "cifar10:DIR, folder:DIR with class folders, npz:FILE. Sizes and groups need none.",
-        )
+        _ask_for_images(card.data)
+
+
+def _ask_for_images(kind: str) -> None:
+    st.text_input(
+        "Validation images",
+        key=state.DATA,
+        bind="query-params",
+        placeholder=kind if kind.startswith("digits") else f"{kind}:/path/to/{kind}",
+        help="Where the images are, in words that the command line takes too: imagenet:DIR, "
+        "cifar10:DIR, folder:DIR with class folders, npz:FILE. The Open page checks them. Sizes "
+        "and groups need none.",
+    )

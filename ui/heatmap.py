@@ -31,7 +31,9 @@ def sensitivity_heatmap(
     *,
     metric: str = "drop",
     by_sensitivity: bool = False,
+    kinds: Sequence[str] = (),
     selected: tuple[str, float] | None = None,
+    n_images: int | None = None,
     dark: bool = False,
 ) -> go.Figure:
     """Channel groups by prune ratios; colour is what removing that part alone costs.
@@ -45,13 +47,16 @@ def sensitivity_heatmap(
         rows: The cells measured so far.
         metric: ``drop`` or ``kl``.
         by_sensitivity: Most sensitive group first instead of network order.
+        kinds: Kinds of groups that are shown; all when empty.
         selected: The (group_id, prune_ratio) to frame.
+        n_images: Images of the whole sweep; cells may have seen fewer.
         dark: Theme.
     """
     colours = palette(dark)
-    groups = (
-        tables.most_sensitive_first(summary, rows, metric) if by_sensitivity else [*summary.groups]
+    ordered = (
+        tables.most_sensitive_first(summary, rows, metric) if by_sensitivity else summary.groups
     )
+    groups = [group for group in ordered if not kinds or group.kind in kinds] or [*ordered]
     found = tables.by_cell(rows)
     cells = [
         _HeatCell(x, y, group, ratio, found.get((group.group_id, ratio)))
@@ -65,7 +70,8 @@ def sensitivity_heatmap(
             _hatched([c for c in cells if c.row is None], colours),
             _marks([c for c in cells if c.empty], "line-ew", 9, colours),
             _marks([c for c in cells if c.noise], "circle", 4, colours),
-            _click_layer(cells, summary),
+            _corners([c for c in cells if c.open], colours),
+            _click_layer(cells, summary, n_images),
         ]
     )
     _frame_axes(figure, groups, ratios, colours, network=not by_sensitivity)
@@ -100,6 +106,11 @@ class _HeatCell:
     def noise(self) -> bool:
         """Whether no drop was shown."""
         return self.row is not None and not self.empty and words.within_noise(self.row.drop)
+
+    @property
+    def open(self) -> bool:
+        """Whether more images are still to come."""
+        return self.row is not None and not self.row.settled
 
 
 def cell_name(group_id: str, ratio: float) -> str:
@@ -162,21 +173,37 @@ def _marks(cells: Sequence[_HeatCell], symbol: str, size: int, colours: Palette)
     )  # fmt: skip
 
 
-def _click_layer(cells: Sequence[_HeatCell], summary: ModelSummary) -> go.Scatter:
+def _corners(cells: Sequence[_HeatCell], colours: Palette) -> go.Scatter:
+    """A light mark in the corner of cells that get sharper yet; noise has the middle."""
+    return go.Scatter(
+        x=[c.x + 0.42 for c in cells], y=[c.y - 0.3 for c in cells], mode="markers",
+        hoverinfo="skip", showlegend=False,
+        marker={"symbol": "circle-open", "size": 5, "color": colours.mark, "line": {"width": 1}},
+        opacity=0.6,
+    )  # fmt: skip
+
+
+def _click_layer(
+    cells: Sequence[_HeatCell], summary: ModelSummary, n_images: int | None
+) -> go.Scatter:
     return go.Scatter(
         x=[c.x for c in cells], y=[c.y for c in cells], mode="markers", showlegend=False,
         marker={"opacity": 0, "symbol": "square", "size": 14},
         selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
         customdata=[cell_name(c.group.group_id, c.ratio) for c in cells],
-        text=[cell_text(summary, c.group, c.ratio, c.row) for c in cells],
+        text=[cell_text(summary, c.group, c.ratio, c.row, n_images) for c in cells],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
 
 def cell_text(
-    summary: ModelSummary, group: ChannelGroup, ratio: float, row: SensitivityRow | None
+    summary: ModelSummary,
+    group: ChannelGroup,
+    ratio: float,
+    row: SensitivityRow | None,
+    n_images: int | None = None,
 ) -> str:
-    """A cell's tooltip."""
+    """A cell's tooltip; ``n_images`` are those of the whole sweep."""
     head = f"<b>{group.label}</b><br>{words.ratio(ratio)} asked"
     if row is None:
         return f"{head}<br>still to run"
@@ -187,7 +214,7 @@ def cell_text(
     return (
         f"{head}, {row.n_pruned} of {group.n_units} units removed<br>"
         f"drop {words.drop(row.drop)}{noise}<br>"
-        f"KL {row.kl:.4f} nats · {row.n_images} images<br>"
+        f"KL {row.kl:.4f} nats · {words.seen(row, n_images)}<br>"
         f"memory {words.saving(row.size.bytes, base.bytes)}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import streamlit as st
 from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.opening import DataReport
 from psvit_core.jobs.tasks import Subject, SweepSettings
-from psvit_core.outcomes import load_outcome
+from psvit_core.outcomes import Outcome, load_outcome
 from psvit_core.records import (
     Conditions,
     Interval,
@@ -25,6 +27,7 @@ from psvit_core.sensitivity.table import Cell, SweepSpec, load_spec, row_of, swe
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
+from ui import words
 
 
 @st.cache_resource(show_spinner=False)
@@ -125,6 +128,8 @@ class SweepView:
     baseline: Interval | None = None  # accuracy; None before it is measured
     conditions: Conditions | None = None  # None before the worker has started
     key: str | None = None
+    mode: str = "exact"
+    baseline_sops: float | None = None
 
     @property
     def n_cells(self) -> int:
@@ -133,8 +138,13 @@ class SweepView:
 
     @property
     def complete(self) -> bool:
-        """Whether every cell is there."""
-        return len(self.rows) == self.n_cells
+        """Whether every cell is there and needs no more images."""
+        return len(self.rows) == self.n_cells and all(row.settled for row in self.rows)
+
+    @property
+    def n_images(self) -> int:
+        """Images of the whole sweep; 0 before the worker has started."""
+        return self.conditions.n_images if self.conditions else 0
 
     @property
     def table(self) -> SensitivityTable | None:
@@ -148,19 +158,19 @@ class SweepView:
             ratios=self.ratios,
             baseline_accuracy=self.baseline,
             rows=self.rows,
+            baseline_sops=self.baseline_sops,
+            mode=self.mode,
         )
 
 
 @dataclass
 class _Reader:
-    """Reads a sweep's finished cells; what was read once is not read again.
-
-    Finished cells never change: their results are kept per image, and a sweep names its images.
-    """
+    """Reads a sweep's cells; one that was not written again is not read again."""
 
     spec: SweepSpec
     cells: list[Cell] = field(default_factory=list)
     rows: dict[str, SensitivityRow] = field(default_factory=dict)
+    stamps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cells = [
@@ -172,21 +182,24 @@ class _Reader:
     def view(self, store: Store) -> SweepView:
         spec = self.spec
         baseline = load_outcome(store, spec.baseline_key)
-        if baseline is None or baseline.missing(spec.ids):
+        there = set(spec.ids) - set(baseline.missing(spec.ids)) if baseline else set()
+        if baseline is None or not there:
             return view_of(spec)
         for cell in self.cells:
             name = f"{cell.group.group_id}|{cell.prune_ratio}"  # equal kept sets share a key
-            if name not in self.rows:
+            stamp = store.arrays_stamp(cell.key)
+            if stamp != self.stamps.get(name):
                 outcome = load_outcome(store, cell.key)
-                if outcome is not None and not outcome.missing(spec.ids):
+                if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
                     self.rows[name] = row_of(spec, cell, outcome, baseline)
+                self.stamps[name] = stamp
         names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
         rows = tuple(self.rows[name] for name in names if name in self.rows)
-        return view_of(spec, rows, baseline.select(spec.ids).accuracy(spec.cluster))
+        return view_of(spec, rows, baseline.select([name for name in spec.ids if name in there]))
 
 
 def view_of(
-    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Interval | None = None
+    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Outcome | None = None
 ) -> SweepView:
     """The view of a sweep with these rows."""
     return SweepView(
@@ -194,15 +207,22 @@ def view_of(
         ratios=spec.ratios,
         criterion=spec.criterion,
         rows=rows,
-        baseline=baseline,
+        baseline=baseline.accuracy(spec.cluster) if baseline else None,
         conditions=spec.conditions,
         key=spec.key,
+        mode=spec.mode,
+        baseline_sops=float(baseline.sops.mean()) if baseline else None,
     )
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _reader(folder: str, key: str) -> _Reader:
+def _reader(folder: str, key: str, saved: float) -> _Reader:
     return _Reader(load_spec(open_store(), key))
+
+
+def _reader_of(store: Store, key: str) -> _Reader:
+    """The reader of a sweep; a new one when the sweep was started again, maybe in another mode."""
+    return _reader(str(store.folder), key, (store.get(key) or {}).get("saved", 0.0))
 
 
 def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
@@ -210,7 +230,7 @@ def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
     found = []
     for key in sweep_keys(store):
         try:
-            reader = _reader(str(store.folder), key)
+            reader = _reader_of(store, key)
         except RecordError:
             continue  # written by another version of the engine
         spec = reader.spec
@@ -221,7 +241,7 @@ def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
 
 def sweep_view(store: Store, key: str) -> SweepView:
     """A sweep as far as it has come."""
-    return _reader(str(store.folder), key).view(store)
+    return _reader_of(store, key).view(store)
 
 
 def running_view(store: Store, summary: ModelSummary, job: Job) -> SweepView:
@@ -251,6 +271,21 @@ def plan_job(workspace: Workspace, task: str, plan: PrunePlan | None) -> Job | N
     return None
 
 
+def n_val_images(workspace: Workspace) -> int | None:
+    """How many validation images a subject has; None where nobody has counted them yet."""
+    subject, card = workspace.subject, workspace.card
+    whole = card.training.get("val_images") if card and subject.data in (None, card.data) else None
+    for job in client.list_jobs(workspace.store) if whole is None else []:
+        if job.task == "check_data" and job.state == "done":
+            report = DataReport.from_dict(job.result["report"])
+            if report.spec == subject.data:
+                whole = next(s.n_images for s in report.splits if s.split == "val")
+                break
+    if whole is None:
+        return subject.limit
+    return min(whole, subject.limit or whole)
+
+
 def sweep_job(workspace: Workspace) -> Job | None:
     """The sweep of this model to tell about: an active one, else the newest if it ended early."""
     mine = (workspace.subject.model, workspace.subject.checkpoint)
@@ -266,3 +301,56 @@ def sweep_job(workspace: Workspace) -> Job | None:
 def still_runs(store: Store, job: Job | None) -> bool:
     """Whether a job waits or runs now."""
     return job is not None and client.find_job(store, job.id).active
+
+
+def active_jobs(store: Store) -> list[Job]:
+    """Jobs of all models that run or wait, in the order in which a worker takes them."""
+    jobs = [job for job in client.list_jobs(store) if job.active]
+    return sorted(
+        jobs, key=lambda job: (job.state != "running", job.task not in client.SHORT, job.created)
+    )
+
+
+def ended_jobs(store: Store) -> list[Job]:
+    """Jobs of all models that ended, the last first."""
+    jobs = [job for job in client.list_jobs(store) if not job.active]
+    return sorted(jobs, key=lambda job: job.ended or job.created, reverse=True)
+
+
+def written_files(store: Store) -> list[Job]:
+    """Finished jobs whose file is still there, the newest first."""
+    return [
+        job
+        for job in client.list_jobs(store)
+        if job.task in ("export", "finetune")
+        and job.state == "done"
+        and Path(job.result["path"]).is_file()
+    ]
+
+
+def card_title(name: str) -> str:
+    """The title of a registered model; of anything else its name."""
+    return model_card(name).title if name in list_models() else Path(name).name
+
+
+def job_model(job: Job) -> str:
+    """The title of the model that a job is about."""
+    if "path" in job.params:
+        return Path(job.params["path"]).name
+    return card_title(job.params.get("subject", {}).get("model", ""))
+
+
+def job_images(job: Job) -> str:
+    """On which images a job runs, in words; empty for jobs that need none."""
+    subject = job.params.get("subject", {})
+    if job.task in ("summary", "inspect", "check_data", "export"):
+        return ""
+    name = subject.get("model", "")
+    card = model_card(name) if name in list_models() else None
+    data = subject.get("data") or (card.data if card else "")
+    return " · ".join(filter(None, [data, words.images(subject.get("limit"))]))
+
+
+def free_bytes(store: Store) -> int:
+    """Free space on the store's disk."""
+    return shutil.disk_usage(store.folder).free

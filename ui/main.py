@@ -15,14 +15,16 @@ from ui.head import draw_head
 UI = Path(__file__).parent
 PAGES = UI.parent / "pages"
 QUESTIONS = {
-    "Model": "What is in the network, and where its bytes are.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
     "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
     "Compare": "Plans side by side: size, drop, which classes lose, where they differ.",
     "Fine-tune": "Win accuracy back: recover without training, then train the pruned network.",
     "Export": "Write the pruned network to a file and take it away.",
+    "Jobs": "What runs in the background, what has ended, and the files that were written.",
+    "Open": "Choose a model and its images; see what was found in it.",
 }
 
+FIRST = "Open"  # where the app opens
 
 def _name(title: str) -> str:
     """A page's file and place in the URL."""
@@ -34,7 +36,7 @@ st.logo(UI / "logo.svg", size="medium")
 st.html(UI / "style.css")
 page = st.navigation(
     [
-        st.Page(PAGES / f"{_name(title)}.py", title=title, default=title == "Model")
+        st.Page(PAGES / f"{_name(title)}.py", title=title, default=title == FIRST)
         for title in QUESTIONS
     ],
     position="top",

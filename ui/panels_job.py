@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import streamlit as st
@@ -54,7 +55,7 @@ def job_panel(store: Store, job_id: str, *, key: str, noun: str) -> bool:
         st.error(f"{noun} failed. {job.error}", icon=":material/error:")
         _resume_button(store, job, key, "Try again")
     elif job.state in _ENDED:
-        done = f" ({job.done} of {job.total} done)" if job.total else ""
+        done = f" ({how_far(job)} done)" if job.total else ""
         st.warning(f"{noun} {_ENDED[job.state]}{done}", icon=":material/pause_circle:")
         _resume_button(store, job, key, "Resume")
     return job.active
@@ -77,7 +78,14 @@ def _progress(store: Store, job: Job, key: str, noun: str) -> None:
         )
 
 
-_STEPS = {"sweep": "cells"}
+_UNITS = {"finetune": "steps", "pareto": "steps", "plan": "steps"}
+
+
+def how_far(job: Job) -> str:
+    """What of a job is done, in its own unit; a sweep counts images of cells: a percentage."""
+    if job.task == "sweep":
+        return f"{math.floor(100 * min(job.done / max(job.total, 1), 1.0))}{words.GAP}%"
+    return f"{job.done:,} of {job.total:,} {_UNITS.get(job.task, job.what)}".rstrip()
 
 
 def progress_text(job: Job, noun: str, cancelling: bool = False) -> str:
@@ -90,11 +98,8 @@ def progress_text(job: Job, noun: str, cancelling: bool = False) -> str:
         first = "loading the model, then measuring the baseline" if job.task == "sweep" else ""
         steps = f"{job.done} {job.what}" if job.done else first
         return " · ".join(filter(None, [f"{noun}: running", steps]))
-    if job.task == "measure":
-        done, what = f"{job.done} of {job.total} {job.what}", ""
-    else:
-        done, what = f"{job.done} of {job.total} {_STEPS.get(job.task, 'steps')}", job.what
-    parts = [f"{noun}: {done}", words.time_left(job.seconds_left()), what]
+    what = job.what if job.task == "sweep" or job.task in _UNITS else ""
+    parts = [f"{noun}: {how_far(job)}", words.time_left(job.seconds_left()), what]
     return " · ".join(filter(None, parts))
 
 

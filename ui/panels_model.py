@@ -1,4 +1,4 @@
-"""Panels of the Model page: what the network is, its sizes, its channel groups."""
+"""What a page tells of a model: what the network is, its sizes, its channel groups."""
 
 from __future__ import annotations
 
@@ -103,7 +103,6 @@ def bytes_panel(summary: ModelSummary, *, key: str, dark: bool) -> None:
 
 def groups_panel(summary: ModelSummary, *, key: str) -> None:
     """The table of channel groups."""
-    st.subheader("Channel groups", anchor=False)
     st.dataframe(
         tables.group_rows(summary),
         key=key,

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import streamlit as st
 
 from psvit_core.jobs.tasks import SweepSettings
-from psvit_core.records import ModelSummary, SensitivityRow
+from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
 from psvit_core.sensitivity.table import DEFAULT_RATIOS
 from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
-from ui import charts, drafts, state, tables, words
+from ui import charts, drafts, loaders, state, tables, words
+from ui.estimate import sweep_time
 from ui.heatmap import cell_of, sensitivity_heatmap
 from ui.loaders import SweepView
 
 RATIO_CHOICES = {"Quick: 25, 50, 75 %": (0.25, 0.5, 0.75), "Full: 10 to 90 %": DEFAULT_RATIOS}
+MODE_CHOICES = {"exact": "All in every cell", "progressive": "More where it matters"}
+_PACES = {
+    "model": "as the last sweep of this model",
+    "machine": "by the pace of another model here",
+    "guess": "a rough guess before the first sweep here",
+}
 _SHOWN = "sweep-shown"  # key of the choice among sweeps
+ORDER, KINDS = "order", "kinds"  # widget keys; also the names in the URL
 ORDERS = {"Network order": False, "Most sensitive first": True}
 
 _LEGEND = (
     "**●** within noise: the 95 % interval includes 0 &ensp; **—** removes nothing: too few units "
-    "for this ratio &ensp; **▨** still to run"
+    "for this ratio &ensp; **○** gets sharper: more images are to come &ensp; **▨** still to run"
 )
 
 
@@ -33,30 +43,50 @@ _SCALE = {
 
 
 def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: bool) -> None:
-    """Choose what to sweep and start it."""
+    """Choose what to sweep, see how long it will take, start it."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=key):
         ratios = st.segmented_control(
             "Prune ratios", list(RATIO_CHOICES), default=next(iter(RATIO_CHOICES)), required=True,
             key=f"{key}-ratios", persist_state="session",
             help="Which fractions of a group's units are removed, one group at a time.",
         )  # fmt: skip
-        criterion = st.segmented_control(
-            "Rank units by", sorted(summary.rankings, reverse=True),
-            default=drafts.DEFAULT_CRITERION, required=True, key=f"{key}-criterion",
-            persist_state="session",
-            help="The norm of a unit's weights; units with the smallest are removed first.",
+        mode = st.segmented_control(
+            "Images of a cell", list(MODE_CHOICES), format_func=MODE_CHOICES.__getitem__,
+            default="exact", required=True, key=f"{key}-mode", persist_state="session",
+            help="Exact: every cell sees all images. Progressive: 64 images in every cell, then "
+            "more where little is known yet; its drops have wider intervals.",
+        )  # fmt: skip
+        criterion = st.selectbox(
+            "Rank units by", list(words.CRITERIA), format_func=words.CRITERIA.__getitem__,
+            key=f"{key}-criterion", persist_state="session", width=270,
+            help="The importance criterion: units with the least are removed first.",
         )  # fmt: skip
         chosen = RATIO_CHOICES[ratios or next(iter(RATIO_CHOICES))]
-        settings = SweepSettings(ratios=chosen, criterion=criterion or drafts.DEFAULT_CRITERION)
+        settings = SweepSettings(ratios=chosen, criterion=criterion, mode=mode or "exact")
         st.button(
             "Start sweep", key=f"{key}-start", type="primary", icon=":material/play_arrow:",
             disabled=busy, on_click=_start, args=(workspace, settings),
         )  # fmt: skip
-    st.caption(
-        f"{len(summary.groups)} channel groups × {len(chosen)} ratios = "
-        f"{len(summary.groups) * len(chosen)} cells, each measured on "
-        f"{words.images(workspace.subject.limit)} of the validation split. Finished cells are "
-        "kept: a sweep goes on where it stopped."
+    st.caption(_estimate_line(workspace, summary, settings))
+
+
+def _estimate_line(workspace: Workspace, summary: ModelSummary, settings: SweepSettings) -> str:
+    """How much a sweep is and how long it will take."""
+    n_groups, n_ratios = len(summary.groups), len(settings.ratios)
+    n_images = loaders.n_val_images(workspace)
+    n_cells = n_groups * n_ratios
+    size = (
+        f"{n_groups} channel groups × {n_ratios} ratios = {n_cells} cells on "
+        f"{f'{n_images:,} validation images' if n_images else 'the validation split'}"
+    )
+    if n_images is None:
+        return f"{size}. Check the images on the Open page to see how long it will take."
+    estimate = sweep_time(workspace.store, summary, n_cells, n_images)
+    most = "at most " if settings.mode == "progressive" else ""
+    ranking = " after the ranking by images" if settings.criterion in words.IMAGE_CRITERIA else ""
+    return (
+        f"{size}: **{most}{words.minutes(estimate.seconds)}**{ranking}, "
+        f"{_PACES[estimate.source]}. What is measured is kept: a sweep goes on where it stopped."
     )
 
 
@@ -85,9 +115,10 @@ def sweep_title(view: SweepView) -> str:
         if len(view.ratios) <= 4
         else f"{len(view.ratios)} ratios"
     )
-    n_images = f"{view.conditions.n_images} images" if view.conditions else ""
-    done = "complete" if view.complete else f"{len(view.rows)} of {view.n_cells} cells"
-    return " · ".join(filter(None, [view.criterion, ratios, n_images, done]))
+    n_images = f"{view.n_images:,} images" if view.n_images else ""
+    mode = "progressive" if view.mode == "progressive" else ""
+    done = "complete" if view.complete else "unfinished"
+    return " · ".join(filter(None, [view.criterion, ratios, n_images, mode, done]))
 
 
 def how_measured(view: SweepView) -> None:
@@ -102,8 +133,19 @@ def how_measured(view: SweepView) -> None:
     )
 
 
-def view_controls(views: list[SweepView], *, key: str) -> tuple[SweepView | None, str, bool]:
-    """What is shown: the sweep (None while one runs), the metric, whether most sensitive first."""
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a sweep is looked at."""
+
+    metric: str  # drop or kl
+    by_sensitivity: bool
+    kinds: tuple[str, ...]  # of groups that are shown; all when empty
+
+
+def view_controls(
+    views: list[SweepView], summary: ModelSummary, *, key: str
+) -> tuple[SweepView | None, Look]:
+    """The sweep that is shown (None while one runs), and how; order and kinds are in the URL."""
     with st.container(horizontal=True, gap="medium", key=key):
         shown = _choose_sweep(views) if views else None
         metric = st.segmented_control(
@@ -113,20 +155,30 @@ def view_controls(views: list[SweepView], *, key: str) -> tuple[SweepView | None
             "KL: how far the outputs move, which shows before any answer changes.",
         )  # fmt: skip
         order = st.segmented_control(
-            "Order", list(ORDERS), default=next(iter(ORDERS)), required=True, key=f"{key}-order",
-            persist_state="session",
+            "Order", list(ORDERS), default=next(iter(ORDERS)), required=True, key=ORDER,
+            bind="query-params",
         )  # fmt: skip
-    return shown, metric or "drop", ORDERS[order or next(iter(ORDERS))]
+        kinds = list(dict.fromkeys(group.kind for group in summary.groups))
+        chosen = st.pills(
+            "Kinds of channel groups", kinds, selection_mode="multi", key=KINDS,
+            bind="query-params", format_func=lambda kind: words.KINDS.get(kind, kind),
+            help="Show only these; none chosen: all.",
+        )  # fmt: skip
+    look = Look(
+        metric=metric or "drop",
+        by_sensitivity=ORDERS[order or next(iter(ORDERS))],
+        kinds=tuple(chosen),
+    )
+    return shown, look
 
 
-def heatmap_panel(
-    view: SweepView, metric: str, by_sensitivity: bool, *, key: str, dark: bool
-) -> tuple[str, float]:
+def heatmap_panel(view: SweepView, look: Look, *, key: str, dark: bool) -> tuple[str, float]:
     """The heatmap; returns the selected (group_id, prune_ratio)."""
     selected = _selected(view, key)
     figure = sensitivity_heatmap(
-        view.summary, view.ratios, view.rows, metric=metric, by_sensitivity=by_sensitivity,
-        selected=selected, dark=dark,
+        view.summary, view.ratios, view.rows, metric=look.metric,
+        by_sensitivity=look.by_sensitivity, kinds=look.kinds, selected=selected,
+        n_images=view.n_images or None, dark=dark,
     )  # fmt: skip
     st.plotly_chart(
         figure, key=f"{key}-chart", theme=None, on_select=lambda: _select(key),
@@ -134,7 +186,7 @@ def heatmap_panel(
         alt="Sensitivity of every channel group at every prune ratio",
     )  # fmt: skip
     st.caption(_LEGEND)
-    st.caption(_SCALE[metric])
+    st.caption(_SCALE[look.metric])
     return selected
 
 
@@ -157,12 +209,13 @@ def _select(key: str) -> None:
 
 
 def group_panel(
-    store: Store, view: SweepView, summary: ModelSummary, metric: str, *, key: str, dark: bool
+    workspace: Workspace, view: SweepView, metric: str, *, key: str, dark: bool
 ) -> None:
     """One group: its curve, the numbers of the selected cell, and the way into the plan.
 
     The two widgets are the selection; a click in the heatmap sets them.
     """
+    store, summary = workspace.store, view.summary
     group_id = st.selectbox(
         "Channel group", [g.group_id for g in summary.groups], key=f"{key}-group",
         format_func=lambda g: summary.by_id[g].label, persist_state="session",
@@ -188,11 +241,11 @@ def group_panel(
             f"{' per head' if group.heads else ''} must go."
         )
     else:
-        _cell_numbers(row, summary)
+        _cell_numbers(row, summary, view.n_images)
     draft = state.draft(store, summary)
     st.button(
         f"Use {words.ratio(ratio)} in my plan", key=f"{key}-use", type="primary",
-        disabled=row is not None and row.n_pruned == 0,
+        disabled=(row is not None and row.n_pruned == 0) or view.criterion not in summary.rankings,
         on_click=_use, args=(store, summary, group_id, ratio, view.criterion),
     )  # fmt: skip
     removed = drafts.removed_units(draft, summary)
@@ -200,21 +253,49 @@ def group_panel(
         f"Your plan removes {removed[group_id]} of {group.n_units} units of this group, and prunes "
         f"{tables.changed_groups(summary, removed)} of {len(removed)} groups."
     )
+    _coupled(workspace, group, key=f"{key}-coupled")
 
 
-def _cell_numbers(row: SensitivityRow, summary: ModelSummary) -> None:
+def _coupled(workspace: Workspace, group: ChannelGroup, *, key: str) -> None:
+    """What shrinks with a group, and how its neurons fire where that was measured."""
+    writers, readers = tables.coupled_layers(group)
+    title = f"Coupled: {len(writers)} layers write its units, {len(readers)} read them"
+    with st.expander(title, key=key):
+        st.markdown(
+            f"**Written by** {_named(writers)}  \n**Read by** "
+            f"{_named(readers) or 'no layer: its units meet in a product of attention'}"
+        )
+        measured = loaders.measurement(workspace, None)
+        if measured is None:
+            st.caption("Firing rates come with the baseline: measure it on the Open page.")
+        elif rates := tables.firing_rates(group, measured.firing):
+            st.markdown(
+                "**Firing rates in these modules** "
+                + ", ".join(f"`{name}` {words.percent(rate)}" for name, rate in rates.items())
+            )
+
+
+def _named(layers: list[str]) -> str:
+    more = f" and {len(layers) - 8} more" if len(layers) > 8 else ""
+    return ", ".join(f"`{layer}`" for layer in layers[:8]) + more
+
+
+def _cell_numbers(row: SensitivityRow, summary: ModelSummary, n_images: int) -> None:
     base = plan_size(summary, None)
     group = summary.by_id[row.group_id]
     noise = " · within noise" if words.within_noise(row.drop) else ""
     lines = {
         "Accuracy drop, paired": f"**{words.drop(row.drop)}**{noise}",
         "Accuracy": words.accuracy(row.accuracy),
+        "Measured on": words.seen(row, n_images or None),
         "KL to baseline": f"{row.kl:.4f} nats",
         "Same answer as baseline": words.percent(row.agreement, 2),
         "Removed": f"{row.n_pruned} of {group.n_units} units, "
         f"{base.params - row.size.params:,} parameters",
         "Memory": f"{words.saving(row.size.bytes, base.bytes)} ({words.megabytes(row.size.bytes)})",
     }
+    if row.drop_of_all and row.n_images != n_images:
+        lines["Drop on all images"] = f"{words.drop_range(row.drop_of_all)} pp"
     body = "\n".join(f"| {name} | {value} |" for name, value in lines.items())
     st.markdown(f"| | |\n|:--|:--|\n{body}")
 

@@ -53,6 +53,11 @@ def settle(key: str, options: list[Any], default: Any) -> None:
         st.session_state[key] = default
 
 
+def settle_first(key: str, default: Any) -> None:
+    """Give a widget's key a value to begin with, before the widget is drawn."""
+    st.session_state.setdefault(key, default)
+
+
 def hold(*keys: str) -> None:
     """Before the widgets of these keys are drawn: have them keep their value, and the URL too.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from psvit_core.jobs.opening import DataReport
 from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow, TensorShape
 from psvit_core.size import plan_size
 
@@ -61,6 +62,46 @@ def group_rows(summary: ModelSummary) -> pd.DataFrame:
             "group_id": [g.group_id for g in summary.groups],
         }
     )
+
+
+def coupled_layers(group: ChannelGroup) -> tuple[list[str], list[str]]:
+    """Layers whose tensors shrink with a group: those that write its units, those that read."""
+    writers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.writers)
+    readers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.readers)
+    return list(writers), list(readers)
+
+
+def firing_rates(group: ChannelGroup, firing: Mapping[str, float]) -> dict[str, float]:
+    """Rates of the neurons that stand in the modules of a group's layers, by their short names.
+
+    A residual stream passes nearly all modules, so it has none of its own.
+    """
+    if group.kind == "residual":
+        return {}
+    layers = [layer for side in coupled_layers(group) for layer in side]
+    parents = {layer.rpartition(".")[0] for layer in layers}
+    return {
+        name.rpartition(".")[2]: rate
+        for name, rate in firing.items()
+        if name.rpartition(".")[0] in parents
+    }
+
+
+def split_rows(report: DataReport) -> pd.DataFrame:
+    """One row a split of the data: how many images, of how many classes, what is wrong."""
+    return pd.DataFrame(
+        {
+            "Split": [s.split for s in report.splits],
+            "Images": [s.n_images for s in report.splits],
+            "Classes": [s.n_classes for s in report.splits],
+            "Images a class": [_span(s.fewest, s.most) for s in report.splits],
+            "Problem": [s.problem for s in report.splits],
+        }
+    )
+
+
+def _span(low: int, high: int) -> str:
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def sensitivity_rows(summary: ModelSummary, rows: Iterable[SensitivityRow]) -> pd.DataFrame:

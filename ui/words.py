@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import time
 
-from psvit_core.records import Conditions, Interval, Measurement
+from psvit_core.records import Conditions, Interval, Measurement, SensitivityRow
 
 MINUS = "\N{MINUS SIGN}"
 GAP = "\N{NO-BREAK SPACE}"
+
+#: Importance criteria by name, as a choice on screen; the engine has the same.
+CRITERIA = {
+    "l2": "L2 norm of filters",
+    "l1": "L1 norm of filters",
+    "l2_group": "L2 norm, writers and readers",
+    "fpgm": "Geometric median (FPGM)",
+    "bn_scale": "BatchNorm scale",
+    "firing_rate": "Firing rate",
+    "activation_weight": "Activation × weight",
+    "taylor": "Taylor expansion of the loss",
+    "reconstruction": "Reconstruction error",
+    "random": "Random (the control)",
+}
+#: Those that look at calibration images, which takes a while longer.
+IMAGE_CRITERIA = frozenset({"firing_rate", "activation_weight", "taylor", "reconstruction"})
+
+#: Kinds of channel groups, as filters.
+KINDS = {
+    "residual": "Residual stream",
+    "conv": "Convolution",
+    "sepconv": "Separable convolution",
+    "repconv_mid": "Re-parameterised convolution",
+    "channelconv": "Channel mixing",
+    "qk": "Attention q, k",
+    "q": "Attention q",
+    "v": "Attention v",
+    "qkv_elementwise": "Attention q, k, v",
+    "qktoken_q": "Token attention q",
+    "qktoken_k": "Token attention k",
+    "mlp": "MLP",
+}
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -98,6 +130,14 @@ def images(limit: int | None) -> str:
     return "all images" if limit is None else f"{limit} images"
 
 
+def seen(row: SensitivityRow, n_images: int | None) -> str:
+    """How many of a sweep's images a cell has seen."""
+    if n_images in (None, row.n_images):
+        return f"{row.n_images:,} images"
+    why = " so far" if not row.settled else ": enough"
+    return f"{row.n_images:,} of {n_images:,} images{why}"
+
+
 def time_left(seconds: float | None) -> str:
     """An estimate in words; empty without one."""
     if seconds is None:
@@ -117,6 +157,30 @@ def ago(moment: float, now: float | None = None) -> str:
     if seconds < 129600:
         return f"{round(seconds / 3600)} h ago"
     return time.strftime("%Y-%m-%d", time.localtime(moment))
+
+
+def minutes(seconds: float) -> str:
+    """A rough time span: ``under a minute``, ``about 12 min``, ``about 3.5 h``."""
+    if seconds < 50:
+        return "under a minute"
+    if seconds < 5400:
+        return f"about {max(1, round(seconds / 60))}{GAP}min"
+    return f"about {seconds / 3600:.1f}{GAP}h"
+
+
+def moment(seconds: float) -> str:
+    """Date and time of day here, of seconds since the epoch."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest units: ``42 s``, ``3 min``, ``2 h 5 min``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))}{GAP}s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes}{GAP}min"
+    return f"{minutes // 60}{GAP}h {minutes % 60}{GAP}min"
 
 
 def measured_line(m: Measurement) -> str:

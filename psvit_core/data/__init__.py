@@ -29,6 +29,7 @@ __all__ = [
     "SPLITS",
     "EvalSet",
     "UnreadableImageError",
+    "count_images",
     "digits_arrays",
     "digits_split",
     "fit",
@@ -88,6 +89,32 @@ def load_data(
         raise UnknownNameError("way with bad images", on_bad, ON_BAD)
     source = _source(spec, split, transform or DIGITS_TRANSFORM)
     return source.choose(spec, split, limit, skip_bad=on_bad == "skip", seed=seed)
+
+
+def count_images(
+    spec: str, split: str, transform: Transform | None = None
+) -> tuple[list[int], tuple[str, ...]]:
+    """How many images one split of the data has, by class; no image is read.
+
+    Args:
+        spec: As for ``load_data``.
+        split: As for ``load_data``.
+        transform: As for ``load_data``.
+
+    Returns:
+        (images of each class, names of the classes).
+
+    Raises:
+        DataError: If there are no usable images or no such split.
+        UnknownNameError: If ``spec`` names no kind of data.
+    """
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    source = _source(spec, split, transform or DIGITS_TRANSFORM)
+    counts = [0] * max(len(source.classes), 1 + max(source.labels, default=0))
+    for label in source.labels:
+        counts[label] += 1
+    return counts, source.classes
 
 
 def _source(spec: str, split: str, transform: Transform) -> Source:

@@ -32,7 +32,7 @@ from psvit_core.store import Store
 log = logging.getLogger(__name__)
 
 #: Short jobs that a running sweep lets in between two batches.
-SHORT = ("measure", "export", "summary")
+SHORT = ("measure", "export", "summary", "inspect", "check_data")
 KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"

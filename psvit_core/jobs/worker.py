@@ -21,6 +21,7 @@ from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.opening import check_data, inspect_file
 from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import (
     Engine,
@@ -214,6 +215,8 @@ class _Runner:
         engine = self.worker.engine(Subject.from_dict(params["subject"]))
         return {
             "summary": self._summary,
+            "inspect": self._inspect,
+            "check_data": self._check_data,
             "measure": self._measure,
             "sweep": self._sweep,
             "plan": self._plan,
@@ -229,15 +232,16 @@ class _Runner:
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Called after each step."""
-        stepped = done != self.job.done  # else it only says what goes on within a step
-        worked = stepped and self._work > self._counted  # no batch was run: it came from the store
-        if stepped:
+        step = max(done - self.job.done, 0)  # 0: it only says what goes on within a step
+        worked = self._work > self._counted  # else no batch was run: it came from the store
+        fresh, paced = self.job.fresh, self.job.paced
+        if step:
             self._counted = self._work
-        paced = self.job.paced
-        if worked and paced is None:
-            paced = time.time()
+        if step and worked:
+            # The first step may hold all that an earlier run has done: it only starts the clock.
+            fresh, paced = (1, time.time()) if paced is None else (fresh + step, paced)
         self.job = dataclasses.replace(
-            self.job, done=done, total=total, what=what, fresh=self.job.fresh + worked, paced=paced
+            self.job, done=done, total=total, what=what, fresh=fresh, paced=paced
         )
         now = time.monotonic()
         if now - self._saved >= _SAVE_SECONDS or done == total:
@@ -246,6 +250,12 @@ class _Runner:
 
     def _summary(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         return {"summary": summarize_model(engine).to_dict()}
+
+    def _inspect(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        return {"report": inspect_file(params["path"], self.tick).to_dict()}
+
+    def _check_data(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
+        return {"report": check_data(engine, self.tick).to_dict()}
 
     def _measure(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None
@@ -295,7 +305,7 @@ class _Runner:
     def _table(self, sweep_key: str) -> SensitivityTable:
         spec = load_spec(self.worker.store, sweep_key)
         table = read_table(self.worker.store, spec)
-        if table is None or len(table.rows) < len(spec.ratios) * len(spec.summary.groups):
+        if table is None or not table.finished:
             raise PsvitError("The sweep is not finished. Let it finish, then plan.")
         return table
 

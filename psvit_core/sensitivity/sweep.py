@@ -219,7 +219,6 @@ class _Work:
         self._costs: dict[str, float] = {}
         self._spent = self._to_do = 0.0
         self._told = 0
-        self._look = len(spec.ids)
 
     def write(self) -> None:
         """Write all results so far."""
@@ -235,11 +234,13 @@ class _Work:
         looks = self._spec.looks if self._spec.mode == "progressive" else [len(self._spec.ids)]
         before = 0
         for look in looks:
-            self._look = look
             self._run_images(np.arange(before, look))
             self.write()
             self._settle()
             before = look
+        total = len(self._costs) * len(self._spec.ids)
+        if self._told < total:  # settled cells leave images that nobody needs
+            self._progress(total, total, "")
 
     def _settle(self) -> None:
         """Leave alone the cells of which enough is known."""
@@ -294,7 +295,7 @@ class _Work:
                 key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
                 for key, cell in self._open.items()
             }
-        self._count_work(self._look)
+        self._count_work()
         tasks: dict[str, list[Task]] = {}
         for key, cell in self._open.items():
             if not len(wanted[key]):
@@ -349,14 +350,18 @@ class _Work:
         share = self._spent / max(self._spent + self._to_do, self._spent, 1e-9)
         self._to_do -= self._costs[cell.key] * n_images
         total = len(self._costs) * len(self._spec.ids)
-        self._told = max(self._told, int(total * min(share, 1.0)))  # estimates change, never back
+        # Estimates change, but progress never goes back.
+        self._told = max(self._told, int(total * min(share, 1.0) + 1e-6))
         self._progress(self._told, total, cell.group.label)
 
-    def _count_work(self, look: int) -> None:
-        images = np.arange(look)
+    def _count_work(self) -> None:
+        """What is to do at most, and at first what earlier runs have done."""
+        images = np.arange(len(self._spec.ids))
         self._to_do = sum(
             self._costs[key] * len(self._board.missing(key, images)) for key in self._open
         )
+        if not self._spent:
+            self._spent = sum(self._costs[key] for key in self._open) * len(images) - self._to_do
 
 
 class _Fans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def _assign(model: SpikingModel, tensors: Mapping[str, Tensor], path: Path) -> N
     if missing or unexpected or shaped:
         parts = (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shaped))
         told = "; ".join(f"{len(x)} {what} ({', '.join(x[:3])}...)" for what, x in parts if x)
-        fitting = _fitting_models(tensors)
+        fitting = [fit.model for fit in compare_models(tensors) if not fit.n_faults]
         raise CheckpointError(
             f"{path} does not fit {model.family} as configured: {told}. "
             + (f"It fits {', '.join(fitting)}." if fitting else "It fits no registered model.")
@@ -145,18 +146,40 @@ def _assign(model: SpikingModel, tensors: Mapping[str, Tensor], path: Path) -> N
         parameter.requires_grad_(True)
 
 
-def _fitting_models(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Registered models whose keys and shapes a file has, for the message of a misfit."""
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How the tensors of a file stand beside a registered model's."""
+
+    model: str
+    missing: tuple[str, ...]  # tensors that the model has and the file has not
+    unexpected: tuple[str, ...]  # the other way round
+    reshaped: tuple[str, ...]  # in both, with other shapes
+
+    @property
+    def n_faults(self) -> int:
+        """Tensors that do not fit."""
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+
+def compare_models(tensors: Mapping[str, Tensor]) -> list[Fit]:
+    """How a file's tensors stand beside every registered model's, the nearest first."""
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    fitting = []
+    found = []
     for name in list_models():
         card = model_card(name)
         if card.own:
             continue
         empty = _build_empty(card.family, {**card.arguments, **_classes_of(tensors)}, {})
-        if {key: tensor.shape for key, tensor in empty.state_dict().items()} == shapes:
-            fitting.append(name)
-    return fitting
+        wanted = {key: tensor.shape for key, tensor in empty.state_dict().items()}
+        both = wanted.keys() & shapes.keys()
+        fit = Fit(
+            model=name,
+            missing=tuple(sorted(wanted.keys() - both)),
+            unexpected=tuple(sorted(shapes.keys() - both)),
+            reshaped=tuple(sorted(key for key in both if wanted[key] != shapes[key])),
+        )
+        found.append(fit)
+    return sorted(found, key=lambda fit: fit.n_faults)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

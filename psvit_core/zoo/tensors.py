@@ -68,8 +68,9 @@ def _read_pickled(path: Path, ema: bool) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and would run code when opened; refused. Save its "
-            "state dict alone, or as .safetensors, on a machine where you trust it."
+            f"{path} holds more than tensors{_foreign(path)} and would run code when opened; "
+            "refused. Save its state dict alone, or as .safetensors, on a machine where you trust "
+            "it."
         ) from error
     except Exception as error:  # torch raises many kinds for damaged files
         raise damaged(path, "PyTorch checkpoint", error) from error
@@ -79,6 +80,17 @@ def _read_pickled(path: Path, ema: bool) -> dict[str, Tensor]:
     ):
         raise CheckpointError(f"{path} holds no state dict of named tensors.")
     return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _foreign(path: Path) -> str:
+    """The names in a file that would run code, where they can be listed."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # files of before torch 1.6 and damaged ones cannot be listed, only refused
+        return ""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f" ({', '.join(sorted(names)[:4])}{more})" if names else ""
 
 
 def _unwrapped(content: Any, path: Path, ema: bool) -> Any:

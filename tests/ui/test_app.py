@@ -24,8 +24,15 @@ TITLE = "E-SpikeFormer (SDT v3), digits"
 QUERY = f"?model={TITLE.replace(' ', '+')}&images=64"
 GROUP = "Block 3.1 · attention q, k"
 N_GROUPS = 45
+SWEEPING = re.compile(r"Sweep: \d+\s%")
 
-PAGES = {"": "Model", "sensitivity": "Sensitivity", "tune": "Tune", "export": "Export"}
+PAGES = {
+    "": "Open",
+    "sensitivity": "Sensitivity",
+    "tune": "Tune",
+    "export": "Export",
+    "jobs": "Jobs",
+}
 
 
 def number(text: str) -> float:
@@ -94,7 +101,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def sweep_survives(page: Page, server: Server) -> None:
     """Start a sweep; reload the page and kill the server on the way; see it done."""
-    progress = page.get_by_text(re.compile(r"Sweep: \d+ of 135 cells"))
+    progress = page.get_by_text(SWEEPING)
     expect(page.get_by_text("No sweep of this model yet")).to_be_visible()
     page.get_by_role("button", name="Start sweep").click()
     expect(progress).to_be_visible(timeout=60_000)
@@ -112,7 +119,7 @@ def sweep_survives(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/sensitivity{QUERY}")
     settled(page)
     done = wait_for_job(server.store, "sweep")
-    assert (done.state, done.done, done.total) == ("done", 135, 135)
+    assert (done.state, done.done, done.total) == ("done", 135 * 64, 135 * 64)
     expect(page.get_by_role("progressbar")).to_have_count(0)
     expect(page.get_by_text(re.compile("Measured on digits, val split · 64 images"))).to_have_count(
         1
@@ -201,15 +208,17 @@ def test_download_needs_the_token(server: Server, open_page: OpenPage) -> None:
 
 def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
-    page.get_by_role("radio", name="l1").check(force=True)
+    page.get_by_role("combobox", name="Rank units by").click()
+    page.get_by_role("option", name="L1 norm of filters").click()
     page.get_by_role("button", name="Start sweep").click()
-    progress = page.get_by_text(re.compile(r"Sweep: \d+ of 135 cells"))
+    progress = page.get_by_text(SWEEPING)
     expect(progress).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.get_by_text("Sweep was cancelled")).to_be_visible(timeout=20_000)
     done = wait_for_job(server.store, "sweep")
-    assert (done.state, done.done < 135) == ("cancelled", True)
-    expect(page.get_by_text(f"{done.done} of 135 done")).to_be_visible()
+    assert (done.state, done.done < done.total) == ("cancelled", True)
+    percent = 100 * done.done // done.total
+    expect(page.get_by_text(re.compile(rf"\({percent}\s% done\)"))).to_be_visible()
 
     page.get_by_role("button", name="Resume").click()
     expect(progress).to_be_visible(timeout=60_000)
@@ -267,7 +276,7 @@ def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
 def test_choices_stay(server: Server, open_page: OpenPage) -> None:
     """Model and images stay through page switches and a reload; the theme may be switched."""
     page = open_page(f"{server.url}/{QUERY}")
-    for title in ("Sensitivity", "Export", "Model"):
+    for title in ("Sensitivity", "Export", "Jobs", "Open"):
         page.get_by_role("link", name=title, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(title)
         settled(page)

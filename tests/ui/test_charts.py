@@ -18,12 +18,12 @@ ROWS = rows(MODEL)
 
 
 def traces(figure: go.Figure) -> tuple[Any, ...]:
-    """Heat, hatched, removes nothing, within noise, clicks."""
+    """Heat, hatched, removes nothing, within noise, unsettled, clicks."""
     return tuple(figure.data)
 
 
 def test_every_cell_is_drawn_once_and_can_be_clicked() -> None:
-    heat, hatched, nothing, noise, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
+    heat, hatched, nothing, noise, _, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
     coloured = sum(value is not None for line in heat.z for value in line)
     assert coloured + len(nothing.x) == len(MODEL.groups) * len(RATIOS) == len(clicks.x)
     assert len(hatched.x) == 0
@@ -40,7 +40,7 @@ def test_every_cell_is_drawn_once_and_can_be_clicked() -> None:
 def test_a_cell_that_removes_nothing_has_no_colour() -> None:
     empty = [row for row in ROWS if row.n_pruned == 0]
     assert empty, "the example must hold such cells"
-    heat, _, nothing, _, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
+    heat, _, nothing, _, _, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
     assert len(nothing.x) == len(empty)
     for x, y in zip(nothing.x, nothing.y, strict=True):
         assert heat.z[y][x] is None

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from psvit_core.importance import CRITERIA
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.store import Store
 from psvit_core.zoo.cards import ModelCard, model_card
-from ui import panels_sweep
+from tests.ui.example import put_sweep, summary
+from ui import panels_sweep, words
+from ui.estimate import sweep_time
 
 
 @dataclass
@@ -38,3 +45,22 @@ def test_published_models_measure_their_baseline_first(
     workspace = Recorder(model_card(name))
     panels_sweep._start(workspace, SweepSettings())  # type: ignore[arg-type]
     assert workspace.asked == expected
+
+
+def test_the_criteria_on_screen_are_those_of_the_engine() -> None:
+    assert set(words.CRITERIA) == set(CRITERIA)
+    assert {name for name, c in CRITERIA.items() if c.needs_images} == words.IMAGE_CRITERIA
+
+
+def test_the_time_is_estimated_from_earlier_sweeps(tmp_path: Path) -> None:
+    store, model, other = Store(tmp_path), summary(), summary("sdt_v1_digits")
+    guess = sweep_time(store, model, 100, 50)
+    assert guess.source == "guess"
+    assert sweep_time(store, model, 200, 50).seconds == pytest.approx(2 * guess.seconds)
+    spec = put_sweep(store, model, n_images=20)
+    job = Job(id="a", task="sweep", title="", params={}, state="done", paced=100.0, ended=300.0,
+              fresh=2001, result={"sweep_key": spec.key})  # fmt: skip
+    client.save(store, job)
+    known = sweep_time(store, model, 100, 50)
+    assert (known.source, known.seconds) == ("model", pytest.approx(5000 * 0.1))
+    assert sweep_time(store, other, 100, 50).source == "machine"

@@ -1,0 +1,118 @@
+"""The Jobs page in a browser: the queue, what has ended, files to take away."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.tasks import Subject, SweepSettings
+from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from tests.ui.conftest import OpenPage, Server
+from ui.panels_jobs import tail
+
+MODEL = "e_spikeformer_digits"
+TITLE = "E-SpikeFormer (SDT v3), digits"
+SUBJECT = Subject(model=MODEL, limit=64)
+
+
+def put(store: Store, job_id: str, task: str, state: str, **changed: Any) -> Job:
+    """A job as a worker would leave it."""
+    params = {"subject": SUBJECT.to_dict(), "plan": {"weights_hash": "", "kept": {}}}
+    job = Job(
+        id=job_id, task=task, title=f"{task} of a test", params=params, state=state,
+        **{"created": time.time(), **changed},
+    )  # fmt: skip
+    return client.save(store, job)
+
+
+def written(store: Store, job_id: str) -> Path:
+    """A finished export and its file."""
+    path = store.place("exports", job_id, "small.safetensors")
+    path.write_bytes(bytes(range(256)) * 4000)
+    result = {
+        "path": str(path), "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    put(store, job_id, "export", "done", ended=time.time(), result=result)
+    return path
+
+
+def section(page: Page, name: str) -> None:
+    expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+
+
+def test_empty(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/jobs")
+    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible()
+    expect(page.get_by_text("No job has ended yet")).to_be_visible()
+    expect(page.get_by_text("No file yet")).to_be_visible()
+
+
+def test_files(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    path = written(server.store, "file")
+    page = open_page(f"{server.url}/jobs")
+    expect(page.get_by_text("1,024,000 bytes")).to_be_visible()
+    expect(page.get_by_text(hashlib.sha256(path.read_bytes()).hexdigest())).to_be_visible()
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download small.safetensors").click()
+    waiting.value.save_as(tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == path.read_bytes()
+
+    page.get_by_role("button", name="Remove", exact=True).click()
+    page.get_by_role("button", name="Remove the file").click()
+    expect(page.get_by_text("small.safetensors is removed")).to_be_visible()
+    expect(page.get_by_text("No file yet")).to_be_visible()
+    assert not path.exists()
+
+
+def test_how_jobs_ended(server: Server, open_page: OpenPage) -> None:
+    store = server.store
+    put(store, "full", "export", "failed", ended=time.time(), error="[Errno 28] No space left.")
+    put(store, "half", "sweep", "cancelled", ended=time.time(), done=40, total=100)
+    put(store, "gone", "finetune", "running", pid=2**22 - 1, pid_started=1.0, done=1, total=9)
+    client.log_path(store, "cpu").write_text("first line\nlast line\n")
+    page = open_page(f"{server.url}/jobs")
+    section(page, "Ended")
+    expect(page.get_by_text("The disk is full")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"40\s% done"))).to_be_visible()
+    expect(page.get_by_text("Its worker process is gone")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_have_count(1)
+    expect(page.get_by_role("button", name="Resume")).to_have_count(2)
+    page.get_by_text("Log of the worker on cpu").click()
+    expect(page.get_by_text("last line")).to_be_visible()
+
+
+def test_a_running_job_is_followed_cancelled_and_resumed(
+    server: Server, open_page: OpenPage
+) -> None:
+    store = server.store
+    job = Workspace(SUBJECT, store).start_sweep(SweepSettings(ratios=(0.25, 0.5, 0.75)))
+    page = open_page(f"{server.url}/jobs")
+    progress = page.get_by_text(re.compile(r"Sweep: \d+\s%"))
+    expect(progress).to_be_visible(timeout=40_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible(timeout=20_000)
+    ended = client.find_job(store, job.id)
+    assert (ended.state, ended.done < ended.total) == ("cancelled", True)
+    row = page.locator(f".st-key-ended-row-{job.id}")
+    expect(row).to_contain_text(TITLE)
+    row.get_by_role("button", name="Resume").click()
+    expect(progress).to_be_visible(timeout=20_000)
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible(timeout=20_000)
+
+
+def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
+    log = tmp_path / "worker-cpu.log"
+    log.write_text("".join(f"line {i} {'x' * 50}\n" for i in range(5000)))
+    lines = tail(log, 3)
+    assert [line.split()[1] for line in lines] == ["4997", "4998", "4999"]
+    assert tail(tmp_path / "worker-cpu.log", 10_000)[0].startswith("line ")

@@ -1,0 +1,116 @@
+"""The Open page in a browser: models from folders and uploads, refused ones, images."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Page, expect
+
+from psvit_core.zoo.cards import WEIGHTS
+from tests.ui.conftest import OpenPage, Server, settled
+
+TITLE = "Spike-driven Transformer v1, digits"
+SHIPPED = WEIGHTS / "sdt_v1_digits.safetensors"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a file of another architecture and one that would run code."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copy(SHIPPED, folder / "own.safetensors")
+    torch.save({"state_dict": {"a.weight": torch.zeros(3, 3)}}, folder / "strange.pth")
+    torch.save({"path": PurePosixPath("a")}, folder / "unsafe.pth")
+    (folder / "notes.txt").write_text("no model")
+    return folder
+
+
+def source(page: Page, name: str) -> None:
+    page.get_by_role("link", name="Open", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Open")
+    settled(page)
+    page.get_by_role("radio", name=name).check(force=True)
+
+
+def look_into(page: Page, name: str) -> None:
+    page.get_by_role("combobox", name=re.compile("model file")).click()
+    page.get_by_role("option", name=re.compile(name)).click()
+    expect(page.get_by_text("A look tells which model")).to_be_visible()
+    page.get_by_role("button", name="Look into it").click()
+
+
+def test_from_a_folder(server: Server, open_page: OpenPage, models: Path) -> None:
+    page = open_page(server.url)
+    source(page, "From a folder")
+    expect(page.get_by_text("There is no model file in")).to_be_visible()
+    folder = page.get_by_role("textbox", name="Folder with models")
+    folder.fill("/no/such/folder")
+    folder.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Give a folder that exists")
+    folder.fill(str(models))
+    folder.press("Enter")
+    expect(page.get_by_text("3 model files")).to_be_visible()
+
+    look_into(page, "unsafe.pth")
+    refused = page.get_by_role("alert").filter(has_text="refused")
+    expect(refused).to_contain_text("PurePosixPath", timeout=40_000)
+    look_into(page, "strange.pth")
+    expect(page.get_by_text("No known architecture has these tensors")).to_be_visible(
+        timeout=30_000
+    )
+    page.get_by_text("Tensors that do not fit").click()
+    expect(page.get_by_text("unexpected: a.weight")).to_be_visible()
+
+
+def test_a_checkpoint_is_recognised_and_opened(
+    server: Server, open_page: OpenPage, models: Path
+) -> None:
+    page = open_page(server.url)
+    source(page, "From a folder")
+    folder = page.get_by_role("textbox", name="Folder with models")
+    folder.fill(str(models))
+    folder.press("Enter")
+    look_into(page, "own.safetensors")
+    page.get_by_role("button", name=f"Open as {TITLE}").click(timeout=40_000)
+    opened = page.get_by_role("textbox", name="Checkpoint file")
+    expect(opened).to_have_value(str(models / "own.safetensors"))
+    expect(page.get_by_text("All 272 tensors were found")).to_be_visible(timeout=40_000)
+    page.reload()  # the file is in the URL
+    settled(page)
+    expect(opened).to_have_value(str(models / "own.safetensors"))
+
+
+def test_upload(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    source(page, "Upload")
+    page.locator("input[type=file]").set_input_files(SHIPPED)
+    expect(page.get_by_text("Recognised: every tensor has its place")).to_be_visible(timeout=40_000)
+    kept = server.cache / "uploads" / SHIPPED.name
+    assert kept.read_bytes() == SHIPPED.read_bytes()
+
+
+def test_images(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(server.url)
+    page.get_by_role("link", name="Open", exact=True).click()
+    check = page.get_by_role("button", name="Check these images")
+    check.click()
+    expect(page.get_by_text("64 validation images were read")).to_be_visible(timeout=40_000)
+
+    page.get_by_role("radio", name="NumPy file").check(force=True)
+    expect(check).to_be_disabled()
+    place = page.get_by_role("textbox", name="File with images and labels")
+    for labels, message in ((np.arange(20) + 5, "has 10 outputs"), (np.arange(20) % 10, "")):
+        file = tmp_path / f"{len(message)}.npz"
+        np.savez(file, images=np.zeros((20, 28, 28), np.uint8), labels=labels)
+        place.fill(str(file))
+        place.press("Enter")
+        check.click()
+        if message:
+            expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible(timeout=20_000)
+    page.get_by_role("button", name="Use these images").click(timeout=20_000)
+    expect(page.get_by_role("textbox", name="Validation images")).to_have_value(f"npz:{file}")
+    expect(page.get_by_text(f"Measurements use npz:{file}")).to_be_visible()

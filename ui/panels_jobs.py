@@ -1,0 +1,220 @@
+"""Panels of the Jobs page: the queue over all models, what has ended, the log, files."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.store import Store
+from ui import files, loaders, state, words
+from ui.panels_job import progress_text
+
+NAMES = {
+    "sweep": "Sweep",
+    "measure": "Measurement",
+    "plan": "Planning",
+    "pareto": "Front",
+    "export": "Export",
+    "finetune": "Fine-tuning",
+    "summary": "Reading a model",
+    "inspect": "Looking into a file",
+    "check_data": "Checking images",
+}
+_STATES = {  # icon and words: never the colour alone
+    "done": (":material/check_circle:", "done"),
+    "failed": (":material/error:", "failed"),
+    "cancelled": (":material/cancel:", "cancelled"),
+    "interrupted": (":material/pause_circle:", "interrupted"),
+}
+_WHY = {
+    "cancelled": "What was finished is kept; resuming goes on from there.",
+    "interrupted": "Its worker process is gone: it was killed, or the machine went down or out of "
+    "memory. What was finished is kept; resuming goes on from there.",
+}
+_SHOWN = 8  # ended jobs before "Show all"
+_LOG_LINES, _LOG_BYTES = 60, 32_000
+
+
+def queue_panel(store: Store, jobs: list[Job], *, key: str) -> None:
+    """Jobs that run or wait, in the order in which they come."""
+    st.subheader("Queue", anchor=False)
+    if not jobs:
+        st.markdown(
+            "Nothing runs and nothing waits. Sweeps, measurements, exports and fine-tunings that "
+            "you start on the other pages appear here, whatever model they are for."
+        )
+        return
+    for job in jobs:
+        with st.container(border=True, key=f"{key}-{job.id}"):
+            _active_job(store, job, key=f"{key}-{job.id}")
+
+
+def _active_job(store: Store, job: Job, *, key: str) -> None:
+    cancelling = client.cancel_asked(store, job.id)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{title(job)}**  \n:gray[{_about(job)}]", width="stretch")
+        st.button(
+            "Cancelling" if cancelling else "Cancel", key=f"{key}-cancel", disabled=cancelling,
+            on_click=_cancel, args=(store, job.id),
+        )  # fmt: skip
+    text = progress_text(job, NAMES[job.task], cancelling)
+    if job.total and job.state == "running":
+        st.progress(min(job.done / job.total, 1.0), text=text)
+    else:
+        icon = "hourglass_top" if job.state == "running" else "schedule"
+        st.markdown(f":material/{icon}: {text}")
+
+
+def title(job: Job) -> str:
+    """A job in a few words."""
+    return f"{NAMES.get(job.task, job.task)} · {loaders.job_model(job)}"
+
+
+def _detail(job: Job) -> str:
+    """What the job was called, where that says more than its kind and model."""
+    return "" if job.task in ("inspect", "summary") else job.title
+
+
+def _about(job: Job) -> str:
+    """On what it runs, and since when."""
+    parts = [_detail(job), loaders.job_images(job), job.device]
+    if job.state == "running" and job.started:
+        parts.append(f"running for {words.duration(time.time() - job.started)}")
+    elif job.active:
+        parts.append(f"asked for {words.ago(job.created)}")
+    return " · ".join(filter(None, parts))
+
+
+def ended_panel(store: Store, *, key: str) -> None:
+    """Jobs that ended, the last first, with what can be done about those that ended early."""
+    jobs = loaders.ended_jobs(store)
+    st.subheader("Ended", anchor=False)
+    if not jobs:
+        st.markdown("No job has ended yet.")
+        return
+    wide = len(jobs) <= _SHOWN or st.toggle(f"Show all {len(jobs)}", key=f"{key}-all")
+    for job in jobs if wide else jobs[:_SHOWN]:
+        with st.container(key=f"{key}-row-{job.id}", horizontal=True, vertical_alignment="center"):
+            icon, word = _STATES[job.state]
+            st.markdown(
+                f"{icon} **{title(job)}** {word}  \n:gray[{_about_ended(job)}]", width="stretch"
+            )
+            if job.state != "done":
+                label = "Try again" if job.state == "failed" else "Resume"
+                st.button(
+                    label, key=f"{key}-{job.id}-resume", icon=":material/play_arrow:",
+                    on_click=_resume, args=(store, job.id),
+                )  # fmt: skip
+        if job.state == "failed":
+            st.error(_advice(job), icon=":material/error:")
+        elif job.state in _WHY:
+            st.caption(_WHY[job.state])
+
+
+def _about_ended(job: Job) -> str:
+    parts = [_detail(job), loaders.job_images(job), words.ago(job.ended or job.created)]
+    if job.started and job.ended:
+        parts.append(f"took {words.duration(job.ended - job.started)}")
+    if job.total and job.state != "done":
+        parts.append(f"{100 * job.done // job.total}{words.GAP}% done")
+    return " · ".join(filter(None, parts))
+
+
+def _advice(job: Job) -> str:
+    """A failed job's error, with the way out where the error does not name it."""
+    for sign, advice in _WAYS_OUT.items():
+        if sign in job.error.lower():
+            return f"{job.error} {advice}"
+    return job.error
+
+
+_WAYS_OUT = {
+    "out of memory": "Take fewer images at once (a smaller batch or memory budget), then try "
+    "again.",
+    "no space left": "The disk is full: remove exported files below, or free space, then try "
+    "again. What was finished is kept.",
+}
+
+
+def _cancel(store: Store, job_id: str) -> None:
+    client.cancel(store, job_id)
+
+
+def _resume(store: Store, job_id: str) -> None:
+    client.resume(store, job_id)
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def files_panel(store: Store, *, key: str) -> None:
+    """Files that exports and fine-tunings wrote, the newest first."""
+    jobs = loaders.written_files(store)
+    st.subheader("Files", anchor=False)
+    if not jobs:
+        st.markdown("No file yet. Pruned checkpoints that you export appear here.")
+        return
+    whole = sum(job.result["bytes"] for job in jobs)
+    free = loaders.free_bytes(store)
+    st.caption(f"{words.kilobytes(whole)} in {store.folder} · {words.kilobytes(free)} free there")
+    for job in jobs:
+        with st.container(border=True, key=f"{key}-{job.id}"):
+            _file_row(store, job, key=f"{key}-{job.id}")
+
+
+def _file_row(store: Store, job: Job, *, key: str) -> None:
+    path = Path(job.result["path"])
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{path.name}**  \n:gray[{NAMES[job.task]} of {loaders.job_model(job)} · "
+            f"{job.result['bytes']:,} bytes · {words.moment(job.ended or job.created)}]",
+            width="stretch",
+        )
+        link = escape(files.file_link(store, job))
+        st.html(
+            f'<a class="psvit-button" href="{link}" download="{escape(path.name)}" '
+            f'aria-label="Download {escape(path.name)}">Download</a>',
+            width="content",
+        )
+        with st.popover("Remove", key=f"{key}-ask"):
+            st.markdown(f"Remove **{path.name}** from the disk? It cannot be had back.")
+            st.button(
+                "Remove the file", key=f"{key}-remove", type="primary", on_click=_remove,
+                args=(store, job.id),
+            )  # fmt: skip
+    st.markdown(f"SHA-256 `{job.result['sha256']}`")
+
+
+def _remove(store: Store, job_id: str) -> None:
+    job = client.find_job(store, job_id)
+    path = Path(job.result["path"])
+    files.remove_file(store, job)
+    state.tell(f"{path.name} is removed.")
+
+
+# ---- the log ---------------------------------------------------------------------------------
+
+
+def log_panel(store: Store, *, key: str) -> None:
+    """The last lines of each worker's log."""
+    for path in sorted((store.folder / "logs").glob("worker-*.log")):
+        device = path.stem.removeprefix("worker-")
+        with st.expander(f"Log of the worker on {device}", key=f"{key}-{device}"):
+            lines = tail(path)
+            st.code("\n".join(lines) or "Nothing was written yet.", language=None)
+            st.caption(f"The last {len(lines)} lines of {path}")
+
+
+def tail(path: Path, n_lines: int = _LOG_LINES) -> list[str]:
+    """The last lines of a file, however large it is."""
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - _LOG_BYTES)
+        file.seek(start)
+        text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
+    lines = text.splitlines()
+    return lines[1 if start else 0 :][-n_lines:]
