@@ -15,6 +15,7 @@ from ui.head import draw_head
 UI = Path(__file__).parent
 PAGES = UI.parent / "pages"
 QUESTIONS = {
+    "Overview": "Pick a trade-off: how small the network gets, and how accurate it stays.",
     "Model": "What is in the network, and where its bytes are.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
     "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
@@ -26,7 +27,7 @@ st.logo(UI / "logo.svg", size="medium")
 st.html(UI / "style.css")
 page = st.navigation(
     [
-        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == "Model")
+        st.Page(PAGES / f"{title.lower()}.py", title=title, default=title == "Overview")
         for title in QUESTIONS
     ],
     position="top",
