@@ -163,7 +163,7 @@ def front_chart(
     )  # fmt: skip
     for policy in ("uniform", "prime", "psvit", "optimal", ""):
         own = [s for s in spots if s.measured and _drawn_as(s) == policy]
-        _points(figure, own, x, y, floor, colours.policies.get(policy, colours.text), policy)
+        _points(figure, own, x, floor, colours.policies.get(policy, colours.text), policy)
     if predicted:
         figure.add_scatter(
             x=[x(s) for s in predicted], y=[y(s) for s in predicted], mode="markers",
@@ -225,27 +225,29 @@ def _drawn_as(spot: Spot) -> str:
 
 
 def _points(
-    figure: go.Figure, spots: Sequence[Spot], x: Callable[[Spot], float],
-    y: Callable[[Spot], float], floor: float, colour: str, policy: str,
+    figure: go.Figure, spots: Sequence[Spot], x: Callable[[Spot], float], floor: float,
+    colour: str, policy: str,
 ) -> None:  # fmt: skip
-    """Measured plans of one policy with their intervals."""
-    if not spots:
-        return
-    below = [100 * s.accuracy.value < floor for s in spots]
-    symbol = _SYMBOLS.get(policy, "x")
-    figure.add_scatter(
-        x=[x(s) for s in spots], y=[y(s) for s in spots], mode="markers", hoverinfo="skip",
-        name=POLICY_NAMES.get(policy, "By hand"),
-        marker={"size": 9, "color": colour,
-                "symbol": ["triangle-down" if out else symbol for out in below]},
-        error_y={
-            "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": colour,
-            "array": [0 if out else 100 * (s.accuracy.high - s.accuracy.value)
-                      for s, out in zip(spots, below, strict=True)],
-            "arrayminus": [0 if out else 100 * (s.accuracy.value - s.accuracy.low)
-                           for s, out in zip(spots, below, strict=True)],
-        },
-    )  # fmt: skip
+    """Measured plans of one policy with their intervals; those under the floor at its edge."""
+    shown = [s for s in spots if 100 * s.accuracy.value >= floor]
+    below = [s for s in spots if 100 * s.accuracy.value < floor]
+    if shown:
+        figure.add_scatter(
+            x=[x(s) for s in shown], y=[100 * s.accuracy.value for s in shown], mode="markers",
+            name=POLICY_NAMES.get(policy, "Others"), hoverinfo="skip",
+            marker={"size": 9, "color": colour, "symbol": _SYMBOLS.get(policy, "x")},
+            error_y={
+                "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": colour,
+                "array": [100 * (s.accuracy.high - s.accuracy.value) for s in shown],
+                "arrayminus": [100 * (s.accuracy.value - s.accuracy.low) for s in shown],
+            },
+        )  # fmt: skip
+    if below:
+        figure.add_scatter(
+            x=[x(s) for s in below], y=[floor] * len(below), mode="markers", showlegend=False,
+            name=f"{POLICY_NAMES.get(policy, 'Others')}, below", hoverinfo="skip",
+            marker={"size": 9, "color": colour, "symbol": "triangle-down"},
+        )  # fmt: skip
 
 
 def _spot_text(spot: Spot, a: Axis, axis: str) -> str:

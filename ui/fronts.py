@@ -90,8 +90,13 @@ class Overview:
         return tuple(p for p in self.archive.front(axis) if p.point.point_id in known)
 
     def knee(self, axis: str) -> str | None:
-        """The plan to begin with: the front's knee, else its smallest within 3 pp, else any."""
+        """The plan to begin with: the front's knee, else its smallest within 3 pp, else any.
+
+        On an axis that nothing was measured on: the one of the weights.
+        """
         front = self.front(axis)
+        if not front and axis != "bytes":
+            return self.knee("bytes")
         knee = self.archive.knee(axis) if front and self.archive else None
         if knee is not None and knee.point.point_id in self.spots:
             return knee.point.point_id

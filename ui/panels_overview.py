@@ -26,9 +26,10 @@ from ui.panels_tune import set_draft
 SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)
 _PLAN = "overview-plan"  # the widget that names the chosen plan
 
-# One thread of the machine that this was written on, float32: sdt_v1_digits, 750 images in 1.5 s.
-_MACS_PER_SECOND = 2.5e9
-_PLANS_PER_CELL = 0.35  # what a sweep's cell costs of a whole measurement, there
+# Measured on one thread of a server's processor, float32: a plan of sdt_v1_digits on 750 images in
+# 1.5 s, a sweep of 144 cells in 80 s. For an estimate only.
+_MACS_PER_SECOND = 16e9
+_PLANS_PER_CELL = 0.37  # what a sweep's cell costs of a plan's measurement
 
 _LEGEND = (
     "Filled: measured, with the 95 % interval. Hollow: predicted from the sweep. Thick line: the "
@@ -293,16 +294,21 @@ def measure_front_panel(
         "Also peak memory and latency on this machine", key=f"{key}-profile",
         persist_state="session",
     )  # fmt: skip
-    settings = ParetoSettings(
-        policies=tuple(predict.policies()), savings=SAVINGS, measured_planning=False,
-        profile=profile,
-    )  # fmt: skip
+    settings = settings_of(profile=profile)
     st.button(
         "Measure a front", key=f"{key}-start", icon=":material/insights:",
         type="primary" if first else "secondary", on_click=_start_front,
         args=(workspace, settings, sweep.key if sweep else None),
     )  # fmt: skip
     st.caption(front_estimate(workspace, summary, settings, sweep, conditions))
+
+
+def settings_of(*, profile: bool) -> ParetoSettings:
+    """Every policy at several savings, planned from the sweep."""
+    return ParetoSettings(
+        policies=tuple(predict.policies()), savings=SAVINGS, measured_planning=False,
+        profile=profile,
+    )  # fmt: skip
 
 
 def front_estimate(
