@@ -195,9 +195,10 @@ def front_chart(
             annotation={"text": text, "font": {"size": 11, "color": colours.faint}},
             annotation_position="bottom left",
         )  # fmt: skip
+    spots.sort(key=lambda s: (not s.measured, _drawn_as(s) != "optimal"))  # the first takes a click
     figure.add_scatter(
         x=[x(s) for s in spots], y=[y(s) for s in spots], mode="markers", showlegend=False,
-        marker={"size": 22, "opacity": 0, "color": colours.accent}, name="clicks",
+        marker={"size": 14, "opacity": 0, "color": colours.accent}, name="clicks",
         selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
         customdata=[s.id for s in spots], text=[_spot_text(s, a, axis) for s in spots],
         hovertemplate="%{text}<extra></extra>",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,20 +91,24 @@ class Overview:
         return tuple(p for p in self.archive.front(axis) if p.point.point_id in known)
 
     def knee(self, axis: str) -> str | None:
-        """The plan to begin with: the front's knee, else its smallest within 3 pp, else any.
+        """The plan to begin with: the knee of the front that loses at most 3 pp.
 
-        On an axis that nothing was measured on: the one of the weights.
+        Far below the baseline accuracy collapses, and a knee of the whole front would lie there.
+        Without a knee: the smallest plan within 3 pp, else the most accurate. On an axis that
+        nothing was measured on: the one of the weights.
         """
         front = self.front(axis)
         if not front and axis != "bytes":
             return self.knee("bytes")
-        knee = self.archive.knee(axis) if front and self.archive else None
-        if knee is not None and knee.point.point_id in self.spots:
-            return knee.point.point_id
         ids = [p.point.point_id for p in front] or [s.id for s in self.predicted[::-1]]
         spots = self.spots
-        good = (i for i in ids if spots[i].drop.value <= REFERENCE_DROP)
-        return next(good, ids[-1] if ids else None)
+        good = [i for i in ids if spots[i].drop.value <= REFERENCE_DROP]
+        if self.archive is not None and front:
+            points = tuple(p for p in self.archive.points if p.point_id in good)
+            knee = dataclasses.replace(self.archive, points=points).knee(axis)
+            if knee is not None:
+                return knee.point.point_id
+        return next(iter(good or ids[-1:]), None)
 
     def find(self, plan: PrunePlan) -> Spot | None:
         """The known plan with these kept units."""

@@ -144,7 +144,11 @@ def plan_panel(
         one = view.spots.get(name, spot)
         return one.title + (" · knee" if name == knee else "" if one.measured else " · predicted")
 
-    st.selectbox("Plan", options, format_func=titled, key=_PLAN, on_change=pick)
+    st.selectbox(
+        "Plan", options, format_func=titled, key=_PLAN, on_change=pick,
+        help="A click in the chart chooses, too. At first the front's knee within 3 pp of the "
+        "baseline: where giving up more accuracy begins to save little.",
+    )  # fmt: skip
     size, whole = plan_size(summary, spot.plan), plan_size(summary, None)
     with st.container(horizontal=True, gap="medium", key=f"{key}-tiles"):
         st.metric(
@@ -171,7 +175,7 @@ def _facts(view: Overview, spot: Spot, axis: str, knee: str | None) -> None:
     front = {p.point.point_id: p.overlaps for p in view.front(axis)}
     standing = []
     if spot.id == knee:
-        standing.append(f"the knee against {AXES[axis].title.lower()}")
+        standing.append(f"the knee within 3 pp against {AXES[axis].title.lower()}")
     elif spot.id in front:
         standing.append(f"on the front against {AXES[axis].title.lower()}")
     if front.get(spot.id):

@@ -25,7 +25,13 @@ QUERY = f"?model={TITLE.replace(' ', '+')}&images=64"
 GROUP = "Block 3.1 · attention q, k"
 N_GROUPS = 45
 
-PAGES = {"": "Model", "sensitivity": "Sensitivity", "tune": "Tune", "export": "Export"}
+PAGES = {
+    "": "Overview",
+    "model": "Model",
+    "sensitivity": "Sensitivity",
+    "tune": "Tune",
+    "export": "Export",
+}
 
 
 def number(text: str) -> float:
@@ -266,7 +272,7 @@ def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
 
 def test_choices_stay(server: Server, open_page: OpenPage) -> None:
     """Model and images stay through page switches and a reload; the theme may be switched."""
-    page = open_page(f"{server.url}/{QUERY}")
+    page = open_page(f"{server.url}/model{QUERY}")
     for title in ("Sensitivity", "Export", "Model"):
         page.get_by_role("link", name=title, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(title)

@@ -88,6 +88,7 @@ def test_each_axis_has_its_own_front(shipped: Overview) -> None:
         if front:
             knee = shipped.spots[shipped.knee(axis)]  # type: ignore[index]
             assert knee.measured and knee.values[axis] < shipped.whole[axis]
+            assert knee.drop.value <= 3
             assert charts.front_chart(shipped, axis, selected=knee, dark=True).data
 
 
@@ -123,7 +124,9 @@ def test_first_paint_is_light(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     expect(page.get_by_role("button", name="Prune and download")).to_be_visible()
     after = process.cpu_times()
-    assert after.user + after.system - before.user - before.system < 2 * FIRST_PAINT
+    spent = after.user + after.system - before.user - before.system
+    print(f"first paint: {spent:.2f} s of processor time")
+    assert spent < 2 * FIRST_PAINT
     maps = Path(f"/proc/{server.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
@@ -169,7 +172,7 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
     expect(page.get_by_role("heading", level=1)).to_have_text("Tune")
     saved = re.search(r"[\d.]+", chosen)
     assert saved is not None
-    expect(page.get_by_text(re.compile(rf"saves {saved.group()}")).first).to_be_visible()
+    expect(page.get_by_text(re.compile(rf"Memory .*\u2212{saved.group()}")).first).to_be_attached()
     expect(page.get_by_text(re.compile("the gap is"))).to_be_visible()  # it was measured
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("combobox", name="Plan")).to_have_value(chosen)
@@ -197,7 +200,7 @@ def click_marker(page: Page, name: str) -> None:
 def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     page.get_by_role("radio", name="SOPs").check(force=True)
-    expect(page.locator(".xtitle")).to_have_text("SOPs, M")
+    expect(page.get_by_text("SOPs, M", exact=True)).to_be_visible()
     page.get_by_role("radio", name="Latency").check(force=True)
     expect(page.get_by_text("Latency: not measured yet")).to_be_visible()
     expect(page.get_by_role("combobox", name="Plan")).to_be_visible()
