@@ -29,6 +29,11 @@ class Axis:
     scale: float  # from the record's unit to the shown one
     note: str
 
+    @property
+    def words(self) -> str:
+        """The title within a sentence."""
+        return self.title if self.title[1].isupper() else self.title.lower()
+
     def text(self, value: float) -> str:
         """A value of the record in words."""
         shown = value * self.scale

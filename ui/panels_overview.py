@@ -80,7 +80,7 @@ def front_panel(
     st.plotly_chart(
         charts.front_chart(view, axis, selected=selected, dark=dark), key=key, theme=None,
         on_select=click, selection_mode="points", config={"displayModeBar": False},
-        alt=f"Accuracy of all plans against {AXES[axis].title.lower()}",
+        alt=f"Accuracy of all plans against {AXES[axis].words}",
     )  # fmt: skip
     note = AXES[axis].note
     if axis == "latency" and view.machine:
@@ -150,16 +150,17 @@ def plan_panel(
         "baseline: where giving up more accuracy begins to save little.",
     )  # fmt: skip
     size, whole = plan_size(summary, spot.plan), plan_size(summary, None)
-    with st.container(horizontal=True, gap="medium", key=f"{key}-tiles"):
+    width = 104 if spot.measured else 150  # three fit on a phone; longer labels need two lines
+    with st.container(horizontal=True, gap="small", key=f"{key}-tiles"):
         st.metric(
             "Weights", words.megabytes(size.bytes), words.saving(size.bytes, whole.bytes),
-            delta_color="off", delta_arrow="off", width=130,
+            delta_color="off", delta_arrow="off", width=104,
         )  # fmt: skip
         st.metric(
             "Accuracy" if spot.measured else "Accuracy, predicted",
             words.percent(spot.accuracy.value, 2),
             f"{100 * spot.accuracy.low:.1f} to {100 * spot.accuracy.high:.1f}",
-            delta_color="off", delta_arrow="off", width=150,
+            delta_color="off", delta_arrow="off", width=width,
         )  # fmt: skip
         st.metric(
             "Drop" if spot.measured else "Drop, predicted", words.points(spot.drop.value),
@@ -172,12 +173,13 @@ def plan_panel(
 
 def _facts(view: Overview, spot: Spot, axis: str, knee: str | None) -> None:
     """The plan in lines, and how it was measured."""
+    axis = axis if view.front(axis) else "bytes"  # what the knee goes by, too
     front = {p.point.point_id: p.overlaps for p in view.front(axis)}
     standing = []
     if spot.id == knee:
-        standing.append(f"the knee within 3 pp against {AXES[axis].title.lower()}")
+        standing.append(f"the knee within 3 pp against {AXES[axis].words}")
     elif spot.id in front:
-        standing.append(f"on the front against {AXES[axis].title.lower()}")
+        standing.append(f"on the front against {AXES[axis].words}")
     if front.get(spot.id):
         standing.append("not told apart from a neighbour (≈)")
     whole = plan_size(view.summary, None)
@@ -276,7 +278,7 @@ def measure_front_panel(
         workspace: The model on its images.
         summary: The model.
         sweep: A finished sweep to plan from; swept first when None.
-        conditions: Of what was measured before, for the number of images.
+        conditions: Of the sweep, for the number of images.
         key: Prefix of the widgets' keys.
         first: Whether nothing is there yet, so that this is what to do.
     """
@@ -322,6 +324,8 @@ def front_estimate(
     """What measuring a front takes, in a sentence."""
     n_plans = len(list(settings.cells()))
     n_images = workspace.subject.limit or (conditions.n_images if conditions else None)
+    if n_images is None and workspace.card and workspace.subject.data is None:
+        n_images = workspace.card.training.get("val_images")
     what = (
         f"{len(settings.policies)} policies × {len(settings.savings)} savings = {n_plans} plans, "
         f"planned from the sweep and measured on {words.images(workspace.subject.limit)}"

@@ -108,7 +108,7 @@ def test_estimate_before_a_front(shipped: Overview, tmp_path: Path) -> None:
     workspace = Workspace(Subject(limit=64), DemoStore(tmp_path))
     text = front_estimate(workspace, shipped.summary, settings_of(profile=False), None, None)
     assert "24 plans" in text and "144 cells" in text and "roughly" in text
-    unknown = Workspace(Subject(), DemoStore(tmp_path))
+    unknown = Workspace(Subject(data="npz:/images.npz"), DemoStore(tmp_path))
     text = front_estimate(unknown, shipped.summary, settings_of(profile=False), None, None)
     assert "told when the first are done" in text
 
@@ -126,7 +126,7 @@ def test_first_paint_is_light(server: Server, open_page: OpenPage) -> None:
     after = process.cpu_times()
     spent = after.user + after.system - before.user - before.system
     print(f"first paint: {spent:.2f} s of processor time")
-    assert spent < 2 * FIRST_PAINT
+    assert spent < FIRST_PAINT
     maps = Path(f"/proc/{server.process.pid}/maps")
     if maps.exists():
         assert "libtorch" not in maps.read_text()
@@ -143,7 +143,9 @@ def test_three_clicks_to_a_checkpoint(
         clicks += 1
         target.click()
 
-    expect(page.get_by_role("combobox", name="Plan")).to_have_value(re.compile("knee"))
+    expect(page.get_by_role("combobox", name="Plan")).to_have_value(
+        re.compile("knee"), timeout=20_000
+    )
     click(page.get_by_role("button", name="Prune and download"))
     link = page.get_by_role("link", name=re.compile("^Download .*safetensors"))
     expect(link).to_be_visible(timeout=60_000)
