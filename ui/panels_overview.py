@@ -165,7 +165,7 @@ def plan_panel(
         st.metric(
             "Drop" if spot.measured else "Drop, predicted", words.points(spot.drop.value),
             words.drop_range(spot.drop).strip("()"), delta_color="off", delta_arrow="off",
-            width=150,
+            width=width,
         )  # fmt: skip
     actions_panel(workspace, view, spot, key=f"{key}-do")
     _facts(view, spot, axis, knee)
