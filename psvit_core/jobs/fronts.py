@@ -21,6 +21,7 @@ from psvit_core.jobs.tasks import (
     made_by,
     run_plan,
     run_sweep,
+    warm_up,
 )
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
 from psvit_core.planners import POLICIES, SCOPES, Target, make_plan
@@ -126,6 +127,9 @@ def run_pareto(
             f"The sweep is of {table.summary.model} with other weights than {engine.model.name}. "
             "Sweep this model, or name the one that was swept."
         )
+    if not settings.measured_planning:
+        for _ in warm_up(engine):
+            tick()
     unreached = []
     for done, cell in enumerate(cells, start=swept):
         title = _title(cell)
