@@ -90,7 +90,8 @@ class ParetoPoint(Record):
                 return None
             if axis == "peak":
                 return m.profile.peak_activation_bytes["1"]
-            return m.profile.latency_ms["1"].median
+            times = m.profile.latency_ms.get("1")  # shipped profiles hold no times
+            return times.median if times else None
         return {
             "bytes": m.size.bytes, "macs": m.size.macs, "energy": m.energy_pj, "sops": m.sops,
         }[axis]  # fmt: skip
@@ -239,7 +240,7 @@ def _row(point: ParetoPoint, on_front: bool) -> list[object]:
         return "; ".join(dict.fromkeys(str(getattr(way, name)) for way in made))
 
     drop, profile = m.drop, m.profile
-    times = profile.latency_ms["1"] if profile else None
+    times = profile.latency_ms.get("1") if profile else None
     return [
         ways("policy"), ways("target"), ways("scope"), ways("criterion"), made[0].recovery,
         made[0].finetuning, not all(way.tried for way in made), ways("seed"),
@@ -361,10 +362,15 @@ def find_archives(
 
 
 def _joined(one: ParetoPoint, other: ParetoPoint) -> ParetoPoint:
-    """Two entries of one plan: all ways, chosen ones first; the measurement with a profile."""
+    """Two entries of one plan: all ways, chosen ones first; the measurement that tells more."""
     ways = {digest(way.to_dict()): way for way in (*one.made, *other.made)}
     ordered = sorted(ways.values(), key=lambda w: (w.tried, w.policy, w.target, w.scope, w.seed))
-    best = one if one.measurement.profile is not None else other
+
+    def told(point: ParetoPoint) -> tuple[bool, bool]:
+        profile = point.measurement.profile
+        return bool(profile and profile.latency_ms), profile is not None
+
+    best = one if told(one) >= told(other) else other
     return ParetoPoint(measurement=best.measurement, made=tuple(ordered))
 
 

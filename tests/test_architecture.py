@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("surgery", "evaluate"),
     ("sensitivity", "planners", "recover", "finetune"),
     ("export", "custom"),
-    ("pareto", "jobs", "workspace", "cli", "__main__"),
+    ("pareto", "demo", "jobs", "workspace", "cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 SCREEN = {"streamlit", "plotly"}
@@ -49,6 +49,7 @@ TORCH_FREE = (
     "psvit_core.workspace",
     "psvit_core.zoo.cards",
     "psvit_core.pareto",
+    "psvit_core.demo",
     "psvit_core.jobs.tasks",
     "psvit_core.jobs.fronts",
     "psvit_core.jobs.opening",

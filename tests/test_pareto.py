@@ -17,7 +17,7 @@ from psvit_core import fused, pareto
 from psvit_core.cli import main
 from psvit_core.errors import InvalidRatioError, UnknownNameError
 from psvit_core.evaluate import measure
-from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.fronts import ParetoSettings, predicted_plans, run_pareto
 from psvit_core.jobs.tasks import Engine, Subject, evaluate
 from psvit_core.metrics import profile as profiling
 from psvit_core.pareto import (
@@ -40,6 +40,8 @@ from psvit_core.records import (
     Quartiles,
     Size,
 )
+from psvit_core.sensitivity.table import load_spec, read_table
+from psvit_core.size import memory_saving
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from tests.tiny import tiny_data, tiny_model
@@ -274,6 +276,26 @@ def test_a_run_fills_the_archive_and_resumes(tmp_path: Path) -> None:
     ticks: list[int] = []
     assert run_pareto(again, settings, tick=lambda: ticks.append(1)) == archive
     assert ticks == []  # nothing was run twice
+
+
+def test_planned_from_the_sweep_only_the_result_is_measured(tmp_path: Path) -> None:
+    engine = tiny_engine(Store(tmp_path))
+    settings = ParetoSettings(
+        policies=("psvit",), savings=(0.2, 0.4), ratios=(0.3, 0.6), measured_planning=False
+    )
+    archive = run_pareto(engine, settings)
+    ways = [way for point in archive.points for way in point.made]
+    assert {way.memory_saving for way in ways} == {0.2, 0.4}
+    assert not any(way.tried for way in ways)
+
+    spec = load_spec(engine.store, next(engine.store.keys("sweep/")))
+    table = read_table(engine.store, spec)
+    assert table is not None
+    plans = predicted_plans(engine.store, spec, table)
+    savings = [memory_saving(table.summary, plan) for plan in plans]
+    assert savings and savings == sorted(savings)
+    assert predicted_plans(engine.store, spec, table) == plans
+    assert len(list(engine.store.keys("predicted/"))) == 1
 
 
 def test_test_split_has_an_archive_of_its_own(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from psvit_core.records import ChannelGroup, SensitivityRow
 from ui import tables, words
+from ui.fronts import AXES, MINE, Axis, Overview, Spot
 from ui.palette import GAP_TICKS, REFERENCE_DROP, layout, palette
+from ui.predict import POLICY_NAMES
 
 
 def sensitivity_curve(
@@ -97,3 +99,161 @@ def byte_bars(n_bytes: Mapping[str, int], *, dark: bool = False) -> go.Figure:
         bargap=0.35,
     )  # fmt: skip
     return figure
+
+
+# ---- the front -------------------------------------------------------------------------------
+
+_BELOW = 12.0  # percentage points under the baseline that the front's chart shows
+_SYMBOLS = {"optimal": "circle", "psvit": "square", "prime": "diamond", "uniform": "triangle-up"}
+#: Policies drawn as reference curves beside the front.
+REFERENCES = {"uniform": "dot", "psvit": "dash", "prime": "dashdot"}
+
+
+def front_chart(
+    view: Overview, axis: str, *, selected: Spot | None = None, dark: bool = False
+) -> go.Figure:
+    """Accuracy against cost: measured plans filled with their intervals, predicted ones hollow.
+
+    Plans far below the baseline stand on the lower edge as a triangle that points down. The last
+    trace is invisible and takes the clicks; its custom data are the plans' ids.
+
+    Args:
+        view: What is known.
+        axis: One of ``fronts.AXES``.
+        selected: The plan that is ringed.
+        dark: Theme.
+    """
+    colours, a = palette(dark), AXES[axis]
+    top = 100 * (view.baseline.value if view.baseline else 1.0)
+    floor = max(0.0, top - _BELOW)
+    spots = [s for s in (*view.measured, *view.predicted) if axis in s.values]
+    if selected is not None and selected.id not in view.spots and axis in selected.values:
+        spots.append(selected)
+    figure = go.Figure()
+
+    def x(spot: Spot) -> float:
+        return spot.values[axis] * a.scale
+
+    def y(spot: Spot) -> float:
+        return max(100 * spot.accuracy.value, floor)
+
+    def line(points: Sequence[tuple[float, float]], name: str, **style: Any) -> None:
+        if len(points) > 1:
+            figure.add_scatter(
+                x=[p[0] for p in points], y=[p[1] for p in points], mode="lines", name=name,
+                hoverinfo="skip", **style,
+            )  # fmt: skip
+
+    for policy, dash in REFERENCES.items():
+        own = sorted((s for s in spots if s.measured and policy in s.policies), key=x)
+        line(
+            [(x(s), 100 * s.accuracy.value) for s in own], f"{POLICY_NAMES[policy]}: its plans",
+            line={"color": colours.policies[policy], "width": 1.5, "dash": dash},
+            showlegend=False,
+        )  # fmt: skip
+    predicted = sorted((s for s in spots if not s.measured and s.id != MINE), key=x)
+    line(
+        [(x(s), 100 * s.accuracy.value) for s in predicted], "Predicted front", showlegend=False,
+        line={"color": colours.faint, "width": 1, "dash": "dot"},
+    )  # fmt: skip
+    front = view.front(axis)
+    line(
+        [(p.value * a.scale, 100 * p.point.measurement.accuracy.value) for p in front],
+        "Front", line={"color": colours.accent, "width": 2.5, "shape": "hv"},
+    )  # fmt: skip
+    for policy in ("uniform", "prime", "psvit", "optimal", ""):
+        own = [s for s in spots if s.measured and _drawn_as(s) == policy]
+        _points(figure, own, x, floor, colours.policies.get(policy, colours.text), policy)
+    if predicted:
+        figure.add_scatter(
+            x=[x(s) for s in predicted], y=[y(s) for s in predicted], mode="markers",
+            name="Predicted", hoverinfo="skip",
+            marker={"size": 9, "color": colours.faint, "symbol": "circle-open",
+                    "line": {"width": 1.5}},
+        )  # fmt: skip
+    unsure = [view.spots[p.point.point_id] for p in front if p.overlaps]
+    if unsure:
+        figure.add_scatter(
+            x=[x(s) for s in unsure], y=[100 * s.accuracy.high for s in unsure], mode="text",
+            text=["≈"] * len(unsure), textposition="top center", showlegend=False,
+            textfont={"size": 15, "color": colours.faint}, hoverinfo="skip", name="undecided",
+        )  # fmt: skip
+    if axis in view.whole:
+        figure.add_scatter(
+            x=[view.whole[axis] * a.scale], y=[top], mode="markers", name="Unpruned",
+            marker={"size": 11, "symbol": "star", "color": colours.text}, hoverinfo="skip",
+        )  # fmt: skip
+    if selected is not None and axis in selected.values:
+        figure.add_scatter(
+            x=[x(selected)], y=[y(selected)], mode="markers", name="Your choice",
+            marker={"size": 20, "symbol": "circle-open", "color": colours.text,
+                    "line": {"width": 2.5}}, hoverinfo="skip",
+        )  # fmt: skip
+    for level, text in ((top, "baseline"), (top - REFERENCE_DROP, f"{REFERENCE_DROP:g} pp less")):
+        figure.add_hline(
+            y=level, line={"color": colours.faint, "width": 1, "dash": "dot"},
+            annotation={"text": text, "font": {"size": 11, "color": colours.faint}},
+            annotation_position="bottom left",
+        )  # fmt: skip
+    spots.sort(key=lambda s: (not s.measured, _drawn_as(s) != "optimal"))  # the first takes a click
+    figure.add_scatter(
+        x=[x(s) for s in spots], y=[y(s) for s in spots], mode="markers", showlegend=False,
+        marker={"size": 14, "opacity": 0, "color": colours.accent}, name="clicks",
+        selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
+        customdata=[s.id for s in spots], text=[_spot_text(s, a, axis) for s in spots],
+        hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
+    grid: dict[str, Any] = {
+        "gridcolor": colours.grid, "zeroline": False, "fixedrange": True, "automargin": True,
+        "title": {"font": {"size": 12, "color": colours.faint}},
+    }  # fmt: skip
+    figure.update_xaxes(**grid, title_text=f"{a.title}, {a.unit}", rangemode="tozero")
+    figure.update_yaxes(
+        **grid, title_text="top-1 accuracy, %", range=[floor - 0.6, min(top + 2.0, 100.9)]
+    )
+    figure.update_layout(**layout(colours))
+    figure.update_layout(
+        height=460, margin={"l": 8, "r": 12, "t": 8, "b": 8}, hovermode="closest", showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "itemclick": False,
+                "itemdoubleclick": False},
+    )  # fmt: skip
+    return figure
+
+
+def _drawn_as(spot: Spot) -> str:
+    """The policy that a plan is drawn as; empty for one by hand or of another make."""
+    return next((policy for policy in _SYMBOLS if policy in spot.policies), "")
+
+
+def _points(
+    figure: go.Figure, spots: Sequence[Spot], x: Callable[[Spot], float], floor: float,
+    colour: str, policy: str,
+) -> None:  # fmt: skip
+    """Measured plans of one policy with their intervals; those under the floor at its edge."""
+    shown = [s for s in spots if 100 * s.accuracy.value >= floor]
+    below = [s for s in spots if 100 * s.accuracy.value < floor]
+    if shown:
+        figure.add_scatter(
+            x=[x(s) for s in shown], y=[100 * s.accuracy.value for s in shown], mode="markers",
+            name=POLICY_NAMES.get(policy, "Others"), hoverinfo="skip",
+            marker={"size": 9, "color": colour, "symbol": _SYMBOLS.get(policy, "x")},
+            error_y={
+                "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": colour,
+                "array": [100 * (s.accuracy.high - s.accuracy.value) for s in shown],
+                "arrayminus": [100 * (s.accuracy.value - s.accuracy.low) for s in shown],
+            },
+        )  # fmt: skip
+    if below:
+        figure.add_scatter(
+            x=[x(s) for s in below], y=[floor] * len(below), mode="markers", showlegend=False,
+            name=f"{POLICY_NAMES.get(policy, 'Others')}, below", hoverinfo="skip",
+            marker={"size": 9, "color": colour, "symbol": "triangle-down"},
+        )  # fmt: skip
+
+
+def _spot_text(spot: Spot, a: Axis, axis: str) -> str:
+    how = "measured" if spot.measured else "predicted"
+    return (
+        f"<b>{spot.title}</b><br>{a.title}: {a.text(spot.values[axis])}<br>"
+        f"top-1 {words.accuracy(spot.accuracy)}<br>drop {words.drop(spot.drop)}, {how}"
+    )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import streamlit as st
 
+from psvit_core.demo import DemoStore, baseline_key
 from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.fronts import predicted_plans
 from psvit_core.jobs.opening import DataReport
 from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.outcomes import Outcome, load_outcome
+from psvit_core.pareto import ParetoArchive
 from psvit_core.records import (
     Conditions,
     Interval,
@@ -24,16 +28,17 @@ from psvit_core.records import (
     SensitivityTable,
 )
 from psvit_core.sensitivity.table import Cell, SweepSpec, load_spec, row_of, sweep_keys
-from psvit_core.store import Store
+from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
-from ui import words
+from ui import fronts, predict, words
+from ui.fronts import Overview
 
 
 @st.cache_resource(show_spinner=False)
 def open_store() -> Store:
-    """The store, opened once a server."""
-    return Store()
+    """The store, opened once a server, with the results that ship with the models beneath it."""
+    return DemoStore()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +255,48 @@ def running_view(store: Store, summary: ModelSummary, job: Job) -> SweepView:
         return sweep_view(store, key)
     settings = SweepSettings.from_dict(job.params["settings"])
     return SweepView(summary=summary, ratios=settings.ratios, criterion=settings.criterion)
+
+
+# ---- measured plans --------------------------------------------------------------------------
+
+
+def overview(
+    workspace: Workspace, summary: ModelSummary, sweep: SweepView | None
+) -> tuple[Overview, predict.Predictor | None]:
+    """All plans known of a model, and what predicts others from its finished sweep."""
+    store = workspace.store
+    own = measurement(workspace, None)
+    # An entry never changes: the same keys are the same archive.
+    stamp = [sorted(store.keys("pareto/")), workspace.subject.to_dict(), own is not None]
+    return _overview(
+        str(store.folder), summary.weights_hash, sweep.key if sweep else None, digest(stamp),
+        workspace, summary, sweep, own,
+    )  # fmt: skip
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _overview(
+    folder: str, weights_hash: str, sweep_key: str | None, stamp: str, _workspace: Workspace,
+    _summary: ModelSummary, _sweep: SweepView | None, _own: Measurement | None,
+) -> tuple[Overview, predict.Predictor | None]:  # fmt: skip
+    store, table = _workspace.store, _sweep.table if _sweep else None
+    planned: list[PrunePlan] = []
+    if table is not None and sweep_key is not None:
+        planned = predicted_plans(store, load_spec(store, sweep_key), table)
+    predictor = predict.predictor(table) if table else None
+    shipped = store.get(baseline_key(weights_hash))
+    unpruned = _own or (Measurement.from_dict(shipped) if shipped else None)
+    view = fronts.overview(_summary, archive(_workspace), predictor, planned, unpruned)
+    return view, predictor
+
+
+def archive(workspace: Workspace) -> ParetoArchive | None:
+    """The measured plans on as many images as are chosen, else on the most there are."""
+    found = workspace.archive()
+    if found is None and workspace.subject.limit is not None:
+        subject = dataclasses.replace(workspace.subject, limit=None)
+        found = Workspace(subject, workspace.store).archive()
+    return found
 
 
 # ---- jobs ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ui.head import draw_head
 UI = Path(__file__).parent
 PAGES = UI.parent / "pages"
 QUESTIONS = {
+    "Overview": "Pick a trade-off: how small the network gets, and how accurate it stays.",
     "Sensitivity": "What each channel group costs when part of it is removed, the rest untouched.",
     "Tune": "How much to remove from each channel group: handles on its measured sensitivity.",
     "Compare": "Plans side by side: size, drop, which classes lose, where they differ.",
@@ -24,7 +25,8 @@ QUESTIONS = {
     "Open": "Choose a model and its images; see what was found in it.",
 }
 
-FIRST = "Open"  # where the app opens
+FIRST = "Overview"  # where the app opens
+
 
 def _name(title: str) -> str:
     """A page's file and place in the URL."""

@@ -28,17 +28,20 @@ class Palette:
     accent: str
     band: str  # interval around a line
     heat: tuple[str, ...]  # harmless to too much
+    policies: dict[str, str]  # beside their symbols; also told apart with colour-blind eyes
 
 
 LIGHT = Palette(
     text="#1c252b", faint="#5b6870", grid="#e4e9ec", mark="rgba(28,37,43,0.55)",
     accent="#0b6b88", band="rgba(11,107,136,0.16)",
     heat=("#ffffff", "#fef1df", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000"),
+    policies={"optimal": "#0b6b88", "psvit": "#c05600", "prime": "#8a4f9e", "uniform": "#76828a"},
 )  # fmt: skip
 DARK = Palette(
     text="#e3e9ec", faint="#97a5ad", grid="#28333a", mark="rgba(227,233,236,0.65)",
     accent="#58bfda", band="rgba(88,191,218,0.20)",
     heat=("#12171b", "#2c1542", "#63186c", "#b23459", "#f07c22", "#fcf3a1"),
+    policies={"optimal": "#58bfda", "psvit": "#f29d4b", "prime": "#cfa0e0", "uniform": "#8b9aa3"},
 )  # fmt: skip
 
 

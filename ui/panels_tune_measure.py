@@ -29,7 +29,7 @@ SHOWN_PLANS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """A plan that was measured, and when."""
+    """A plan that was measured, and when (0: for a front, or before it was shipped)."""
 
     plan: PrunePlan
     measurement: Measurement
@@ -48,6 +48,11 @@ def measured_plans(workspace: Workspace, summary: ModelSummary) -> list[Past]:
         kept = tuple(sorted(m.plan.kept.items()))
         past = Past(plan=m.plan, measurement=m, ended=job.ended or job.created)
         found.setdefault((kept, m.conditions.n_images), past)
+    archive = workspace.archive()
+    for point in archive.chosen().points if archive else ():
+        kept = tuple(sorted(point.plan.kept.items()))
+        past = Past(plan=point.plan, measurement=point.measurement, ended=0.0)
+        found.setdefault((kept, point.measurement.conditions.n_images), past)
     return list(found.values())
 
 
@@ -222,7 +227,7 @@ def history_line(summary: ModelSummary, past: Past, predictor: predict.Predictor
     policy = predict.POLICY_NAMES.get(past.plan.policy, past.plan.policy)
     n_images = past.measurement.conditions.n_images
     cells = (
-        (f"saves {saving}", f"{policy}, {words.ago(past.ended)}"),
+        (f"saves {saving}", f"{policy}, {words.ago(past.ended) if past.ended else 'for a front'}"),
         (predicted, "predicted"),
         (measured, f"measured, {n_images} images"),
     )

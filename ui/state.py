@@ -6,6 +6,7 @@ else that must outlive a reload is in the store.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -21,6 +22,7 @@ IMAGES = "images"
 FILE = "file"
 CHECKPOINT = "checkpoint"
 DATA = "data"
+PAGES = Path(__file__).parents[1] / "pages"
 _UNDO_STEPS = 50
 
 
@@ -183,6 +185,14 @@ def _steps(summary: ModelSummary, direction: str = "undo") -> list[Draft]:
 
 def _draft_key(summary: ModelSummary) -> str:
     return f"draft/{summary.weights_hash}"
+
+
+# ---- pages -----------------------------------------------------------------------------------
+
+
+def go_to(title: str) -> None:
+    """Switch to the page of this title; model and images stay."""
+    st.switch_page(PAGES / f"{title.lower()}.py")
 
 
 # ---- messages --------------------------------------------------------------------------------

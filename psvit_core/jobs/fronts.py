@@ -17,16 +17,21 @@ from psvit_core.jobs.tasks import (
     Progress,
     SweepSettings,
     Tick,
+    evaluate,
     made_by,
     run_plan,
     run_sweep,
+    warm_up,
 )
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
-from psvit_core.planners import POLICIES, SCOPES, Target
-from psvit_core.records import Record, SensitivityTable
-from psvit_core.sensitivity.table import DEFAULT_RATIOS
+from psvit_core.planners import POLICIES, SCOPES, Target, make_plan
+from psvit_core.records import PrunePlan, Record, SensitivityTable
+from psvit_core.sensitivity.table import DEFAULT_RATIOS, SweepSpec
+from psvit_core.store import Store, digest
 
 DEFAULT_SAVINGS = (0.1, 0.224, 0.2668, 0.4, 0.55, 0.7)
+#: Where a front is predicted, between and beyond what is measured.
+PREDICTED_SAVINGS = (0.1, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.75, 0.85)
 RECOVERIES = ("none",)
 
 
@@ -47,6 +52,7 @@ class ParetoSettings(Record):
     criterion: str = "l2"
     round_to: int = 1
     recover: str = "none"
+    measured_planning: bool = True  # planners measure what they try; else they predict it
     profile: bool = False  # also run-time memory and latency of every chosen plan
 
     def __post_init__(self) -> None:
@@ -121,6 +127,9 @@ def run_pareto(
             f"The sweep is of {table.summary.model} with other weights than {engine.model.name}. "
             "Sweep this model, or name the one that was swept."
         )
+    if not settings.measured_planning:
+        for _ in warm_up(engine):
+            tick()
     unreached = []
     for done, cell in enumerate(cells, start=swept):
         title = _title(cell)
@@ -129,11 +138,35 @@ def run_pareto(
             progress(done, swept + len(cells), f"{title}: {n} {what}")
 
         try:
-            run_plan(engine, table, cell, tried, tick, profile=settings.profile)
+            if settings.measured_planning:
+                run_plan(engine, table, cell, tried, tick, profile=settings.profile)
+            else:
+                plan, _ = run_plan(None, table, cell)
+                made = made_by(cell, table)
+                evaluate(engine, plan, tick, profile=settings.profile, made=made)
         except TargetError as error:
             unreached.append(Unreached(made=made_by(cell, table), reason=str(error)))
         progress(done + 1, swept + len(cells), title)
     return dataclasses.replace(engine_archive(engine), unreached=tuple(unreached))
+
+
+def predicted_plans(store: Store, spec: SweepSpec, table: SensitivityTable) -> list[PrunePlan]:
+    """The best plan by prediction at each of ``PREDICTED_SAVINGS`` that can be reached.
+
+    Made once for a finished sweep, then kept in the store.
+    """
+    key = f"predicted/{digest([spec.key, list(PREDICTED_SAVINGS)])}"
+    known = store.get(key)
+    if known is not None:
+        return [PrunePlan.from_dict(plan) for plan in known]
+    plans = []
+    for saving in PREDICTED_SAVINGS:
+        try:
+            plans.append(make_plan(table, "optimal", memory_saving=saving))
+        except TargetError:  # it cannot save so much, nor more
+            break
+    store.put(key, [plan.to_dict() for plan in plans])
+    return plans
 
 
 def engine_archive(engine: Engine) -> ParetoArchive:

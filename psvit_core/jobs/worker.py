@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from psvit_core.demo import DemoStore
 from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
@@ -303,8 +304,10 @@ class _Runner:
         }
 
     def _table(self, sweep_key: str) -> SensitivityTable:
-        spec = load_spec(self.worker.store, sweep_key)
-        table = read_table(self.worker.store, spec)
+        with_shipped = DemoStore(self.worker.store.folder)
+        spec = load_spec(with_shipped, sweep_key)
+        table = read_table(with_shipped, spec)
+        with_shipped.close()
         if table is None or not table.finished:
             raise PsvitError("The sweep is not finished. Let it finish, then plan.")
         return table

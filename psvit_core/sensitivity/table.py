@@ -165,7 +165,9 @@ def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> 
     todo = set(outcome.missing(spec.ids))
     chosen = outcome.select([name for i, name in enumerate(spec.ids) if i not in todo])
     group = cell.group
-    bounds = bounds_of_all(spec, chosen, baseline)
+    # Where all images were seen, earlier looks decide nothing, and their bounds cost much.
+    looks = spec.looks[-1:] if len(chosen) == len(spec.ids) else spec.looks
+    bounds = bounds_of_all(spec, chosen, baseline, looks)
     return SensitivityRow(
         group_id=group.group_id,
         prune_ratio=cell.prune_ratio,
@@ -182,7 +184,9 @@ def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> 
     )
 
 
-def bounds_of_all(spec: SweepSpec, outcome: Outcome, baseline: Outcome) -> list[Interval]:
+def bounds_of_all(
+    spec: SweepSpec, outcome: Outcome, baseline: Outcome, looks: Sequence[int] | None = None
+) -> list[Interval]:
     """Bounds of the drop on all images of the sweep at every look so far, percentage points.
 
     The looks are fixed beforehand and share the error, so all of a cell's bounds hold together.
@@ -191,11 +195,12 @@ def bounds_of_all(spec: SweepSpec, outcome: Outcome, baseline: Outcome) -> list[
         spec: The sweep.
         outcome: The cell's results on the first images of the sweep, in its order.
         baseline: The baseline's results on these.
+        looks: Only these of the sweep's looks; all when None.
     """
     n_all, n_looks = len(spec.ids), len(spec.looks) - 1
     ours, theirs = outcome.correct, baseline.select(outcome.ids.tolist()).correct
     found = []
-    for look in spec.looks:
+    for look in spec.looks if looks is None else looks:
         if look > len(outcome):
             break
         lost = int((theirs[:look] & ~ours[:look]).sum())

@@ -29,6 +29,7 @@ from psvit_core.jobs import client
 from psvit_core.store import Store
 from tests.browser import chromium_path
 
+os.environ.setdefault("PSVIT_DEMO", "0")  # pages without a browser: an empty store is empty
 ROOT = Path(__file__).parents[2]
 FLAGS = [
     "--no-sandbox",  # a container has no user namespaces, and only our own pages are shown
@@ -58,6 +59,7 @@ class Server:
     cache: Path
     port: int
     warm: bool = False  # whether a worker gets ready at once; costs a core for seconds
+    demo: bool = False  # whether the shipped results are shown
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -79,6 +81,7 @@ class Server:
                     **os.environ,
                     "PSVIT_CACHE": str(self.cache),
                     "PSVIT_WARM": str(int(self.warm)),
+                    "PSVIT_DEMO": str(int(self.demo)),
                 },
                 stdout=log,
                 stderr=log,
@@ -108,11 +111,11 @@ class Server:
                 process.kill()
 
 
-def start_server(cache: Path, *, warm: bool = False) -> Server:
+def start_server(cache: Path, *, warm: bool = False, demo: bool = False) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(cache=cache, port=port, warm=warm)
+    server = Server(cache=cache, port=port, warm=warm, demo=demo)
     server.start()
     return server
 

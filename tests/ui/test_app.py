@@ -27,7 +27,8 @@ N_GROUPS = 45
 SWEEPING = re.compile(r"Sweep: \d+\s%")
 
 PAGES = {
-    "": "Open",
+    "": "Overview",
+    "open": "Open",
     "sensitivity": "Sensitivity",
     "tune": "Tune",
     "export": "Export",
@@ -275,7 +276,7 @@ def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
 
 def test_choices_stay(server: Server, open_page: OpenPage) -> None:
     """Model and images stay through page switches and a reload; the theme may be switched."""
-    page = open_page(f"{server.url}/{QUERY}")
+    page = open_page(f"{server.url}/open{QUERY}")
     for title in ("Sensitivity", "Export", "Jobs", "Open"):
         page.get_by_role("link", name=title, exact=True).click()
         expect(page.get_by_role("heading", level=1)).to_have_text(title)

@@ -36,11 +36,11 @@ def test_empty_state(page: str) -> None:
     assert not app.error
 
 
-def test_main_shows_the_model() -> None:
+def test_main_shows_the_overview() -> None:
     app = AppTest.from_file(str(ROOT / "ui" / "main.py"), default_timeout=30).run()
     assert not app.exception
     assert app.selectbox(key="model").value == "sdt_v1_digits"
-    assert any("Channel group" in text.value for text in app.markdown)
+    assert any("Nothing was measured of this model yet" in info.value for info in app.info)
 
 
 def test_tune_fits_nothing_without_a_sweep() -> None:
@@ -67,7 +67,7 @@ def test_tune_fits_a_plan_and_takes_it_back() -> None:
 def test_no_torch_in_the_interface() -> None:
     program = (
         "import json, sys, app, ui.head, ui.panels_export, ui.panels_measure, ui.panels_sweep\n"
-        "import ui.panels_tune_measure, ui.panels_jobs, ui.panels_open\n"
+        "import ui.panels_tune_measure, ui.panels_jobs, ui.panels_open, ui.panels_overview\n"
         "heavy = {'torch', 'torchvision', 'spikingjelly', 'timm'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )
