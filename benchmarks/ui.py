@@ -233,7 +233,7 @@ class Equalizer:
     name = "equalizer"
     control = "[role=slider]"
     figure = ".figure.predicted .value"
-    other, own = "Model", "Tune"
+    other, own = "Open", "Tune"
 
     def __init__(self, path: str, other_path: str) -> None:
         self.path, self.other_path = path, other_path
