@@ -66,7 +66,7 @@ def _built_in(choice: Choice, *, key: str) -> None:
     state.settle(f"{key}-name", names, choice.model if choice.model in names else names[0])
     with st.container(horizontal=True, vertical_alignment="bottom", key=key):
         name = st.selectbox(
-            "Built-in model", names, key=f"{key}-name", width=460, persist_state="session",
+            "Built-in network", names, key=f"{key}-name", width=460, persist_state="session",
             format_func=lambda n: model_card(n).title,
             help="Models with weights open at once. The others are known by architecture: give "
             "their published checkpoint.",
