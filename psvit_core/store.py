@@ -100,12 +100,13 @@ class Store:
         except Exception as error:  # numpy and zipfile raise many kinds for damaged files
             raise StoreError(f"{path} is damaged ({error}). Delete it; it is made anew.") from error
 
-    def arrays_stamp(self, key: str) -> float:
-        """When the arrays under ``key`` were last written; 0 without any."""
+    def arrays_stamp(self, key: str) -> tuple[int, int]:
+        """Another one whenever the arrays under ``key`` are written; (0, 0) without any."""
         try:
-            return self._array_path(key).stat().st_mtime
+            found = self._array_path(key).stat()
         except FileNotFoundError:
-            return 0.0
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns  # a clock's tick may hold several writes
 
     def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Keep arrays under ``key`` (a ``digest``), replacing what was there."""

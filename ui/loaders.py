@@ -175,7 +175,7 @@ class _Reader:
     spec: SweepSpec
     cells: list[Cell] = field(default_factory=list)
     rows: dict[str, SensitivityRow] = field(default_factory=dict)
-    stamps: dict[str, float] = field(default_factory=dict)
+    stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.cells = [

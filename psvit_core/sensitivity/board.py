@@ -34,7 +34,7 @@ class Board:
     spec: SweepSpec
     store: Store
     _done: dict[str, Array] = field(default_factory=dict)  # key -> (n_images,) bool
-    _stamps: dict[str, float] = field(default_factory=dict)
+    _stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
     _fresh: dict[str, list[Outcome]] = field(default_factory=dict)
     _held: list[FileLock] = field(default_factory=list)
     _cost: float = _FIRST_WRITE_SECONDS / _WORK_PER_WRITE
@@ -84,7 +84,6 @@ class Board:
         for key in list(self._fresh):
             parts = self._fresh.pop(key)
             add_outcome(self.store, key, _joined(parts))
-            self._stamps[key] = self.store.arrays_stamp(key)
         for lock in self._held:
             lock.release()
         self._held.clear()
