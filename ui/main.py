@@ -28,7 +28,6 @@ QUESTIONS = {
 FIRST = "Overview"  # where the app opens
 
 
-
 def _name(title: str) -> str:
     """A page's file and place in the URL."""
     return title.lower().replace("-", "")
