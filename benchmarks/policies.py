@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ import numpy as np
 import torch
 
 from benchmarks._cells import Cells, pack, unpack
+from benchmarks._policies_page import write_page
+from benchmarks._policies_report import Results, accuracy_tables, headline
+from benchmarks._report import RESULTS
 from benchmarks._unstructured import latency, prune_magnitudes, sparse_size
 from psvit_core.data import EvalSet, load_data
 from psvit_core.errors import TargetError
@@ -34,7 +40,7 @@ from psvit_core.finetune import finetune
 from psvit_core.groups import summarize
 from psvit_core.importance import CRITERIA, rank
 from psvit_core.jobs.tasks import Engine, Subject, warm_up
-from psvit_core.metrics.profile import latency_ms
+from psvit_core.metrics.profile import latency_ms, machine
 from psvit_core.outcomes import Array, Outcome
 from psvit_core.planners import POLICIES, make_plan
 from psvit_core.planners._base import Problem, Target, smallest_uniform
@@ -57,6 +63,7 @@ MODELS = ("e_spikeformer_digits", "sdt_v1_digits")
 SAVINGS = (0.224, 0.2668, 0.4, 0.55, 0.7)
 SCAN = (0.15, 0.3, 0.35, 0.45, 0.5, 0.6, 0.65)  # looked at as far as the loss of 3 pp needs it
 FAR = (0.8, 0.9)  # optimal only
+RANKED = (0.224, 0.4, 0.55)  # criteria
 TUNED = (0.4, 0.55, 0.7)
 SCOPES = ("inner", "all")
 PUBLISHED = ("psvit", "prime")
@@ -64,6 +71,7 @@ RECOVERIES = ("none", "bn", "lsq", "both")
 SEEDS = (0, 1, 2)
 N_PLANNING = 250  # val images that plans are measured on while planning
 LOSS = 3.0  # pp: the papers' setting
+QUICK_IMAGES = 60
 
 
 class Bench:
@@ -235,14 +243,14 @@ class Bench:
     def criterion_cells(self, name: str) -> None:
         """Uniform plans ranked by one criterion, on the val images."""
         if all(
-            self.cells.has(["criterion", self.name, name, s, c]) for s in SAVINGS for c in SCOPES
+            self.cells.has(["criterion", self.name, name, s, c]) for s in RANKED for c in SCOPES
         ):
             return
         calib = self.engine.calib(256, 0) if CRITERIA[name].needs_images else None
         ranking = rank(self.model, name, calib=calib, run=self.run, store=self.store)
         summary = summarize(self.model, {name: ranking})
         for scope in SCOPES:
-            for saving in SAVINGS:
+            for saving in RANKED:
 
                 def make(saving: float = saving, scope: str = scope) -> dict[str, Any]:
                     target = Target(saving=saving)
@@ -348,39 +356,46 @@ def full_run(benches: list[Bench], cells: Cells) -> None:
         for saving in SAVINGS:
             b.test_plans(POLICIES, saving, 0, ("none",))
     for b in benches:
-        headline(b, ("predicted",), SCOPES)
+        headlines(b, ("predicted",), SCOPES)
+    recovered(benches, ("optimal", "prime"), (0.55, 0.7, 0.4), SEEDS[:1])
     for b in benches:
-        for saving in SAVINGS:
-            b.test_plans(POLICIES, saving, 0, RECOVERIES)
-    for b in benches:
-        headline(b, ("measured",), ("inner",))
+        headlines(b, ("measured",), ("inner",))
     for b in benches:
         for name in CRITERIA:
             b.criterion_cells(name)
+    for b in benches:
         for saving in SAVINGS:
             b.unstructured_cell(saving)
+    tune(benches[0], 1.0)
+    recovered(benches, ("psvit", "uniform"), (0.55, 0.7, 0.4), SEEDS[:1])
     for b in benches:
         plans(b, ("optimal",), FAR, ("predicted", "measured"), ("all",))
-        for saving in FAR:
-            b.test_plans(("optimal",), saving, 0, RECOVERIES)
-    tune(benches[0], 1.0)
-    for seed in SEEDS[1:]:
-        for b in benches:
-            for saving in SAVINGS:
-                b.test_plans(POLICIES, saving, seed, RECOVERIES[1:])
+    recovered(benches, ("optimal",), FAR, SEEDS[:1])
+    recovered(benches, POLICIES, SAVINGS, SEEDS)
     tune(benches[0], 5.0)
-    for b in benches:
-        headline(b, ("measured",), SCOPES)
     tune(benches[1], 1.0)
-    for saving in SAVINGS:
-        for b in benches:
-            plans(b, PUBLISHED, (saving,), ("measured",))
-            for seed in SEEDS:
-                b.test_plans(PUBLISHED, saving, seed, RECOVERIES[min(seed, 1) :])
+    for b in benches:
+        headlines(b, ("measured",), SCOPES)
+        plans(b, PUBLISHED, SAVINGS, ("measured",))
+    recovered(benches, POLICIES, SAVINGS, SEEDS)
     tune(benches[1], 5.0)
 
 
-def headline(bench: Bench, hows: Iterable[str], scopes: Iterable[str]) -> None:
+def recovered(
+    benches: list[Bench],
+    policies: Iterable[str],
+    savings: Iterable[float],
+    seeds: Iterable[int],
+) -> None:
+    """Test the chosen plans of these policies after every recovery, seed by seed."""
+    names, savings = tuple(policies), tuple(savings)
+    for seed in seeds:
+        for saving in savings:
+            for b in benches:
+                b.test_plans(names, saving, seed, RECOVERIES[min(seed, 1) :])
+
+
+def headlines(bench: Bench, hows: Iterable[str], scopes: Iterable[str]) -> None:
     """Plans where the better published policy comes to lose 3 pp, until that is between two of all.
 
     The savings between are looked at one by one; better plans may move the place.
@@ -433,10 +448,40 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write docs/results.md")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    path = Path(chosen.out) if chosen.out else Path(__file__).parent / "results/policies.json"
-    store = Store(chosen.cache)
-    cells = Cells(path, {"benchmark": "policies", "threads": 1})
-    full_run([Bench(model, cells, store) for model in MODELS], cells)
+    path = Path(chosen.out) if chosen.out else RESULTS / "policies.json"
+    if chosen.report:
+        docs = Path(__file__).resolve().parents[1] / "docs"
+        print(write_page(Cells(path), docs, RESULTS / "planners.json", SAVINGS))
+        return
+    if chosen.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            cells = Cells(Path(folder) / "policies.json", head())
+            quick_run(Bench(MODELS[0], cells, Store(folder), QUICK_IMAGES), cells)
+    else:
+        cells = Cells(path, head())
+        store = Store(chosen.cache)
+        full_run([Bench(model, cells, store) for model in MODELS], cells)
+    if chosen.json:
+        print(json.dumps({**cells.head, "cells": cells.cells}))
+        return
+    r = Results(cells)
+    print("\n".join([*accuracy_tables(r, SAVINGS), *headline(r)]))
+
+
+def head() -> dict[str, Any]:
+    """What the result file says beside its cells."""
+    return {
+        "benchmark": "policies", "threads": 1, "machine": machine("cpu").processor,
+        "versions": {p: version(p) for p in ("torch", "spikingjelly")},
+        "planning images": N_PLANNING, "test sets": ["digits", "digits:distorted"],
+    }  # fmt: skip
+
+
+def quick_run(bench: Bench, cells: Cells) -> None:
+    """A minute's worth: predicted plans of one model at one saving, on few images."""
+    cells.make(["baseline", bench.name], bench.baseline_cell)
+    plans(bench, POLICIES, (0.4,), ("predicted",))
+    bench.test_plans(POLICIES, 0.4, 0, ("none", "bn"))
 
 
 if __name__ == "__main__":

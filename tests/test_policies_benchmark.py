@@ -1,0 +1,143 @@
+"""The benchmark of the policies: its cells, and the numbers that its page is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks._cells import Cells, pack, unpack
+from benchmarks._policies_page import missing, write_page
+from benchmarks._policies_report import Results, at_loss, headline, paired, verdicts
+from benchmarks._report import RESULTS
+
+HEAD = {
+    "benchmark": "policies", "threads": 1, "machine": "made", "versions": {"torch": "2"},
+}  # fmt: skip
+N = 200
+
+
+def right(n_correct: int) -> dict[str, Any]:
+    """The first images of both test sets are right."""
+    packed = pack(np.arange(N) < n_correct)
+    return {"digits right": packed, "digits:distorted right": packed}
+
+
+def filled(path: Path) -> Cells:
+    """Two published policies and optimal at two savings; all numbers by hand."""
+    cells = Cells(path, HEAD)
+    cells.make(["baseline", "m"], lambda: {"n": N, "val n": N, "bytes": 1000, **right(190)})
+    lost = {
+        ("psvit", 0.2): 2, ("prime", 0.2): 4, ("psvit", 0.4): 60, ("prime", 0.4): 40,
+        ("optimal", 0.2): 0, ("optimal", 0.4): 8,
+    }  # fmt: skip
+    for (policy, saving), n in lost.items():
+        name = f"{policy}{saving}"
+        plan = {"id": name, "saved": saving, "val accuracy": 0.9, "val kl": 0.1}
+        cells.make(["plan", "m", policy, saving, "inner", "predicted"], lambda plan=plan: plan)
+        cells.make(["test", "m", name, "none", 0], lambda n=n: right(190 - n))
+    return cells
+
+
+def test_cells_resume(tmp_path: Path) -> None:
+    path = tmp_path / "cells.json"
+    first = Cells(path, HEAD)
+    first.make(["a", 0.4, "x"], lambda: {"value": 1})
+    again = Cells(path, HEAD)
+    assert again.has(["a", 0.4, "x"])
+    assert again.make(["a", 0.4, "x"], lambda: pytest.fail("measured twice")) == {"value": 1}
+    assert again.get("a", 0.5, "x") is None
+    assert again.head == first.head
+
+
+def test_cells_of_another_engine_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cells.json"
+    Cells(path, HEAD).write()
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "engine": "older"}))
+    with pytest.raises(SystemExit, match="is of engine older"):
+        Cells(path, HEAD)
+    assert Cells(path).head["engine"] == "older"  # a report reads it as it is
+
+
+def test_pack() -> None:
+    bits = np.array([True, False, True, True, False, False, True, False, True, True])
+    assert unpack(pack(bits), len(bits)).tolist() == bits.tolist()
+
+
+def test_the_best_plan_is_chosen_by_accuracy_then_kl(tmp_path: Path) -> None:
+    cells = Cells(tmp_path / "cells.json", HEAD)
+    plans = {("inner", "predicted"): (0.9, 0.3), ("all", "predicted"): (0.95, 0.5),
+             ("all", "measured"): (0.95, 0.4)}  # fmt: skip
+    for (scope, how), (accuracy, kl) in plans.items():
+        plan = {"id": scope + how, "val accuracy": accuracy, "val kl": kl}
+        cells.make(["plan", "m", "prime", 0.4, scope, how], lambda plan=plan: plan)
+    unreached = {"unreached": "too far"}
+    cells.make(["plan", "m", "prime", 0.4, "inner", "measured"], lambda: unreached)
+    best = cells.best_plan("m", "prime", 0.4)
+    assert best is not None
+    assert (best["scope"], best["how"]) == ("all", "measured")
+    assert cells.best_plan("m", "prime", 0.9) is None
+
+
+def test_paired_by_hand() -> None:
+    better, worse = np.arange(100) < 90, np.arange(100) < 80
+    value, low, high = paired(better, worse)
+    assert value == pytest.approx(10)
+    assert 0 < low < 10 < high
+    same = paired(better, better)
+    assert same[0] == 0
+    assert same[1] < 0 < same[2]
+
+
+def test_bytes_at_a_loss_of_three_points() -> None:
+    assert at_loss([]) is None
+    assert at_loss([(0.4, 5.0), (0.2, 1.0)]) == (pytest.approx(0.7), True)  # half way
+    assert at_loss([(0.2, 6.0)]) == (pytest.approx(0.9), True)  # from the unpruned model
+    assert at_loss([(0.2, -0.5), (0.6, 2.9)]) == (pytest.approx(0.4), False)
+
+
+def test_results_by_hand(tmp_path: Path) -> None:
+    r = Results(filled(tmp_path / "cells.json"))
+    assert r.models == ["m"]
+    assert r.best_published("m", 0.2) == ("psvit", pytest.approx(1.0))
+    assert r.best_published("m", 0.4) == ("prime", pytest.approx(20.0))
+    assert r.crossing("m") == 0.4
+    assert r.drop("m", "optimal", 0.4) == pytest.approx(4.0)
+    assert r.bytes_at_loss("m", "published", "none") == (
+        pytest.approx(1 - (0.2 + 2 / 19 * 0.2)),
+        True,
+    )
+    assert r.test("m", "uniform", 0.4) is None
+    lines = headline(r)
+    assert any("m, 40 %, prime" in line and line.endswith("| yes |") for line in lines)
+    said = "\n".join(verdicts(r))
+    assert "At the loss of 3 points, recovery none: `optimal` loses +4.0" in said
+    assert "holds" in said
+    assert any("measured planning of psvit 40 %, prime 40 %" in x for x in missing(r, (0.4,)))
+
+
+def test_the_page_is_written_from_the_cells_alone(tmp_path: Path) -> None:
+    cells = filled(tmp_path / "cells.json")
+    for name, scope, n in (("l1", "all", 20), ("l1", "inner", 40), ("random", "inner", 10)):
+        cell = {"right": pack(np.arange(N) < n)}
+        cells.make(["criterion", "m", name, 0.4, scope], lambda cell=cell: cell)
+    cells.make(["tuned", "m", "optimal", 0.4, 1.0], lambda: right(188))
+    size = {f"{form} bytes": 1000 for form in ("ours", "dense", "bitmap", "csr")}
+    times = {f"{which} ms": 1.0 for which in ("full", "ours", "zeros")}
+    zeros = {"weights": 50, "of": 100, **size, **times, **right(150)}
+    cells.make(["unstructured", "m", 0.4], lambda: zeros)
+    page = write_page(cells, tmp_path / "docs", RESULTS / "planners.json", (0.2, 0.4))
+    text = page.read_text(encoding="utf-8")
+    assert "| 40 % (40.0) | optimal (inner, predicted) |" in text
+    assert "| l1 | 20.0 (inner) |" in text
+    assert "Mean over both models and all savings, in %: l1 20.0, random 5.0." in text
+    assert "| m | 40 % | optimal | 91.0 [" in text
+    assert "| 94.0 [" in text  # after an epoch
+    assert "| m | 50 of 100 | 91.0 [" in text
+    for name in ("policies", "recovery", "unstructured"):
+        assert f"results/{name}.svg" in text
+        assert (tmp_path / "docs/results" / f"{name}.svg").read_text().count("<path") > 5
