@@ -52,7 +52,8 @@ test images rotated, scaled, sheared and noisy).
 - All policies got the same criterion (`l2`), the same sensitivity table (9 ratios, all 750 val
   images) and the same planning images (a fixed stratified 250 of the val images).
 - Plans were made in the scopes `inner` (residual streams left alone) and `all`; predicted from the
-  table, and measured while planning (`optimal`: 20 plans in scope `all`, which contains `inner`;
+  table, and measured while planning (`optimal`: 20 plans in scope `all`, which contains `inner`,
+  in places 80;
   `psvit` and `prime`: as many as they ask for; where this was done is said under "What is
   missing"). Of a policy's plans at a saving, the one with the best accuracy on all 750 val images,
   then the lowest KL, was tested: a published policy may take its predicted plan where that is the
