@@ -68,12 +68,14 @@ class Cells:
         head = json.dumps(self.head, indent=1)[:-2]
         write_text(self.path, f'{head},\n "cells": {{\n{lines}\n}}}}\n')
 
-    def best_plan(self, model: str, policy: str, saving: float) -> Cell | None:
+    def best_plan(
+        self, model: str, policy: str, saving: float, hows: Sequence[str] = HOWS
+    ) -> Cell | None:
         """Of a policy's plans at a saving the best one on the val split: accuracy, then KL."""
         found = [
             {**cell, "scope": scope, "how": how}
             for scope in ("inner", "all")
-            for how in HOWS
+            for how in hows
             if (cell := self.get("plan", model, policy, saving, scope, how)) and "id" in cell
         ]
         return max(found, key=lambda c: (c["val accuracy"], -c["val kl"]), default=None)

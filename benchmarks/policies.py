@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import numpy as np
 import torch
 
-from benchmarks._cells import Cells, pack, unpack
+from benchmarks._cells import HOWS, Cells, pack, unpack
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import Results, accuracy_tables, headline
 from benchmarks._report import RESULTS
@@ -232,12 +232,17 @@ class Bench:
             yield "both", by(refitted, "bn")
 
     def test_plans(
-        self, policies: Iterable[str], saving: float, seed: int, recoveries: Iterable[str]
+        self,
+        policies: Iterable[str],
+        saving: float,
+        seed: int,
+        recoveries: Iterable[str],
+        hows: Sequence[str] = HOWS,
     ) -> None:
         """``test_cell`` of the chosen plans of some policies."""
         names = list(recoveries)
         for policy in policies:
-            if plan := self.chosen(policy, saving):
+            if plan := self.cells.best_plan(self.name, policy, saving, hows):
                 self.test_cell(plan, seed, names)
 
     # ---- the other parts -------------------------------------------------------------------------
@@ -363,22 +368,28 @@ def full_run(benches: list[Bench], cells: Cells) -> None:
     for b in benches:
         plans(b, ("optimal",), FAR[:1], ("predicted",), ("all",))
     recovered(benches, ("optimal",), FAR[:1], SEEDS[:1])
+    for b in benches:  # all policies without measuring
+        for saving in sorted({*SAVINGS, *SCAN}):
+            b.test_plans(POLICIES, saving, 0, ("none",), ("predicted",))
     for b, saving in zip(benches, (0.55, 0.7), strict=True):
         plans(b, ("prime",), (saving,), ("measured",), ("inner",))
         b.test_plans(("prime",), saving, 0, ("none",))
     for b in benches:
-        headlines(b, ("measured",), ("inner",), ("prime",))
-    recovered(benches, ("optimal", "prime"), (0.55, 0.7, 0.4), SEEDS[:1])
-    for b in benches:
         for name in CRITERIA:
             b.criterion_cells(name)
     for b in benches:
-        for saving in SAVINGS:
+        for saving in TUNED:
             b.unstructured_cell(saving)
+    recovered(benches, ("optimal", "prime"), (0.55,), SEEDS[:1])
     tune(benches[0], 1.0)
-    recovered(benches, ("psvit", "uniform"), (0.55, 0.7, 0.4), SEEDS[:1])
+    recovered(benches, ("optimal", "prime"), (0.4, 0.7), SEEDS[:1])
+    for b in benches:
+        headlines(b, ("measured",), ("inner",), ("prime",))
+    recovered(benches, POLICIES, (0.55, 0.7, 0.4), SEEDS[:1])
     for b in benches:
         plans(b, ("optimal",), FAR, ("predicted", "measured"), ("all",))
+        for saving in SAVINGS:
+            b.unstructured_cell(saving)
     recovered(benches, ("optimal",), FAR, SEEDS[:1])
     recovered(benches, POLICIES, SAVINGS, SEEDS)
     tune(benches[0], 5.0)
