@@ -18,6 +18,7 @@ from psvit_core.store import ENGINE_VERSION
 
 Cell = dict[str, Any]
 
+PUBLISHED = ("psvit", "prime")
 #: How a plan was made; ``measured 80``: ``optimal`` with 80 measured plans in place of 20.
 HOWS = ("predicted", "measured", "measured 80")
 
@@ -71,13 +72,20 @@ class Cells:
     def best_plan(
         self, model: str, policy: str, saving: float, hows: Sequence[str] = HOWS
     ) -> Cell | None:
-        """Of a policy's plans at a saving the best one on the val split: accuracy, then KL."""
-        found = [
-            {**cell, "scope": scope, "how": how}
-            for scope in ("inner", "all")
-            for how in hows
-            if (cell := self.get("plan", model, policy, saving, scope, how)) and "id" in cell
-        ]
+        """Of a policy's plans at a saving the best one on the val split: accuracy, then KL.
+
+        A published policy may also take a plan that it made for a larger saving: where only some
+        of its plans were measured while planning, none is held against it.
+        """
+        found = []
+        for key, cell in self.cells.items():
+            kind, *settings = json.loads(key)
+            if kind != "plan" or "id" not in cell:
+                continue
+            name, by, made_for, scope, how = settings
+            enough = made_for >= saving if policy in PUBLISHED else made_for == saving
+            if (name, by) == (model, policy) and enough and how in hows:
+                found.append({**cell, "scope": scope, "how": how})
         return max(found, key=lambda c: (c["val accuracy"], -c["val kl"]), default=None)
 
 

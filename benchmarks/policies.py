@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import numpy as np
 import torch
 
-from benchmarks._cells import HOWS, Cells, pack, unpack
+from benchmarks._cells import HOWS, PUBLISHED, Cells, pack, unpack
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import Results, accuracy_tables, headline
 from benchmarks._report import RESULTS
@@ -66,7 +66,6 @@ FAR = (0.8, 0.9)  # optimal only
 RANKED = (0.224, 0.4, 0.55)  # criteria
 TUNED = (0.4, 0.55, 0.7)
 SCOPES = ("inner", "all")
-PUBLISHED = ("psvit", "prime")
 RECOVERIES = ("none", "bn", "lsq", "both")
 SEEDS = (0, 1, 2)
 BUDGETS = {"measured 80": 80}  # of optimal

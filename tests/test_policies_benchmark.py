@@ -26,12 +26,12 @@ def right(n_correct: int) -> dict[str, Any]:
     return {"digits right": packed, "digits:distorted right": packed}
 
 
-def filled(path: Path) -> Cells:
+def filled(path: Path, n_prime: int = 40) -> Cells:
     """Two published policies and optimal at two savings; all numbers by hand."""
     cells = Cells(path, HEAD)
     cells.make(["baseline", "m"], lambda: {"n": N, "val n": N, "bytes": 1000, **right(190)})
     lost = {
-        ("psvit", 0.2): 2, ("prime", 0.2): 4, ("psvit", 0.4): 60, ("prime", 0.4): 40,
+        ("psvit", 0.2): 2, ("prime", 0.2): 4, ("psvit", 0.4): 60, ("prime", 0.4): n_prime,
         ("optimal", 0.2): 0, ("optimal", 0.4): 8,
     }  # fmt: skip
     for (policy, saving), n in lost.items():
@@ -105,19 +105,34 @@ def test_results_by_hand(tmp_path: Path) -> None:
     assert r.models == ["m"]
     assert r.best_published("m", 0.2) == ("psvit", pytest.approx(1.0))
     assert r.best_published("m", 0.4) == ("prime", pytest.approx(20.0))
-    assert r.crossing("m") == 0.4
+    assert r.crossing("m") is None  # neither 1 nor 20 points are near 3
+    assert headline(r) == ["Not measured.", ""]
     assert r.drop("m", "optimal", 0.4) == pytest.approx(4.0)
     assert r.bytes_at_loss("m", "published", "none") == (
         pytest.approx(1 - (0.2 + 2 / 19 * 0.2)),
         True,
     )
     assert r.test("m", "uniform", 0.4) is None
-    lines = headline(r)
-    assert any("m, 40 %, prime" in line and line.endswith("| yes |") for line in lines)
-    said = "\n".join(verdicts(r))
-    assert "At the loss of 3 points, recovery none: `optimal` loses +4.0" in said
-    assert "holds" in said
     assert any("measured planning of psvit 40 %, prime 40 %" in x for x in missing(r, (0.4,)))
+
+
+def test_the_headline_by_hand(tmp_path: Path) -> None:
+    r = Results(filled(tmp_path / "cells.json", n_prime=7))
+    assert r.crossing("m") == 0.4  # 3.5 points
+    assert any("m, 40 %, prime" in line and line.endswith("| no |") for line in headline(r))
+    said = "\n".join(verdicts(r))
+    assert "`optimal` loses +4.0 points where the better published policy loses +3.5" in said
+    assert "equality excluded: does not hold" in said
+
+
+def test_a_published_policy_may_take_its_plan_for_a_larger_saving(tmp_path: Path) -> None:
+    cells = filled(tmp_path / "cells.json")
+    better = {"id": "far", "saved": 0.6, "val accuracy": 0.92, "val kl": 0.1}
+    for policy in ("prime", "optimal"):
+        cells.make(["plan", "m", policy, 0.6, "inner", "measured"], lambda: better)
+    plans = [cells.best_plan("m", policy, 0.4) for policy in ("prime", "optimal")]
+    assert [plan and plan["id"] for plan in plans] == ["far", "optimal0.4"]
+    assert (cells.best_plan("m", "prime", 0.4, ("predicted",)) or {})["id"] == "prime0.4"
 
 
 def test_the_page_is_written_from_the_cells_alone(tmp_path: Path) -> None:
