@@ -95,7 +95,7 @@ def _key(settings: Sequence[Any]) -> str:
 
 def pack(right: Array) -> str:
     """Which images are classified correctly, a bit an image."""
-    return base64.b64encode(np.packbits(right)).decode()
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def unpack(text: str, n_images: int) -> Array:

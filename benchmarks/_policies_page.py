@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks._cells import Cells
 from benchmarks._policies_report import (
@@ -30,7 +33,11 @@ from benchmarks._policies_report import (
 from psvit_core.files import write_text
 
 _COLORS = {"uniform": "#888888", "psvit": "#d1802c", "prime": "#7b5fb5", "optimal": "#1a7f5a"}
-_SVG = {"svg.hashsalt": "policies", "svg.fonttype": "none", "font.size": 9}  # same bytes each time
+_SVG: Any = {
+    "svg.hashsalt": "policies",
+    "svg.fonttype": "none",
+    "font.size": 9,
+}  # same bytes each time
 
 _PAGE = Template("""\
 # Results on the demo models
@@ -189,7 +196,7 @@ def missing(r: Results, savings: tuple[float, ...]) -> list[str]:
     return [*(lines or ["Nothing that this benchmark sets out to measure."]), ""]
 
 
-def _axes(r: Results, title: str) -> tuple[plt.Figure, list[plt.Axes]]:
+def _axes(r: Results, title: str) -> tuple[Figure, list[Axes]]:
     figure, axes = plt.subplots(
         1, len(r.models), figsize=(4.6 * len(r.models), 3.4), sharey=True, squeeze=False
     )
@@ -203,7 +210,7 @@ def _axes(r: Results, title: str) -> tuple[plt.Figure, list[plt.Axes]]:
 
 
 def _line(
-    r: Results, ax: plt.Axes, model: str, policy: str, recovery: str, label: str, style: str
+    r: Results, ax: Axes, model: str, policy: str, recovery: str, label: str, style: str
 ) -> None:
     points = []
     for saving in r.savings:
@@ -259,7 +266,7 @@ def _whole(r: Results, model: str) -> int:
     return size
 
 
-def _save(figure: plt.Figure, axes: list[plt.Axes], path: Path) -> None:
+def _save(figure: Figure, axes: list[Axes], path: Path) -> None:
     axes[-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
