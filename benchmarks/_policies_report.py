@@ -250,7 +250,11 @@ def _headline(r: Results, recovery: str) -> list[tuple[str, str, tuple[Points, P
         rows.append((title, f"{n} clean", _compared(*clean)))
     if found:
         pooled = [np.concatenate([rights[i] for _, rights in found]) for i in range(3)]
-        title = "pooled" if len(found) == len(r.models) else "pooled over its image sets"
+        title = "pooled" if len(found) == len(r.models) else "that model alone"
+        if len(found) > 1:
+            parts = [[rights[i][: len(rights[i]) // 2] for _, rights in found] for i in range(3)]
+            clean = [np.concatenate(part) for part in parts]
+            rows.append((title, f"{len(clean[0])} clean", _compared(*clean)))
         rows.append((title, f"{len(pooled[0])} clean + distorted", _compared(*pooled)))
     return rows
 
@@ -266,9 +270,7 @@ def verdicts(r: Results) -> list[str]:
     for results, recovery, how in (
         (alike, "none", ", all plans predicted"), *((r, x, "") for x in RECOVERIES),
     ):  # fmt: skip
-        rows = _headline(results, recovery)
-        if rows:
-            title, images, numbers = rows[-1]
+        for title, images, numbers in _headline(results, recovery):
             said = "holds" if holds(*numbers) else "does not hold"
             lines.append(
                 f"- At the loss of 3 points, recovery {recovery}{how}: `optimal` loses "
@@ -429,7 +431,13 @@ def tuned_table(r: Results) -> list[str]:
                     cell = r.cells.get("tuned", model, policy, saving, e)
                     row.append(accuracy(r.right(cell, model, SETS[:1])) if cell else "not measured")
                 rows.append(row)
-    head = ("model", "saving", "policy", "none", *(f"{e:g} epochs" for e in epochs))
+    head = (
+        "model",
+        "saving",
+        "policy",
+        "none",
+        *(f"after {e:g} epochs" if e != 1 else "after 1 epoch" for e in epochs),
+    )
     return table(head, rows)
 
 
