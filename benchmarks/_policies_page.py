@@ -120,9 +120,9 @@ that same accuracy. Criteria that need images got the `calib` split.
 
 $criteria
 The criteria that look at images lead; none of them leads everywhere (`reconstruction` on
-`sdt_v1_digits`, `taylor` at the small and the large saving on `e_spikeformer_digits`). Of those that
-need no images `l2_group` has the best mean. The default stays `l2`, which every number above was
-made with: a default that needs calibration images would make a sweep without them fail.
+`sdt_v1_digits`, `taylor` at the small and the large saving on `e_spikeformer_digits`). Of those
+that need no images `l2_group` has the best mean. The default stays `l2`, which every number above
+was made with: a default that needs calibration images would make a sweep without them fail.
 `reconstruction` where there are images and `l2_group` where there are none are what this table
 recommends.
 

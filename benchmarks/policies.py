@@ -54,6 +54,7 @@ from psvit_core.records import (
 from psvit_core.recover import recover
 from psvit_core.runtime import channels_last
 from psvit_core.sensitivity.sweep import sweep
+from psvit_core.sensitivity.table import DEFAULT_RATIOS
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store, digest
 from psvit_core.surgery import apply_plan
@@ -71,14 +72,22 @@ SEEDS = (0, 1, 2)
 BUDGETS = {"measured 80": 80}  # of optimal
 N_PLANNING = 250  # val images that plans are measured on while planning
 LOSS = 3.0  # pp: the papers' setting
-QUICK_IMAGES = 60
+QUICK_IMAGES, QUICK_RATIOS = 40, (0.3, 0.6)
 
 
 class Bench:
     """One model: its data, its sweep, its plans and their cells."""
 
-    def __init__(self, model: str, cells: Cells, store: Store, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        cells: Cells,
+        store: Store,
+        limit: int | None = None,
+        ratios: Sequence[float] = DEFAULT_RATIOS,
+    ) -> None:
         self.name, self.cells, self.store = model, cells, store
+        self.ratios = ratios
         self.engine = Engine(Subject(model=model, limit=limit), store)
         for _ in warm_up(self.engine):
             pass
@@ -96,7 +105,7 @@ class Bench:
     @cached_property
     def table(self) -> SensitivityTable:
         """The sweep of all groups on the val split, from the store where it is there."""
-        return sweep(self.model, self.val, run=self.run, store=self.store)
+        return sweep(self.model, self.val, ratios=self.ratios, run=self.run, store=self.store)
 
     # ---- measuring -------------------------------------------------------------------------------
 
@@ -482,7 +491,7 @@ def main() -> None:
     if chosen.quick:
         with tempfile.TemporaryDirectory() as folder:
             cells = Cells(Path(folder) / "policies.json", head())
-            quick_run(Bench(MODELS[0], cells, Store(folder), QUICK_IMAGES), cells)
+            quick_run(Bench(MODELS[0], cells, Store(folder), QUICK_IMAGES, QUICK_RATIOS), cells)
     else:
         cells = Cells(path, head())
         store = Store(chosen.cache)
