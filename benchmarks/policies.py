@@ -500,7 +500,7 @@ def main() -> None:
         print(json.dumps({**cells.head, "cells": cells.cells}))
         return
     r = Results(cells)
-    print("\n".join([*accuracy_tables(r, SAVINGS), *headline(r)]))
+    print("\n".join([*accuracy_tables(r, (0.4,) if chosen.quick else SAVINGS), *headline(r)]))
 
 
 def head() -> dict[str, Any]:
