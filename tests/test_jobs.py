@@ -111,6 +111,7 @@ def test_a_sweep_survives_a_killed_worker(store: Store, workspace: Workspace) ->
     assert whole == reference
 
 
+@pytest.mark.slow
 def test_cancel_and_resume_and_short_jobs_between(store: Store, workspace: Workspace) -> None:
     job = workspace.start_sweep(QUICK)
     wait(store, job, lambda j: j.done >= 3)
@@ -150,6 +151,7 @@ def test_cancel_and_resume_and_short_jobs_between(store: Store, workspace: Works
     assert path.name == "small.safetensors"
 
 
+@pytest.mark.slow
 def test_a_finetuning_survives_a_killed_worker(store: Store, workspace: Workspace) -> None:
     summary = workspace.summary()
     assert summary is not None

@@ -310,6 +310,7 @@ def test_test_split_has_an_archive_of_its_own(tmp_path: Path) -> None:
         run_pareto(judge, ParetoSettings())
 
 
+@pytest.mark.slow
 def test_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,8 +53,8 @@ def images_of(runs: list[tuple[str, tuple[int, ...], int]]) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    # With the distillation head it is the same network up to its last layer, and takes 40 s.
-    [pytest.param(n, marks=pytest.mark.slow) if n == "sdt_v2_kd" else n for n in NAMES],
+    # 69 groups by the naive loop take their time.
+    [pytest.param(n, marks=pytest.mark.slow) if n.startswith("sdt_v2") else n for n in NAMES],
 )
 def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
@@ -151,7 +151,8 @@ def test_partial_tables_can_be_read_at_any_time(
         seen.append(len(table.rows))
 
     sweep(model, data, ratios=RATIOS, store=store, progress=look)
-    assert seen == list(range(1, 17))
+    assert sorted(set(seen)) == list(range(1, 17))
+    assert seen == sorted(seen)
 
 
 def test_progress_is_the_share_of_the_work(tmp_path: Path) -> None:
@@ -183,12 +184,12 @@ def test_a_network_that_cannot_be_written_down_is_run_in_full(
 
 @pytest.mark.parametrize("T", [1, 4])
 def test_time_steps(T: int) -> None:
-    model, data = tiny_model("sdt_v2", torch.float64), tiny_data("sdt_v2", 3)
+    model, data = tiny_model("sdt_v1", torch.float64), tiny_data("sdt_v1", 3)
     model.set_time_steps(T)
     table = sweep(model, data, ratios=(0.5,), run=Run(precision="float64"))
     summary = summarize(model, {"l2": rank(model, "l2")})
     (x,) = data.batches(3, torch.float64)
-    for row in table.rows[::7]:
+    for row in table.rows[::2]:
         plan = plan_from_ratios(summary, {row.group_id: 0.5}, criterion="l2")
         small = apply_plan(model, plan)
         with torch.no_grad(), count_spikes(small) as count:

@@ -157,6 +157,7 @@ def test_no_job_is_taken_with_old_code(store: Store, monkeypatch: pytest.MonkeyP
         assert free  # the new process can take it
 
 
+@pytest.mark.slow
 def test_a_long_job_makes_way_for_new_code(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.0)
     change = changing(monkeypatch)

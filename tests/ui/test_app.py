@@ -207,6 +207,7 @@ def test_download_needs_the_token(server: Server, open_page: OpenPage) -> None:
     assert foreign.status == 400
 
 
+@pytest.mark.slow
 def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
     page.get_by_role("combobox", name="Rank units by").click()

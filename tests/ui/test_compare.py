@@ -223,6 +223,7 @@ def upload(page: Page, path: Path) -> None:
     field.set_input_files(path)
 
 
+@pytest.mark.slow
 def test_a_link_opens_in_another_browser(server: Server, open_page: OpenPage) -> None:
     shared = plan_of(0.6, every=3)
     drafts.save_draft(server.store, MODEL, drafts.draft_of(MODEL, shared))

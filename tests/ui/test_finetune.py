@@ -152,6 +152,7 @@ def test_from_nothing_to_a_trained_file(
     assert download.value.suggested_filename.endswith("-tuned.safetensors")
 
 
+@pytest.mark.slow
 def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:
     drafts.save_draft(server.store, MODEL, drafts.draft_of(MODEL, PLAN))
     page = open_page(f"{server.url}/finetune{QUERY}")

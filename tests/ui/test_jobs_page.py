@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from psvit_core.jobs import client
@@ -90,6 +91,7 @@ def test_how_jobs_ended(server: Server, open_page: OpenPage) -> None:
     expect(page.get_by_text("last line")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_running_job_is_followed_cancelled_and_resumed(
     server: Server, open_page: OpenPage
 ) -> None:

@@ -43,6 +43,7 @@ def look_into(page: Page, name: str) -> None:
     page.get_by_role("button", name="Look into it").click()
 
 
+@pytest.mark.slow
 def test_from_a_folder(server: Server, open_page: OpenPage, models: Path) -> None:
     page = open_page(server.url)
     source(page, "From a folder")

@@ -218,6 +218,7 @@ def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenP
     expect(other.get_by_text(re.compile("after a sweep of"))).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_front_is_measured_from_the_shipped_sweep(server: Server, open_page: OpenPage) -> None:
     """On a phone in the dark; stopped after the first plans."""
     page = open_page(
