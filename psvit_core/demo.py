@@ -181,8 +181,3 @@ class DemoStore(Store):
         if own is not None:
             return own
         return next((a for b in shipped_bundles() if (a := b.arrays(key)) is not None), None)
-
-
-def is_shipped(key: str) -> bool:
-    """Whether a bundle has this key."""
-    return any(key in bundle.entries for bundle in shipped_bundles())
