@@ -7,10 +7,11 @@ A sweep uses it to run only what a pruned group changes (``sensitivity.spread``)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,13 +61,14 @@ class Rows:
     name: str
 
 
-@runtime_checkable
-class Made(Hashable, Protocol):
-    """An argument that is made of weights beforehand and looked up among them."""
+class Made(ABC):
+    """An argument that is made of weights beforehand and looked up among them; hashable."""
 
+    @abstractmethod
     def names(self) -> list[str]:
         """The weights."""
 
+    @abstractmethod
     def of(self, weights: Mapping[Any, Any]) -> Any:
         """The argument that these weights make."""
 
@@ -96,6 +98,10 @@ class Step:
 
     def inputs(self) -> list[int]:
         """Indices of the values that it reads."""
+        return self._inputs
+
+    @cached_property
+    def _inputs(self) -> list[int]:
         return [a.index for a in _leaves((self.args, dict(self.kwargs))) if isinstance(a, Value)]
 
     def weights(self) -> list[str]:

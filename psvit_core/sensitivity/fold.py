@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psvit_core import native
-from psvit_core.tape import Step, Tape, Value, Weight
+from psvit_core.tape import Made, Step, Tape, Value, Weight
 
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, F.conv1d, F.conv2d}
 _BATCH_NORM = inspect.signature(F.batch_norm)
@@ -30,7 +30,7 @@ _WIDE = 32  # from this many channels on both sides (measured, benchmarks/sweep.
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(Made):
     """A convolution's weight and bias as an argument, with the BatchNorm behind it, if any."""
 
     weight: str
