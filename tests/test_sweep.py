@@ -87,7 +87,10 @@ def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
         assert row.n_images == 7
 
 
-def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path, runs: Any) -> None:
+def test_a_stopped_sweep_goes_on_where_it_was(
+    tmp_path: Path, runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psvit_core.sensitivity.sweep._BATCHES_AT_ONCE", 1)
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
     calls = 0
 

@@ -98,13 +98,12 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     return whole
 
 
-def chunk_lock(store: Store, spec: SweepSpec, images: Array) -> FileLock:
-    """The lock of whoever runs cells of this sweep on these images.
+def cells_lock(store: Store, spec: SweepSpec, group: str) -> FileLock:
+    """The lock of whoever runs a group's cells.
 
     The system frees it when its process ends, however it ends.
     """
-    names = [spec.ids[i] for i in images]
-    name = digest([spec.baseline_key, names])
+    name = digest([spec.baseline_key, group])
     return FileLock(store.place("locks", f"cells-{name}.lock"))
 
 

@@ -8,6 +8,7 @@ more are freed. So nothing is kept beyond its use and no model is copied.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from psvit_core import native
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import Array
 from psvit_core.records import ChannelGroup, PrunePlan
+from psvit_core.sensitivity.lifetimes import (
+    WORKSPACE,
+    LocalPlan,
+    Plans,
+    bytes_per_image_of,
+    constant_steps,
+    steps_towards,
+)
+from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError
 from psvit_core.sensitivity.spread import Network, Spread
 from psvit_core.surgery import Silenced, silencing_edits
-from psvit_core.tape import Made, Sized, Tape, run_step
+from psvit_core.tape import Made, run_step
 from psvit_core.zoo.base import SpikingModel
 
-#: Bytes that torch needs beside a step's inputs and output, relative to these: convolutions copy
-#: both into another layout (measured, benchmarks/sweep.py).
-WORKSPACE = 2.0
+_CACHE = 1 << 19  # bytes of values that stay near the processor
+_MOST_PER_RUN = 16  # images
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,13 +75,16 @@ class Task:
     done: Callable[[Answer], None]
 
 
+Claim = Callable[[], Sequence[Task]]  # gives the cells of a group that are to be run now
+
+
 class Cells(Protocol):
     """What runs the cells of a model on a batch."""
 
     def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
         """Logits of the full model, and the spikes that reach each reader, (batch,) each."""
 
-    def run(self, x: Tensor, tasks: Mapping[str, Sequence[Task]], tick: Callable[[], None]) -> None:
+    def run(self, x: Tensor, groups: Mapping[str, Claim], tick: Callable[[], None]) -> None:
         """Run cells, by group; ``tick`` is called before each and may raise to stop."""
 
     def cost(self, group: str, prune_ratio: float) -> float:
@@ -88,10 +102,10 @@ class Silencing:
         """Logits and spike counts of the full model for a batch."""
         return self._run(self.model, x)
 
-    def run(self, x: Tensor, tasks: Mapping[str, Sequence[Task]], tick: Callable[[], None]) -> None:
+    def run(self, x: Tensor, groups: Mapping[str, Claim], tick: Callable[[], None]) -> None:
         """Run every cell in full."""
-        for group, wanted in tasks.items():
-            for task in wanted:
+        for group, claim in groups.items():
+            for task in claim():
                 tick()
                 edits = silencing_edits(self.model, self.plan_of(group, task.kept))
                 logits, reached = self._run(Silenced(self.model, edits).eval(), x)
@@ -107,6 +121,17 @@ class Silencing:
             logits = subject(x)
         reached = {name: parts[0].cpu().numpy() for name, parts in count.reached.items()}
         return logits.cpu().numpy(), reached
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What the steps of a cell start from."""
+
+    found: Spread
+    units: Tensor  # that stay, int64
+    weights: Mapping[Any, Any]
+    values: Mapping[int, Tensor]  # of the full model, for the batch
+    batch: int
 
 
 @dataclass
@@ -125,6 +150,7 @@ class Replay:
     spreads: Mapping[str, Spread]
     weights: Mapping[str, Tensor]
     finish_early: bool
+    is_native: bool = field(init=False)  # whether steps of cells run as programs (``program``)
     seconds: list[float] = field(init=False)  # of every step of the full model, last whole run
 
     def __post_init__(self) -> None:
@@ -140,12 +166,20 @@ class Replay:
             **{made: made.of(self.weights) for made in self._made},
         }
         self.seconds = [0.0] * len(tape.steps)
-        self._constant = _constant_steps(tape)
+        self._constant = constant_steps(tape)
         self._constants: dict[int, Tensor] = {}
         for position in sorted(self._constant):
             run_step(tape.steps[position], self._constants, self._weights, 1, self._device)
         self._made_at = {i: p for p, step in enumerate(tape.steps) for i in step.outs()}
-        self._plans = {g: _Plans.of(self.network, s) for g, s in self.spreads.items()}
+        self._plans = {g: Plans.of(self.network, s) for g, s in self.spreads.items()}
+        dtype = next(iter(self.weights.values())).dtype
+        wanted = {self.network.logits, *self.network.readers.values()}
+        self._programs = Programs(tape, wanted, dtype)
+        size = [bytes_per_image_of(shape) for shape in tape.shapes]
+        self._peaks = {
+            id(part): part.peak(size) for p in self._plans.values() for part in (p.counts, p.steps)
+        }
+        self.is_native = self.finish_early and native.available(next(iter(self.weights.values())))
 
     def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
         """Logits and spike counts of the full model for a batch."""
@@ -164,26 +198,24 @@ class Replay:
         reached = {name: values[i].cpu().numpy() for name, i in self.network.readers.items()}
         return values[self.network.logits].cpu().numpy(), reached
 
-    def run(self, x: Tensor, tasks: Mapping[str, Sequence[Task]], tick: Callable[[], None]) -> None:
+    def run(self, x: Tensor, groups: Mapping[str, Claim], tick: Callable[[], None]) -> None:
         """Run cells on a batch.
 
         Args:
             x: Images.
-            tasks: By group; several of a group share the prefix.
+            groups: Each is asked for its cells when the values that they start from are there.
             tick: Called before each cell; may raise to stop.
         """
         tape = self.network.tape
         ready: dict[int, list[str]] = {}
         last: dict[int, int] = {}
-        for group, wanted in tasks.items():
-            if not wanted:
-                continue
+        for group in groups:
             needs = self.spreads[group].needs - self._constants.keys()
             at = max((self._made_at.get(i, -1) for i in needs), default=-1)
             ready.setdefault(at, []).append(group)
             for i in needs:
                 last[i] = max(last.get(i, -1), at)
-        needed = _steps_towards(tape, set(last)) - self._constant
+        needed = steps_towards(tape, set(last)) - self._constant
         for position in needed:
             for i in tape.steps[position].inputs():
                 last[i] = max(last.get(i, -1), position)
@@ -193,7 +225,7 @@ class Replay:
                 step = tape.steps[position]
                 run_step(step, values, self._weights, len(x), self._device)
             for group in ready.get(position, ()):
-                self._run_group(group, tasks[group], values, len(x), tick)
+                self._run_group(group, groups[group](), values, len(x), tick)
             for i in [
                 i for i in values if last.get(i, -2) <= position and i not in self._constants
             ]:
@@ -208,7 +240,7 @@ class Replay:
         tick: Callable[[], None],
     ) -> None:
         found = self.spreads[group]
-        active = self._active(found, values, batch) if self.finish_early else None
+        active = self._active(found, values, batch) if self.finish_early and tasks else None
         for task in tasks:
             tick()
             images = task.images
@@ -245,27 +277,56 @@ class Replay:
     ) -> Answer:
         units = torch.tensor(task.kept, device=self._device)
         weights = self._sliced_weights(found.group, units)
-        local: dict[int, Tensor] = dict(self._constants)
-
-        def run(steps: Sequence[int], plan: _LocalPlan, wanted: Array) -> None:
-            chosen = None if len(wanted) == batch else torch.from_numpy(wanted).to(self._device)
-            for position in steps:
-                for i in plan.enters.get(position, ()):
-                    local[i] = self._start(found, i, values, units, chosen, batch)
-                step = self.network.tape.steps[position]
-                run_step(step, local, weights, len(wanted), self._device)
-                for i in plan.leaves.get(position, ()):
-                    del local[i]
-
+        cell = _Cell(found, units, weights, values, batch)
         plans = self._plans[found.group.group_id]
-        run(found.counts, plans.counts, task.images)
-        recounted = self._readers_in(local)
+        recounted = self._readers_in(self._run_part(cell, found.counts, plans.counts, task.images))
         logits, reached = np.empty((0, 0)), {}
         if len(images):
-            run(found.steps, plans.steps, images)
+            local = self._run_part(cell, found.steps, plans.steps, images)
             logits = local[self.network.logits].cpu().numpy()
-            reached = {n: t for n, t in self._readers_in(local).items() if n not in recounted}
+            reached = self._readers_in(local)
         return Answer(images, logits, reached, task.images, recounted)
+
+    def _run_part(
+        self, cell: _Cell, steps: Sequence[int], plan: LocalPlan, images: Array
+    ) -> dict[int, Tensor]:
+        """Some steps of a cell; logits and spike counts are among what it returns."""
+        if self.is_native:
+            try:
+                return self._run_natively(cell, steps, plan, images)
+            except UnsupportedError as reason:
+                log.info("torch runs the steps of cells: there is no native %s", reason)
+                self.is_native = False
+        return self._run_steps(cell, steps, plan, images)
+
+    def _run_natively(
+        self, cell: _Cell, steps: Sequence[int], plan: LocalPlan, images: Array
+    ) -> dict[int, Tensor]:
+        entries = {}
+        for i in {i for position in steps for i in self.network.tape.steps[position].inputs()}:
+            if i in cell.values:
+                at = self.network.tape.batch_axis(i)
+                axis = cell.found.sliced.get(i)
+                channels = (axis, cell.units) if axis is not None else None
+                entries[i] = Entry(cell.values[i], at[0] if at else None, cell.batch, channels)
+        per_run = min(_MOST_PER_RUN, _CACHE // max(self._peaks[id(plan)], 1), len(images))
+        return self._programs.run(
+            steps, entries, plan.leaves, cell.weights, torch.from_numpy(images), max(per_run, 1)
+        )
+
+    def _run_steps(
+        self, cell: _Cell, steps: Sequence[int], plan: LocalPlan, images: Array
+    ) -> dict[int, Tensor]:
+        local: dict[int, Tensor] = dict(self._constants)
+        chosen = None if len(images) == cell.batch else torch.from_numpy(images).to(self._device)
+        for position in steps:
+            for i in plan.enters.get(position, ()):
+                local[i] = self._start(cell, i, chosen)
+            step = self.network.tape.steps[position]
+            run_step(step, local, cell.weights, len(images), self._device)
+            for i in plan.leaves.get(position, ()):
+                del local[i]
+        return local
 
     def _sliced_weights(self, group: ChannelGroup, units: Tensor) -> dict[Any, Any]:
         """All weights, the group's with only these units."""
@@ -279,21 +340,13 @@ class Replay:
             weights[made] = made.of(weights)
         return weights
 
-    def _start(
-        self,
-        found: Spread,
-        i: int,
-        values: Mapping[int, Tensor],
-        units: Tensor,
-        chosen: Tensor | None,
-        batch: int,
-    ) -> Tensor:
+    def _start(self, cell: _Cell, i: int, chosen: Tensor | None) -> Tensor:
         """A value of the full model for the chosen images, without the removed channels."""
-        value = values[i]
+        value = cell.values[i]
         if chosen is not None and (at := self.network.tape.batch_axis(i)) is not None:
-            value = _rows_of(value, *at, chosen, batch)
-        if i in found.sliced:
-            value = _select(value, found.sliced[i], units)
+            value = _rows_of(value, *at, chosen, cell.batch)
+        if i in cell.found.sliced:
+            value = _select(value, cell.found.sliced[i], cell.units)
         return value
 
     def _readers_in(self, local: Mapping[int, Tensor]) -> dict[str, Array]:
@@ -317,7 +370,7 @@ class Replay:
     def bytes_per_image(self) -> int:
         """Largest memory of values that are alive at one time, per image of a batch."""
         tape = self.network.tape
-        size = [_bytes_per_image(shape) for shape in tape.shapes]
+        size = [bytes_per_image_of(shape) for shape in tape.shapes]
         root = list(range(tape.n_values))
         for step in tape.steps:
             if self.network.is_view(step) and step.inputs():
@@ -330,7 +383,8 @@ class Replay:
             )
             for i in found.needs:
                 last[root[i]] = max(last.get(root[i], -1), at)
-            local[at] = max(local.get(at, 0), self._plans[group].peak(size))
+            if not self.is_native:  # which runs a few images at a time
+                local[at] = max(local.get(at, 0), self._plans[group].peak(size))
         for position, step in enumerate(tape.steps):
             for i in step.inputs():
                 last[root[i]] = max(last.get(root[i], -1), position)
@@ -343,62 +397,6 @@ class Replay:
             most = max(most, held + int(touched * WORKSPACE) + local.get(position, 0))
             for i in [i for i in alive if last.get(i, position) <= position]:
                 held -= alive.pop(i)
-        return most
-
-
-@dataclass(frozen=True)
-class _Plans:
-    counts: _LocalPlan
-    steps: _LocalPlan
-
-    @classmethod
-    def of(cls, network: Network, found: Spread) -> _Plans:
-        return cls(_LocalPlan(network, found.counts), _LocalPlan(network, found.steps))
-
-    def peak(self, size: Sequence[int]) -> int:
-        return max(self.counts.peak(size), self.steps.peak(size))
-
-
-class _LocalPlan:
-    """When the values of some steps come and go."""
-
-    def __init__(self, network: Network, positions: Sequence[int]) -> None:
-        steps = network.tape.steps
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        keep = {network.logits, *network.readers.values()}
-        constants = {i for p in _constant_steps(network.tape) for i in steps[p].outs()}
-        made = {i for p in positions for i in steps[p].outs()}
-        for position in positions:
-            for i in steps[position].outs():
-                last[i] = position
-            for i in steps[position].inputs():
-                last[i] = position
-                if i not in made:
-                    first.setdefault(i, position)
-        self.enters: dict[int, list[int]] = {}
-        self.leaves: dict[int, list[int]] = {}
-        for i, position in first.items():
-            if i not in constants:
-                self.enters.setdefault(position, []).append(i)
-        for i, position in last.items():
-            if i not in keep and i not in constants:
-                self.leaves.setdefault(position, []).append(i)
-        self._network, self._positions = network, positions
-
-    def peak(self, size: Sequence[int]) -> int:
-        """Largest memory per image while the steps run."""
-        held = most = 0
-        views: dict[int, int] = {}
-        for position in self._positions:
-            step = self._network.tape.steps[position]
-            for i in (*self.enters.get(position, ()), *step.outs()):
-                views[i] = size[i]
-                held += size[i]
-            touched = sum(size[i] for i in {*step.inputs(), *step.outs()})
-            most = max(most, held + int(touched * WORKSPACE))
-            for i in self.leaves.get(position, ()):
-                held -= views.pop(i, 0)
         return most
 
 
@@ -415,35 +413,3 @@ def _select(value: Tensor, axis: int, index: Tensor) -> Tensor:
     order = sorted(range(value.dim()), key=lambda a: -value.stride()[a])
     dense = value.permute(order).index_select(order.index(axis), index)
     return dense.permute([order.index(a) for a in range(len(order))])
-
-
-def _constant_steps(tape: Tape) -> set[int]:
-    """Steps that give the same for any images: they are run once."""
-    varying = {0}
-    constant = set()
-    for position, step in enumerate(tape.steps):
-        if any(i in varying for i in step.inputs()) or tape.batch_axis(step.out) is not None:
-            varying.update(step.outs())
-        else:
-            constant.add(position)
-    return constant
-
-
-def _steps_towards(tape: Tape, wanted: set[int]) -> set[int]:
-    """Positions of the steps that lead to these values."""
-    wanted = set(wanted)
-    needed = set()
-    for position in reversed(range(len(tape.steps))):
-        step = tape.steps[position]
-        if any(i in wanted for i in step.outs()):
-            needed.add(position)
-            wanted.update(step.inputs())
-    return needed
-
-
-def _bytes_per_image(shape: Sequence[int | Sized]) -> int:
-    grows = any(isinstance(n, Sized) for n in shape)
-    numbers = 1
-    for n in shape:
-        numbers *= n.slope if isinstance(n, Sized) else n
-    return 4 * numbers if grows else 0

@@ -10,10 +10,13 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import torch
 from filelock import Timeout
+from torch import Tensor
 
 from psvit_core.data import EvalSet
 from psvit_core.errors import DataError, UnknownNameError
@@ -33,7 +36,7 @@ from psvit_core.metrics.spikes import fan_out
 from psvit_core.outcomes import Array
 from psvit_core.records import PrunePlan, SensitivityTable
 from psvit_core.runtime import Run, channels_last, free_memory
-from psvit_core.sensitivity.board import Baseline, Board, chunk_lock
+from psvit_core.sensitivity.board import Baseline, Board, cells_lock
 from psvit_core.sensitivity.replay import Answer, Cells, Replay, Silencing, Task
 from psvit_core.sensitivity.spread import record_network, spread
 from psvit_core.sensitivity.table import (
@@ -55,6 +58,7 @@ from psvit_core.zoo.checkpoint import CUSTOM
 log = logging.getLogger(__name__)
 
 _GROWTH = 2.5  # of the process beside the values alive: what is freed is not given back at once
+_BATCHES_AT_ONCE = 8  # where native code takes a few images at a time whatever the batch
 _WAIT_SECONDS = 0.2  # between two looks at what another process is doing
 
 Progress = Callable[[int, int, str], None]  # (done, total, what)
@@ -255,61 +259,79 @@ class _Work:
         size = self._batch
         chunks = [images[i : i + size] for i in range(0, len(images), size)]
         while chunks:
-            waiting = []
-            for chunk in chunks:
-                lock = chunk_lock(self._store, self._spec, chunk)
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    waiting.append(chunk)
-                    continue
-                try:
-                    self._run_chunk(chunk)
-                except BaseException:
-                    self.write()
-                    lock.release()
-                    raise
-                self._board.hold(lock)  # until its results are written
-                self._write_if_due()
+            waiting = [chunk for chunk in chunks if self._run_chunk(chunk)]
             if len(waiting) == len(chunks):
                 self._tick()
                 self.write()
                 time.sleep(_WAIT_SECONDS)
             chunks = waiting
 
-    def _run_chunk(self, chunk: Array) -> None:
-        wanted = {key: self._board.missing(key, chunk) for key in self._open}
-        if not any(map(len, wanted.values())) and not len(self._baseline.missing(chunk)):
-            return
+    def _run_chunk(self, chunk: Array) -> bool:
+        """All open cells on a chunk; whether another process is at some of them."""
+        wanted = {
+            group: cells
+            for group, cells in self._by_group().items()
+            if any(len(self._board.missing(cell.key, chunk)) for cell in cells)
+        }
+        if not wanted and not len(self._baseline.missing(chunk)):
+            return False
         self._tick()
         part = self._data.take(chunk.tolist())
         (x,) = part.batches(len(part), self._run.dtype, self._run.workers)
         x = channels_last(x.to(self._run.device))
         if len(self._baseline.missing(chunk)) or not self._costs:
-            logits, reached = self._cells.whole(x)
-            sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
-            prediction = Prediction(logits=logits, sops=sops, firing={})
-            outcome = outcome_of(part, prediction, logits)
-            self._baseline.add(chunk, logits, reached, outcome)
-            self._costs = {
-                key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
-                for key, cell in self._open.items()
-            }
+            self._run_baseline(chunk, part, x)
         self._count_work()
-        tasks: dict[str, list[Task]] = {}
-        for key, cell in self._open.items():
-            if not len(wanted[key]):
+        busy: list[str] = []
+        with ExitStack() as running:
+
+            def claim(group: str) -> list[Task]:
+                running.close()  # the group before is done
+                lock = cells_lock(self._store, self._spec, group)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    busy.append(group)
+                    return []
+                running.callback(self._board.hold, lock)  # until its results are written
+                return self._tasks(wanted[group], part, chunk)
+
+            self._cells.run(x, {g: partial(claim, g) for g in wanted}, self._tick)
+        self._write_if_due()
+        return bool(busy)
+
+    def _by_group(self) -> dict[str, list[Cell]]:
+        groups: dict[str, list[Cell]] = {}
+        for cell in self._open.values():
+            groups.setdefault(cell.group.group_id, []).append(cell)
+        return groups
+
+    def _run_baseline(self, chunk: Array, part: EvalSet, x: Tensor) -> None:
+        logits, reached = self._cells.whole(x)
+        sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
+        prediction = Prediction(logits=logits, sops=sops, firing={})
+        self._baseline.add(chunk, logits, reached, outcome_of(part, prediction, logits))
+        self._costs = {
+            key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
+            for key, cell in self._open.items()
+        }
+
+    def _tasks(self, cells: Sequence[Cell], part: EvalSet, chunk: Array) -> list[Task]:
+        """A group's cells as far as they lack results; those that remove nothing have them."""
+        tasks = []
+        for cell in cells:
+            missing = self._board.missing(cell.key, chunk)
+            if not len(missing):
                 continue
-            group = cell.group.group_id
-            if group not in cell.plan.kept:  # removes nothing
-                self._keep(cell, part, chunk, wanted[key], None)
+            kept = cell.plan.kept.get(cell.group.group_id)
+            if kept is None:
+                self._keep(cell, part, chunk, missing, None)
                 continue
-            position = np.searchsorted(chunk, wanted[key])
+            position = np.searchsorted(chunk, missing)
             if self._spec.cluster:
                 position = np.arange(len(chunk))  # whole batches only
-            task = Task(cell.plan.kept[group], position, self._keeper(cell, part, chunk))
-            tasks.setdefault(group, []).append(task)
-        self._cells.run(x, tasks, self._tick)
+            tasks.append(Task(kept, position, self._keeper(cell, part, chunk)))
+        return tasks
 
     def _keeper(self, cell: Cell, part: EvalSet, chunk: Array) -> Callable[[Answer], None]:
         def keep(answer: Answer) -> None:
@@ -400,7 +422,8 @@ def prepare(
         memory_budget: Bytes that values of a batch may take; a quarter of what is free when None.
 
     Returns:
-        The cells and the batch: the run's, or less where the budget asks for it.
+        The cells, and on how many images at once they are run: the run's batch or some of these,
+        less where the budget asks for it.
     """
     (x,) = data.take([0]).batches(1)
     try:
@@ -416,12 +439,13 @@ def prepare(
     cells = Replay(network, spreads, weights, finish_early=independent)
     if model.batch_coupled:
         return cells, run.batch
+    batch = run.batch * (_BATCHES_AT_ONCE if cells.is_native else 1)
     budget = memory_budget or free_memory(run.device) // 4
     itemsize = 2 if run.precision == "float64" else 1
     fits = int(budget / max(cells.bytes_per_image() * itemsize * _GROWTH, 1))
     if fits < 1:
         log.warning("one image at a time may take more than the memory budget of %d bytes", budget)
-    return cells, int(min(run.batch, max(fits, 1)))
+    return cells, int(min(batch, max(fits, 1)))
 
 
 def _one_group(spec: SweepSpec, group: str, kept: tuple[int, ...]) -> PrunePlan:

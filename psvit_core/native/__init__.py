@@ -1,4 +1,4 @@
-"""The loops of ``native.c``, compiled by the machine's own compiler when they are first needed.
+"""The loops of ``loops.c`` and ``program.c``, compiled by the machine's compiler when needed.
 
 Without a compiler everything works as before, only slower. The library lies in a folder that only
 the user can write to, under a name that follows from the source and the machine.
@@ -26,10 +26,11 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_suffix(".c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("loops.c", "program.c")]
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _PIECE = 1 << 16  # elements that are worth a thread of their own
-_VECTOR_BYTES = 64  # of native.c
+_VECTOR_BYTES = 64  # of loops.c
+_BLOCK = 8  # likewise
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -90,7 +91,7 @@ def pack(weight: Tensor, bias: Tensor | None) -> Packed:
     """Weights (c_out, c_in, kh, kw) and bias (c_out,) for ``spike_conv``."""
     lanes = _VECTOR_BYTES // weight.element_size()
     parts = []
-    for part in weight.split(4 * lanes):
+    for part in weight.split(_BLOCK * lanes):
         block = weight.new_zeros(*weight.shape[2:], weight.shape[1], -(-len(part) // lanes) * lanes)
         block[..., : len(part)] = part.permute(2, 3, 1, 0)
         parts.append(block.flatten())
@@ -98,6 +99,11 @@ def pack(weight: Tensor, bias: Tensor | None) -> Packed:
     if bias is not None:
         padded[: len(bias)] = bias
     return Packed(torch.cat(parts), padded, weight.shape)
+
+
+def list_room(c_in: int, positions: int) -> int:
+    """Entries for the lists of inputs that are not zero, of one row of ``spike_conv``."""
+    return positions * (-(-c_in // 4) * 4) + 32
 
 
 def spike_conv(x: Tensor, w: Packed, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
@@ -120,17 +126,52 @@ def spike_conv(x: Tensor, w: Packed, stride: tuple[int, int], padding: tuple[int
     run, size, strides = _function("spike_conv", x.dtype), x.element_size(), x.stride()
 
     def part(low: int, high: int) -> None:
-        numbers = torch.empty(h * wd * (c_in + 1) + 32, dtype=torch.int32)
-        values = torch.empty(h * wd * c_in + 32, dtype=x.dtype)
+        room = list_room(c_in, h * wd)
+        numbers = torch.empty(room + h * wd, dtype=torch.int32)
+        values = torch.empty(room, dtype=x.dtype)
         run(
             x.data_ptr() + low * strides[0] * size, *strides, w.weight.data_ptr(),
             w.bias.data_ptr(), y.data_ptr() + low * oh * ow * c_out * size, high - low, c_in, h,
             wd, c_out, oh, ow, kh, kw, *stride, *padding, numbers.data_ptr(), values.data_ptr(),
-            numbers.data_ptr() + 4 * (h * wd * c_in + 32),
+            numbers.data_ptr() + 4 * room,
         )  # fmt: skip
 
     _in_threads(part, rows, worth=max(1, _PIECE // max(h * wd * c_in, 1)))
     return y.permute(0, 3, 1, 2)
+
+
+def run_program(
+    rows: Tensor,
+    arena: int,
+    scratch: int,
+    images: Tensor,
+    per_run: int,
+    dtype: torch.dtype,
+    seconds: Tensor | None = None,
+) -> None:
+    """Run the operations of ``native.ops`` on some images of a batch.
+
+    Args:
+        rows: (n, WIDTH) of ``ops.as_table``.
+        arena: Elements that the arena holds.
+        scratch: Bytes that one operation needs beside it.
+        images: Positions of the images in the batch, int64.
+        per_run: Images that the arena has room for.
+        dtype: Of all values.
+        seconds: Float64, by the kind of an operation (the first number of its row): those that it
+            took are added.
+    """
+    run = _function("run_program", dtype)
+    clock = seconds.data_ptr() if seconds is not None else None
+
+    def part(low: int, high: int) -> None:
+        memory, beside = torch.empty(arena, dtype=dtype), torch.empty(scratch, dtype=torch.uint8)
+        run(
+            rows.data_ptr(), *rows.shape, memory.data_ptr(), beside.data_ptr(), images.data_ptr(),
+            low, high, per_run, clock,
+        )  # fmt: skip
+
+    _in_threads(part, len(images), worth=per_run)
 
 
 def _in_threads(part: Callable[[int, int], None], n: int, worth: int = _PIECE) -> None:
@@ -156,6 +197,13 @@ _ARGUMENTS = {
         *[ctypes.c_void_p] * 3,
         *[ctypes.c_long] * 13,
         *[ctypes.c_void_p] * 3,
+    ],  # fmt: skip
+    "run_program": [
+        *[ctypes.c_void_p],
+        *[ctypes.c_long] * 2,
+        *[ctypes.c_void_p] * 3,
+        *[ctypes.c_long] * 3,
+        *[ctypes.c_void_p],
     ],  # fmt: skip
     "integer_lif": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, *[ctypes.c_double] * 2],
 }
@@ -186,12 +234,13 @@ def _compiled() -> Path:
     if not compiler:
         raise FileNotFoundError("there is no C compiler (cc, gcc or $CC)")
     folder = _private_folder()
-    made_of = [_SOURCE.read_bytes(), repr((compiler, _FLAGS, platform.machine(), _cpu())).encode()]
+    machine = repr((compiler, _FLAGS, platform.machine(), _cpu()))
+    made_of = [*(source.read_bytes() for source in _SOURCES), machine.encode()]
     name = hashlib.blake2b(b"".join(made_of), digest_size=12).hexdigest()
     library = folder / f"{name}.so"
     if not library.exists():
         part = folder / f"{name}.{os.getpid()}.part"
-        command = [*compiler.split(), *_FLAGS, "-o", str(part), str(_SOURCE)]
+        command = [*compiler.split(), *_FLAGS, "-o", str(part), str(_SOURCES[0])]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         part.replace(library)
     return library
