@@ -40,8 +40,6 @@ from torch import nn
 from benchmarks._report import options, report
 from psvit_core import fused, native
 from psvit_core.data import EvalSet, load_data
-from psvit_core.groups import summarize
-from psvit_core.importance import rank
 from psvit_core.native import ops
 from psvit_core.neurons import eager_neurons
 from psvit_core.outcomes import load_outcome
@@ -259,53 +257,77 @@ def full(name: str) -> list[dict[str, Any]]:
     model = build_model(card.family, **{**card.arguments, "T": 4})
     images = torch.rand(FULL_IMAGES, *model.input_shape)
     make_it_fire(model, images)
-    data = EvalSet(
-        spec="made", split="val", transform="none", ids=tuple(map(str, range(FULL_IMAGES))),
-        labels=(0,) * FULL_IMAGES, classes=("a",), load=lambda i: images[i],
-    )  # fmt: skip
-    summary = summarize(model, {"l2": rank(model, "l2")})
-    spec = make_spec(model, data, run=Run(batch=FULL_IMAGES))
-    cells = list(spec.cells())
-    n_all, step = len(cells), len(cells) / FULL_CELLS
-    some = [cells[int(step * (i + 0.5))] for i in range(FULL_CELLS)]
     seconds: dict[str, float] = {}
     evaluated(model, [images])  # kernels are chosen
+    spec, cells, runner = full_sweep(model, images)
+    n_all, step = len(cells), len(cells) / FULL_CELLS
+    some = [cells[int(step * (i + 0.5))] for i in range(FULL_CELLS)]
     with timed(seconds, "naive"):
         naive = [naive_cell(model, cell, [images]).numpy() for cell in some]
-    run = Run(batch=FULL_IMAGES)
-    answers: dict[str, np.ndarray[Any, Any]] = {}
     with torch.no_grad():
-        runner, _ = prepare(spec, model, data, run)
         runner.whole(images)
         with timed(seconds, "whole"):
-            logits, _ = runner.whole(images)
-        tasks: dict[str, list[replay.Task]] = defaultdict(list)
-        everything = np.arange(FULL_IMAGES)
-        for cell in some:
-            group = cell.group.group_id
-
-            def keep(answer: replay.Answer, key: str = cell.key) -> None:
-                answers[key] = answer.logits if len(answer.logits) else logits
-
-            tasks[group].append(replay.Task(cell.plan.kept[group], everything, keep))
-        with timed(seconds, "cells"):
-            groups = {group: partial(list, of_group) for group, of_group in tasks.items()}
-            runner.run(images, groups, lambda: None)
-    # Once a batch: the full model and its values for the cells; then every cell.
-    fast = 2 * seconds["whole"] + n_all * max(seconds["cells"] - seconds["whole"], 0) / FULL_CELLS
+            runner.whole(images)
+    with timed(seconds, "cells"):
+        ours = logits_of_cells(runner, some, images)
+    # Once a batch: the full model's answers, and its values for the cells; then every cell.
+    beyond = seconds["cells"] - 2 * seconds["whole"]
+    fast = 2 * seconds["whole"] + n_all * max(beyond, 0) / FULL_CELLS
     slow = n_all * seconds["naive"] / FULL_CELLS
-    fired = float(np.mean([np.argmax(a) == np.argmax(b) for a, b in
-                           zip(naive, (answers[c.key] for c in some), strict=True)]))  # fmt: skip
+    same = np.mean([(a.argmax(1) == b.argmax(1)).mean() for a, b in zip(naive, ours, strict=True)])
+    model, images = model.double(), images.double()
+    spec, cells, runner = full_sweep(model, images)
+    few = [cells[int(step * (i + 0.5))] for i in range(0, FULL_CELLS, 2)]
+    true = [naive_cell(model, cell, [images]).numpy() for cell in few]
+    pairs = zip(true, logits_of_cells(runner, few, images), strict=True)
     part = [
+        ("groups", len(spec.summary.groups)),
         ("cells in all", n_all),
         ("cells measured", FULL_CELLS),
         ("naive: seconds a cell and image", round(seconds["naive"] / FULL_CELLS / FULL_IMAGES, 2)),
         ("ours, extrapolated: seconds a cell and image", round(fast / n_all / FULL_IMAGES, 2)),
         ("extrapolated: times faster", round(slow / fast, 1)),
-        ("largest logits agree with the naive loop's (%)", round(100 * fired)),
-        ("groups", len(summary.groups)),
+        ("float64: predictions equal", all((a.argmax(1) == b.argmax(1)).all() for a, b in pairs)),
+        ("float32, untrained weights: predictions equal (%)", round(100 * float(same))),
     ]
     return [row("full size", name, what, value) for what, value in part]
+
+
+def full_sweep(
+    model: SpikingModel, images: torch.Tensor
+) -> tuple[SweepSpec, list[Cell], replay.Replay]:
+    """A sweep over made images, its cells, and what runs them."""
+    data = EvalSet(
+        spec="made", split="val", transform="none", ids=tuple(map(str, range(len(images)))),
+        labels=(0,) * len(images), classes=("a",), load=lambda i: images[i],
+    )  # fmt: skip
+    run = Run(batch=len(images), precision=str(images.dtype).removeprefix("torch."))
+    spec = make_spec(model, data, run=run)
+    runner, _ = prepare(spec, model, data, run)
+    assert isinstance(runner, replay.Replay)
+    return spec, list(spec.cells()), runner
+
+
+def logits_of_cells(
+    runner: replay.Replay, cells: Sequence[Cell], images: torch.Tensor
+) -> list[np.ndarray[Any, Any]]:
+    """Logits of every cell for all images."""
+    with torch.no_grad():
+        base, _ = runner.whole(images)
+        found = {cell.key: base.copy() for cell in cells}
+        tasks: dict[str, list[replay.Task]] = defaultdict(list)
+        everything = np.arange(len(images))
+        for cell in cells:
+
+            def keep(answer: replay.Answer, key: str = cell.key) -> None:
+                if len(answer.images):
+                    found[key][answer.images] = answer.logits
+
+            group = cell.group.group_id
+            tasks[group].append(replay.Task(cell.plan.kept[group], everything, keep))
+        groups = {group: partial(list, of_group) for group, of_group in tasks.items()}
+        runner.run(images, groups, lambda: None)
+    return [found[cell.key] for cell in cells]
 
 
 def make_it_fire(model: SpikingModel, images: torch.Tensor) -> None:
