@@ -181,7 +181,7 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
 
 
 def click_marker(page: Page, name: str) -> None:
-    """Click the last marker of a trace; plotly looks where the pointer is after it moved."""
+    """Click the last marker of a trace, when plotly has noticed where the pointer is."""
     page.locator(".js-plotly-plot .nsewdrag").wait_for(state="attached")
     place = page.locator(".js-plotly-plot").evaluate(
         """(plot, name) => {
@@ -194,7 +194,7 @@ def click_marker(page: Page, name: str) -> None:
         name,
     )
     page.mouse.move(*place)
-    page.wait_for_timeout(200)
+    expect(page.locator(".hoverlayer .hovertext").first).to_be_visible()
     page.mouse.down()
     page.mouse.up()
 
