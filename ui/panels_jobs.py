@@ -42,7 +42,7 @@ _LOG_LINES, _LOG_BYTES = 60, 32_000
 
 def queue_panel(store: Store, jobs: list[Job], *, key: str) -> None:
     """Jobs that run or wait, in the order in which they come."""
-    st.subheader("Queue", anchor=False)
+    st.header("Queue", anchor=False)
     if not jobs:
         st.markdown(
             "Nothing runs and nothing waits. Sweeps, measurements, exports and fine-tunings that "
@@ -93,7 +93,7 @@ def _about(job: Job) -> str:
 def ended_panel(store: Store, *, key: str) -> None:
     """Jobs that ended, the last first, with what can be done about those that ended early."""
     jobs = loaders.ended_jobs(store)
-    st.subheader("Ended", anchor=False)
+    st.header("Ended", anchor=False)
     if not jobs:
         st.markdown("No job has ended yet.")
         return
@@ -155,7 +155,7 @@ def _resume(store: Store, job_id: str) -> None:
 def files_panel(store: Store, *, key: str) -> None:
     """Files that exports and fine-tunings wrote, the newest first."""
     jobs = loaders.written_files(store)
-    st.subheader("Files", anchor=False)
+    st.header("Files", anchor=False)
     if not jobs:
         st.markdown("No file yet. Pruned checkpoints that you export appear here.")
         return
