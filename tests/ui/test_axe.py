@@ -147,7 +147,7 @@ def test_pages_with_content(server: Server, open_page: OpenPage, theme: str) -> 
     assert found == dict.fromkeys(PAGES, [])
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_empty_pages(empty: Server, open_page: OpenPage, theme: str) -> None:
     page = open_page(empty.url, color_scheme=theme)
     found = {}
@@ -201,6 +201,7 @@ def folder(page: Page) -> None:
     expect(page.get_by_text("Cannot read /no/such/folder")).to_be_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", THEMES)
 def test_what_opens_on_a_page(server: Server, open_page: OpenPage, theme: str) -> None:
     page = open_page(server.url, color_scheme=theme)
