@@ -42,6 +42,7 @@ from ui import drafts, kept
 PAGES = ("overview", "sensitivity", "tune", "compare", "finetune", "export", "jobs", "open")
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 EMPTY = "?model=Meta-SpikeFormer+(SDT+v2),+digits"  # ships without results
+TALL = 2600  # pixels
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"]'
 
 
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "screens")
     chosen = parser.parse_args()
     width, height = (390, 844) if chosen.phone else (1440, 900)
+    height = TALL if chosen.full else height  # the page scrolls inside the window
     chosen.out.mkdir(parents=True, exist_ok=True)
     with served() as (url, store), sync_playwright() as playwright:
         if not chosen.empty:
@@ -68,7 +70,7 @@ def main() -> None:
             for name in PAGES:
                 page.goto(f"{url}/{'' if name == 'overview' else name}{query}")
                 settle(page)
-                page.screenshot(path=chosen.out / f"{name}-{theme}.png", full_page=chosen.full)
+                page.screenshot(path=chosen.out / f"{name}-{theme}.png")
             context.close()
         browser.close()
 
@@ -113,7 +115,9 @@ def settle(page: Page) -> None:
     """Wait until the page has been drawn."""
     page.get_by_role("heading", level=1).wait_for(timeout=60_000)
     page.locator(IDLE).wait_for(timeout=60_000)
-    page.wait_for_timeout(2500)  # charts draw themselves after the script
+    page.wait_for_timeout(1500)  # charts draw themselves after the script
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=60_000)
+    page.wait_for_timeout(1500)
     page.locator(IDLE).wait_for(timeout=60_000)
 
 

@@ -18,8 +18,8 @@ from ui import tables, words
 from ui.palette import GAP_TICKS, Palette, heat_position, heat_scale, layout, palette
 
 _TICKS = {
-    "drop": {0: "0", 0.5: "0.5", 3: "3", 10: "≥ 10 pp"},
-    "kl": {0: "0", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1 nat"},
+    "drop": {0: "0 pp", 0.5: "0.5", 3: "3", 10: "≥ 10"},
+    "kl": {0: "0 nats", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1"},
 }
 _ROW, _SMALL_ROW, _MANY_ROWS = 24, 19, 24  # pixels a row; the small one from _MANY_ROWS on
 _LETTER = 6.3  # pixels, on average, of a label's 12 pixel type
@@ -85,8 +85,8 @@ def sensitivity_heatmap(
                 for colour, width in ((colours.heat[0], 5), (colours.text, 2))  # seen on any cell
             ]  # fmt: skip
     figure.update_layout(
-        **layout(colours), shapes=shapes, height=height + 76,
-        margin={"l": room, "r": 8, "t": 68, "b": 8}, hovermode="closest", hoverdistance=-1,
+        **layout(colours), shapes=shapes, height=height + 94,
+        margin={"l": room, "r": 8, "t": 86, "b": 8}, hovermode="closest", hoverdistance=-1,
         bargap=0, dragmode="pan",
     )  # fmt: skip
     return figure
@@ -145,7 +145,7 @@ def _heat_layer(
         colorscale=heat_scale(colours),
         colorbar={
             "orientation": "h", "thickness": 8, "len": 0.92, "x": 0.5, "xpad": 0, "ypad": 0,
-            "y": 1 + 34 / height, "yanchor": "bottom", "outlinewidth": 1,
+            "y": 1 + 52 / height, "yanchor": "bottom", "outlinewidth": 1,
             "outlinecolor": colours.grid, "ticklabelposition": "outside top",
             "tickvals": [heat_position(v, metric) for v in ticks], "ticktext": [*ticks.values()],
             "tickfont": {"size": 11, "color": colours.faint},
@@ -259,7 +259,9 @@ def _frame_axes(
     }  # fmt: skip
     figure.update_xaxes(
         **axis, side="top", range=[-0.5, len(ratios) - 0.5], tickangle=0,
-        tickvals=[*range(len(ratios))], ticktext=_ratio_labels(ratios),
+        tickvals=[*range(len(ratios))], ticktext=[f"{100 * ratio:g}" for ratio in ratios],
+        title={"text": "units removed, %", "standoff": 6,
+               "font": {"size": 12, "color": colours.faint}},
     )  # fmt: skip
     figure.update_yaxes(
         **axis, range=[len(groups) - 0.5, -0.5], tickvals=[*range(len(groups))], ticktext=labels,
@@ -277,10 +279,3 @@ def _block_lines(
         for i in range(1, len(groups))
         if groups[i - 1].block != groups[i].block
     ]  # fmt: skip
-
-
-def _ratio_labels(ratios: Sequence[float]) -> list[str]:
-    labels = [words.ratio(ratio) for ratio in ratios]
-    if len(labels) > 5:  # many columns on a phone have no room for nine percent signs
-        labels[:-1] = [label.rstrip("%" + words.GAP) for label in labels[:-1]]
-    return labels

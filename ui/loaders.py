@@ -93,11 +93,23 @@ def known_summary(describer: Workspace) -> ModelSummary | None:
 
 
 def measurement(workspace: Workspace, plan: PrunePlan | None) -> Measurement | None:
-    """The newest measurement of a plan, if there is one that this engine can read."""
-    try:
-        return workspace.measurement(plan)
-    except RecordError:
+    """The newest measurement of a plan (None: the model itself), asked for alone or for a front."""
+    found = workspace.measurement(plan)
+    if found is None and plan is not None:
+        archive = own_archive(workspace)
+        points = (p.measurement for p in (archive.points if archive else ()))
+        return next((m for m in points if m.plan and m.plan.kept == plan.kept), None)
+    return found or shipped_baseline(workspace)
+
+
+def shipped_baseline(workspace: Workspace) -> Measurement | None:
+    """The measurement of the unpruned model that ships with it, if it is on the chosen images."""
+    summary, subject, card = workspace.summary(), workspace.subject, workspace.card
+    data = workspace.store.get(baseline_key(summary.weights_hash)) if summary else None
+    if data is None or subject.data not in (None, card.data if card else None):
         return None
+    found = Measurement.from_dict(data)
+    return found if subject.limit in (None, found.conditions.n_images) else None
 
 
 def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
@@ -289,9 +301,7 @@ def _overview(
     if table is not None and sweep_key is not None:
         planned = predicted_plans(store, load_spec(store, sweep_key), table)
     predictor = predict.predictor(table) if table else None
-    shipped = store.get(baseline_key(weights_hash))
-    unpruned = _own or (Measurement.from_dict(shipped) if shipped else None)
-    view = fronts.overview(_summary, archive(_workspace), predictor, planned, unpruned)
+    view = fronts.overview(_summary, archive(_workspace), predictor, planned, _own)
     return view, predictor
 
 

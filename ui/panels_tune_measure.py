@@ -37,7 +37,10 @@ class Past:
 
 
 def measured_plans(workspace: Workspace, summary: ModelSummary) -> list[Past]:
-    """Plans of these weights that were measured, newest first; each on its images once."""
+    """Plans of these weights that were measured, newest first; each on its images once.
+
+    Those of a front come last, the largest network first.
+    """
     found: dict[Any, Past] = {}
     for job in client.list_jobs(workspace.store):
         if job.task not in ("measure", "plan") or job.state != "done":
@@ -49,7 +52,8 @@ def measured_plans(workspace: Workspace, summary: ModelSummary) -> list[Past]:
         past = Past(plan=m.plan, measurement=m, ended=job.ended or job.created)
         found.setdefault((kept, m.conditions.n_images), past)
     archive = loaders.own_archive(workspace)
-    for point in archive.chosen().points if archive else ():
+    points = archive.chosen().points if archive else ()
+    for point in sorted(points, key=lambda point: point.measurement.memory_saving):
         kept = tuple(sorted(point.plan.kept.items()))
         past = Past(plan=point.plan, measurement=point.measurement, ended=0.0)
         found.setdefault((kept, point.measurement.conditions.n_images), past)
@@ -198,7 +202,7 @@ def history_panel(
         return
     _history_rows(store, summary, history[:SHOWN_PLANS], predictor, key=key)
     if older := history[SHOWN_PLANS:]:
-        with st.expander(f"{len(older)} older"):
+        with st.expander(f"{len(older)} more"):
             _history_rows(store, summary, older, predictor, key=f"{key}-old")
 
 
