@@ -38,11 +38,11 @@ measuring_panel(page.workspace, a.plan, key="measuring")
 
 left, right = st.columns([3, 2], gap="large")
 with left:
-    st.subheader("Where they differ", anchor=False)
+    st.header("Where they differ", anchor=False)
     if first == second:
         st.markdown("Choose another plan beside **against** to see where the two differ.")
     else:
         difference_panel(summary, a, b, dark=page.dark, key="difference")
 with right:
-    st.subheader("Which classes lose", anchor=False)
+    st.header("Which classes lose", anchor=False)
     classes_panel([a] if first == second else [a, b], dark=page.dark, key="classes")

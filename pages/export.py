@@ -13,16 +13,16 @@ draft = state.draft(page.store, page.summary)
 
 left, right = st.columns([2, 1], gap="large")
 with left:
-    st.subheader("Your plan", anchor=False)
+    st.header("Your plan", anchor=False)
     st.markdown(plan_line(page.summary, draft.plan))
     if draft.empty:
         st.info("The plan removes nothing yet. Make one on the Tune page, or load one from a file.")
     else:
         short_measure(page.workspace, draft.plan, key="measure")
         export_panel(page.workspace, page.summary, draft.plan, key="export")
-    st.subheader("Files", anchor=False)
+    st.header("Files", anchor=False)
     exports_panel(page.workspace, page.summary, key="file")
 with right:
-    st.subheader("The plan as a file", anchor=False)
+    st.header("The plan as a file", anchor=False)
     st.caption("A plan names the units that stay and the weights it was made for.")
     plan_files_panel(page.store, page.summary, draft, key="plan")

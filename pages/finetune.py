@@ -20,24 +20,24 @@ newest = jobs[0] if jobs else None
 
 left, right = st.columns([2, 3], gap="large")
 with left:
-    st.subheader("What and how", anchor=False)
+    st.header("What and how", anchor=False)
     possible, plan = plan_choice(workspace, summary, key="tuned-plan")
     if possible:
         recovery, settings = settings_form(plan, key="tuning")
         start_panel(workspace, summary, plan, recovery, settings, newest, key="tuning-go")
 with right:
     if newest is None:
-        st.subheader("Training", anchor=False)
+        st.header("Training", anchor=False)
         st.markdown(
             "Its curve appears here while it runs: training loss, validation loss and accuracy by "
             "epoch, beside the unpruned network. It goes on when this page is closed."
         )
     else:
-        st.subheader("Training" if newest.task == "finetune" else "Recovery", anchor=False)
+        st.header("Training" if newest.task == "finetune" else "Recovery", anchor=False)
         run_panel(workspace, summary, newest, dark=page.dark, key="run")
         if newest.state == "done":
             result_panel(workspace, summary, newest, key="result")
         earlier = [job for job in jobs[1:] if job.state == "done"]
         if earlier:
-            st.subheader("Earlier", anchor=False)
+            st.header("Earlier", anchor=False)
             earlier_panel(workspace, summary, earlier, key="earlier")

@@ -47,5 +47,5 @@ with left:
 with right:
     if selected is not None:
         plan_panel(workspace, view, selected, axis, key="plan")
-    st.subheader("Measure more", anchor=False)
+    st.header("Measure more", anchor=False)
     measure_front_panel(workspace, summary, sweep, conditions, key="front", first=not view.measured)

@@ -28,8 +28,12 @@ history = measured_plans(workspace, summary)
 jobs = workspace.jobs("measure", "plan")
 active = {job.id for job in jobs if job.active}
 every = 0.4 if active else 2.0 if sweeping else None
+before = prepared(summary, view)
+predictor = before.predictor
+if predictor:  # once for all edits: every plan that was measured is predicted for it
+    predictor = predictor.calibrated([past.measurement for past in history])
 if not sweeping:  # then columns change, and go with each answer
-    board(prepared(summary, view).fixed, key="board")
+    board(before.fixed, key="board")
 
 
 @st.fragment(run_every=every)
@@ -44,8 +48,6 @@ def tune() -> None:
     ready = prepared(summary, seen)
     saving, as_columns = toolbar(store, summary, ready, key="tune")
     draft = state.draft(store, summary)
-    measurements = [past.measurement for past in history]
-    predictor = ready.predictor.calibrated(measurements) if ready.predictor else None
     predicted = predictor.drop(draft.plan) if predictor else None
     measured = None if draft.empty else measurement_of(history, draft, workspace.subject.limit)
     job = job_of([j for j in now if j.task == "measure"], draft)
@@ -59,7 +61,7 @@ def tune() -> None:
         table_panel(store, summary, ready, key="table")
     left, right = st.columns(2, gap="large")
     with left:
-        st.subheader("Measured against predicted", anchor=False)
+        st.header("Measured against predicted", anchor=False)
         measure_panel(workspace, draft, job, predicted=predicted, measured=measured, key="measure")
         planning = next((j for j in now if j.task == "plan"), None)
         spec_key = view.key if view and ready.table else None
@@ -72,7 +74,7 @@ def tune() -> None:
                 f"drop by {ready.criterion}: take the prediction as a hint."
             )
     with right:
-        st.subheader("Plans measured so far", anchor=False)
+        st.header("Plans measured so far", anchor=False)
         history_panel(store, summary, history, predictor, key="history")
     state.keep_draft(store, summary)
 

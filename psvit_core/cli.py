@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from psvit_core.cli_more import add_commands
 from psvit_core.errors import (
     DataError,
     InvalidPlanError,
@@ -618,6 +619,7 @@ def _parser() -> argparse.ArgumentParser:
     _recovery_arguments(finetune)
     _finetune_arguments(finetune)
     finetune.add_argument("--out", required=True, help=".safetensors file for the best epoch")
+    add_commands(add, _model_arguments, _data_arguments, _engine)
     return parser
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -166,14 +166,12 @@ class DemoStore(Store):
             return own
         return next((b.entries[key] for b in shipped_bundles() if key in b.entries), None)
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with ``prefix``, one's own first."""
-        own = set()
-        for key in super().keys(prefix):
-            own.add(key)
-            yield key
+    def changes(self, prefix: str) -> dict[str, float]:
+        """Keys that begin with ``prefix``, one's own first; what is shipped never changes."""
+        times = super().changes(prefix)
         for bundle in shipped_bundles():
-            yield from (k for k in bundle.entries if k.startswith(prefix) and k not in own)
+            times |= {k: 0.0 for k in bundle.entries if k.startswith(prefix) and k not in times}
+        return times
 
     def get_arrays(self, key: str) -> Arrays | None:
         """The arrays under ``key``, or None."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from psvit_core.errors import OutputError
 
+_TAIL_BYTES = 32_000  # that are read from a file's end
+
 
 def check_writable(path: str | Path) -> Path:
     """Raise ``OutputError`` now if ``path`` could not be written later."""
@@ -64,3 +66,13 @@ def _umask() -> int:
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask
+
+
+def last_lines(path: Path, n_lines: int) -> list[str]:
+    """The last lines of a text file, however large it is; of very long ones fewer."""
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - _TAIL_BYTES)
+        file.seek(start)
+        text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
+    lines = text.splitlines()
+    return lines[1 if start else 0 :][-n_lines:]

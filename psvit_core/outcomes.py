@@ -40,6 +40,11 @@ class Outcome:
         index = np.array([where[name] for name in ids], dtype=int)
         return Outcome(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
+    def among(self, ids: Sequence[str]) -> Outcome:
+        """The results of those of these images that are here, in this order."""
+        there = set(self.ids.tolist())
+        return self.select([name for name in ids if name in there])
+
     def missing(self, ids: Sequence[str]) -> list[int]:
         """Positions in ``ids`` that have no result here."""
         there = set(self.ids.tolist())

@@ -135,6 +135,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
+        if all(type(item) is int for item in value):
+            return list(value)  # kept units: by far the most values of a plan
         return [_plain(item) for item in value]
     return value
 

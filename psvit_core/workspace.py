@@ -76,24 +76,30 @@ class Workspace:
         """The model's summary, shipped or kept; None until ``request_summary`` is done."""
         if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
             return shipped
-        for job in client.list_jobs(self.store):
-            if job.task == "summary" and job.state == "done" and self._same_model(job):
-                found = _readable(ModelSummary, job.result.get("summary"))
-                if found is not None:
-                    return found
+        known = client.results(self.store, "summary", ModelSummary)
+        for job in client.list_jobs(self.store) if known else []:
+            if job.id in known and self._same_model(job):
+                return known[job.id]
         return None
 
     def _same_model(self, job: Job) -> bool:
         """Whether a job was on this very model, whatever the images."""
-        theirs = _readable(Subject, job.params.get("subject"))
+        theirs = self._subject_of(job)
         return theirs is not None and all(
             getattr(theirs, name) == getattr(self.subject, name) for name in _OF_THE_MODEL
         )
 
     def _same_numbers(self, job: Job) -> bool:
         """Whether what a job measured holds for this subject: same model, images and run."""
-        theirs = _readable(Subject, job.params.get("subject"))
+        theirs = self._subject_of(job)
         return theirs is not None and self._decided(theirs) == self._decided(self.subject)
+
+    def _subject_of(self, job: Job) -> Subject | None:
+        """The subject of a job on a model of this name; None for others and older versions'."""
+        data = job.params.get("subject")
+        if not isinstance(data, dict) or data.get("model") != self.subject.model:
+            return None
+        return _readable(Subject, data)
 
     def _decided(self, subject: Subject) -> Subject:
         """A subject with the card's values for what it leaves open, and without what is no matter.
@@ -182,12 +188,12 @@ class Workspace:
     def measurement(self, plan: PrunePlan | None) -> Measurement | None:
         """The newest measurement of a plan with these kept units on this subject, if any."""
         kept = plan.kept if plan else None
-        for job in client.list_jobs(self.store):
-            done = job.task in ("measure", "plan") and job.state == "done"
-            if not (done and self._same_numbers(job)):
+        known = client.results(self.store, "measurement", Measurement)
+        for job in client.list_jobs(self.store) if known else []:
+            if job.task not in ("measure", "plan") or job.id not in known:
                 continue
-            found = _readable(Measurement, job.result.get("measurement"))
-            if found and (found.plan.kept if found.plan else None) == kept:
+            found = known[job.id]
+            if (found.plan.kept if found.plan else None) == kept and self._same_numbers(job):
                 return found
         return None
 

@@ -32,7 +32,10 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_parse() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [shlex.split(line)[3:] for line in lines if line.startswith("python -m psvit_core")]
-    names = {"models", "groups", "evaluate", "sweep", "plan", "prune", "finetune", "pareto"}
+    names = {
+        "models", "groups", "evaluate", "sweep", "plan", "prune", "finetune", "pareto",
+        "compare", "link", "open-link", "inspect", "check-data", "jobs",
+    }  # fmt: skip
     assert {c[0] for c in commands} == names
     for command in commands:
         _parser().parse_args(command)

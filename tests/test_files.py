@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from psvit_core.errors import OutputError
-from psvit_core.files import check_writable, write_text, write_whole
+from psvit_core.files import check_writable, last_lines, write_text, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -159,3 +159,11 @@ def test_device_or_pipe_is_not_replaced(tmp_path: Path) -> None:
         assert pipe.is_fifo()
     finally:
         os.close(reader)
+
+
+def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
+    log = tmp_path / "worker-cpu.log"
+    log.write_text("".join(f"line {i} {'x' * 50}\n" for i in range(5000)))
+    lines = last_lines(log, 3)
+    assert [line.split()[1] for line in lines] == ["4997", "4998", "4999"]
+    assert last_lines(log, 10_000)[0].startswith("line ")

@@ -1,23 +1,23 @@
 """How long a sweep will take, from how long others took; no streamlit.
 
 A sweep's work is images times cells times the model's multiply-accumulates; the pace is that of the
-newest sweep in the store, of this model if there is one. Without any, it is the one measured when
-this was written, on one thread of a busy machine: a hint of the order only.
+newest sweep in the store, of this model if there is one. Without any, that of a sweep that ships
+with a model: its processor time on one core of the machine where it was made.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from psvit_core.errors import PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.records import ModelSummary
-from psvit_core.sensitivity.table import load_spec
+from psvit_core.sensitivity.table import SweepSpec, load_spec
 from psvit_core.size import plan_size
 from psvit_core.store import Store
 
-_SECONDS_PER_MAC = 2.6e-10  # e_spikeformer_digits, 135 cells on 64 images: 17.6 s
 _ENOUGH = 500  # images of cells from which a pace says something
 
 
@@ -26,11 +26,13 @@ class Estimate:
     """How long a sweep will take."""
 
     seconds: float
-    source: str  # what the pace is from: "model", "machine" or "guess"
+    source: str  # what the pace is from: "model", "machine" or "shipped"
 
 
-def sweep_time(store: Store, summary: ModelSummary, n_cells: int, n_images: int) -> Estimate:
+def sweep_time(store: Store, summary: ModelSummary, n_cells: int, n_images: int) -> Estimate | None:
     """The time for all cells on all images; a progressive sweep takes that or less.
+
+    None where no sweep tells a pace.
 
     Args:
         store: Where earlier sweeps are.
@@ -46,15 +48,28 @@ def sweep_time(store: Store, summary: ModelSummary, n_cells: int, n_images: int)
             weights_hash, pace = found
             source = "model" if weights_hash == summary.weights_hash else "machine"
             paces.setdefault(source, pace)
-    for source in ("model", "machine"):
+    shipped = {k: pace for k, pace in store.read("sweep/", _recorded).items() if pace}
+    if shipped:
+        same = (pace for w, pace in shipped.values() if w == summary.weights_hash)
+        paces["shipped"] = next(same, None) or max(pace for _, pace in shipped.values())
+    for source in ("model", "machine", "shipped"):
         if source in paces:
             return Estimate(seconds=work * paces[source], source=source)
-    return Estimate(seconds=work * _SECONDS_PER_MAC, source="guess")
+    return None
 
 
 def _macs(summary: ModelSummary) -> float:
     """Multiply-accumulates of one image."""
     return float(plan_size(summary, None).macs) * summary.T
+
+
+def _recorded(key: str, entry: Any) -> tuple[str, float] | None:
+    """(weights hash, seconds a multiply-accumulate) of a sweep that ships with its time."""
+    if "seconds" not in entry:
+        return None
+    spec = SweepSpec.from_dict(entry["spec"])
+    work = _macs(spec.summary) * len(spec.summary.groups) * len(spec.ratios) * len(spec.ids)
+    return spec.summary.weights_hash, entry["seconds"] / work
 
 
 def _pace(store: Store, job: Job) -> tuple[str, float] | None:

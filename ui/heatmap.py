@@ -18,10 +18,11 @@ from ui import tables, words
 from ui.palette import GAP_TICKS, Palette, heat_position, heat_scale, layout, palette
 
 _TICKS = {
-    "drop": {0: "0", 0.5: "0.5", 3: "3", 10: "≥ 10 pp"},
-    "kl": {0: "0", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1 nat"},
+    "drop": {0: "0 pp", 0.5: "0.5", 3: "3", 10: "≥ 10"},
+    "kl": {0: "0 nats", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1"},
 }
 _ROW, _SMALL_ROW, _MANY_ROWS = 24, 19, 24  # pixels a row; the small one from _MANY_ROWS on
+_LETTER = 6.3  # pixels, on average, of a label's 12 pixel type
 
 
 def sensitivity_heatmap(
@@ -74,17 +75,19 @@ def sensitivity_heatmap(
             _click_layer(cells, summary, n_images),
         ]
     )
-    _frame_axes(figure, groups, ratios, colours, network=not by_sensitivity)
+    room = _frame_axes(figure, groups, ratios, colours, network=not by_sensitivity)
+    shapes = [] if by_sensitivity else _block_lines(groups, ratios, colours)
     for cell in cells:
         if selected == (cell.group.group_id, cell.ratio):
-            for colour, width in ((colours.heat[0], 5), (colours.text, 2)):  # seen on any cell
-                figure.add_shape(
-                    type="rect", x0=cell.x - 0.5, x1=cell.x + 0.5, y0=cell.y - 0.5,
-                    y1=cell.y + 0.5, line={"color": colour, "width": width},
-                )  # fmt: skip
+            shapes += [
+                {"type": "rect", "x0": cell.x - 0.5, "x1": cell.x + 0.5, "y0": cell.y - 0.5,
+                 "y1": cell.y + 0.5, "line": {"color": colour, "width": width}}
+                for colour, width in ((colours.heat[0], 5), (colours.text, 2))  # seen on any cell
+            ]  # fmt: skip
     figure.update_layout(
-        **layout(colours), height=height + 76, margin={"l": 8, "r": 8, "t": 68, "b": 8},
-        hovermode="closest", hoverdistance=-1, bargap=0, dragmode="pan",
+        **layout(colours), shapes=shapes, height=height + 94,
+        margin={"l": room, "r": 8, "t": 86, "b": 8}, hovermode="closest", hoverdistance=-1,
+        bargap=0, dragmode="pan",
     )  # fmt: skip
     return figure
 
@@ -142,7 +145,7 @@ def _heat_layer(
         colorscale=heat_scale(colours),
         colorbar={
             "orientation": "h", "thickness": 8, "len": 0.92, "x": 0.5, "xpad": 0, "ypad": 0,
-            "y": 1 + 34 / height, "yanchor": "bottom", "outlinewidth": 1,
+            "y": 1 + 52 / height, "yanchor": "bottom", "outlinewidth": 1,
             "outlinecolor": colours.grid, "ticklabelposition": "outside top",
             "tickvals": [heat_position(v, metric) for v in ticks], "ticktext": [*ticks.values()],
             "tickfont": {"size": 11, "color": colours.faint},
@@ -186,36 +189,44 @@ def _corners(cells: Sequence[_HeatCell], colours: Palette) -> go.Scatter:
 def _click_layer(
     cells: Sequence[_HeatCell], summary: ModelSummary, n_images: int | None
 ) -> go.Scatter:
+    whole = plan_size(summary, None).bytes
     return go.Scatter(
         x=[c.x for c in cells], y=[c.y for c in cells], mode="markers", showlegend=False,
         marker={"opacity": 0, "symbol": "square", "size": 14},
         selected={"marker": {"opacity": 0}}, unselected={"marker": {"opacity": 0}},
         customdata=[cell_name(c.group.group_id, c.ratio) for c in cells],
-        text=[cell_text(summary, c.group, c.ratio, c.row, n_images) for c in cells],
+        text=[cell_text(whole, c.group, c.ratio, c.row, n_images) for c in cells],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
 
 def cell_text(
-    summary: ModelSummary,
+    whole: int,
     group: ChannelGroup,
     ratio: float,
     row: SensitivityRow | None,
     n_images: int | None = None,
 ) -> str:
-    """A cell's tooltip; ``n_images`` are those of the whole sweep."""
+    """A cell's tooltip.
+
+    Args:
+        whole: Bytes of the unpruned model.
+        group: The cell's group.
+        ratio: Its prune ratio.
+        row: What was measured; None before.
+        n_images: Images of the whole sweep.
+    """
     head = f"<b>{group.label}</b><br>{words.ratio(ratio)} asked"
     if row is None:
         return f"{head}<br>still to run"
     if row.n_pruned == 0:
         return f"{head}<br><b>removes nothing</b>: too few units for this ratio"
-    base = plan_size(summary, None)
     noise = "<br>within noise: the interval includes 0" if words.within_noise(row.drop) else ""
     return (
         f"{head}, {row.n_pruned} of {group.n_units} units removed<br>"
         f"drop {words.drop(row.drop)}{noise}<br>"
         f"KL {row.kl:.4f} nats · {words.seen(row, n_images)}<br>"
-        f"memory {words.saving(row.size.bytes, base.bytes)}"
+        f"memory {words.saving(row.size.bytes, whole)}"
     )
 
 
@@ -226,35 +237,45 @@ def _frame_axes(
     colours: Palette,
     *,
     network: bool,
-) -> None:
+) -> float:
+    """Label both axes; returns the pixels that the longest label takes.
+
+    plotly would find that out, too, by drawing the whole map again.
+    """
     labels = []
+    room = 0.0
     for i, group in enumerate(groups):
         first = i == 0 or groups[i - 1].block != group.block
         if network and not first:
             labels.append(group.title)
+            width = _LETTER * len(group.title)
         else:
             labels.append(f"<b>{group.block}</b>  {group.title}")
-        if network and first and i:
-            figure.add_shape(
-                type="line", x0=-0.5, x1=len(ratios) - 0.5, y0=i - 0.5, y1=i - 0.5,
-                line={"color": colours.faint, "width": 1}, layer="above", opacity=0.6,
-            )  # fmt: skip
+            width = _LETTER * (1.1 * len(group.block) + 1 + len(group.title))
+        room = max(room, width)
     axis: dict[str, Any] = {
         "showgrid": False, "zeroline": False, "fixedrange": True, **GAP_TICKS,
         "tickfont": {"color": colours.text, "size": 12},
     }  # fmt: skip
     figure.update_xaxes(
         **axis, side="top", range=[-0.5, len(ratios) - 0.5], tickangle=0,
-        tickvals=[*range(len(ratios))], ticktext=_ratio_labels(ratios),
+        tickvals=[*range(len(ratios))], ticktext=[f"{100 * ratio:g}" for ratio in ratios],
+        title={"text": "units removed, %", "standoff": 6,
+               "font": {"size": 12, "color": colours.faint}},
     )  # fmt: skip
     figure.update_yaxes(
         **axis, range=[len(groups) - 0.5, -0.5], tickvals=[*range(len(groups))], ticktext=labels,
-        automargin=True,
     )  # fmt: skip
+    return room + 14
 
 
-def _ratio_labels(ratios: Sequence[float]) -> list[str]:
-    labels = [words.ratio(ratio) for ratio in ratios]
-    if len(labels) > 5:  # many columns on a phone have no room for nine percent signs
-        labels[:-1] = [label.rstrip("%" + words.GAP) for label in labels[:-1]]
-    return labels
+def _block_lines(
+    groups: Sequence[ChannelGroup], ratios: Sequence[float], colours: Palette
+) -> list[dict[str, Any]]:
+    """Lines between blocks; all at once, since plotly takes its time over each that is added."""
+    return [
+        {"type": "line", "x0": -0.5, "x1": len(ratios) - 0.5, "y0": i - 0.5, "y1": i - 0.5,
+         "line": {"color": colours.faint, "width": 1}, "layer": "above", "opacity": 0.6}
+        for i in range(1, len(groups))
+        if groups[i - 1].block != groups[i].block
+    ]  # fmt: skip

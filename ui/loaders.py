@@ -93,11 +93,23 @@ def known_summary(describer: Workspace) -> ModelSummary | None:
 
 
 def measurement(workspace: Workspace, plan: PrunePlan | None) -> Measurement | None:
-    """The newest measurement of a plan, if there is one that this engine can read."""
-    try:
-        return workspace.measurement(plan)
-    except RecordError:
+    """The newest measurement of a plan (None: the model itself), asked for alone or for a front."""
+    found = workspace.measurement(plan)
+    if found is None and plan is not None:
+        archive = own_archive(workspace)
+        points = (p.measurement for p in (archive.points if archive else ()))
+        return next((m for m in points if m.plan and m.plan.kept == plan.kept), None)
+    return found or shipped_baseline(workspace)
+
+
+def shipped_baseline(workspace: Workspace) -> Measurement | None:
+    """The measurement of the unpruned model that ships with it, if it is on the chosen images."""
+    summary, subject, card = workspace.summary(), workspace.subject, workspace.card
+    data = workspace.store.get(baseline_key(summary.weights_hash)) if summary else None
+    if data is None or subject.data not in (None, card.data if card else None):
         return None
+    found = Measurement.from_dict(data)
+    return found if subject.limit in (None, found.conditions.n_images) else None
 
 
 def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
@@ -111,12 +123,9 @@ def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
     ]
 
 
-def result_measurement(job: Job) -> Measurement | None:
+def result_measurement(store: Store, job: Job) -> Measurement | None:
     """The measurement in a finished job's result, if there is one that this engine can read."""
-    try:
-        return Measurement.from_dict(job.result.get("measurement"))
-    except RecordError:
-        return None
+    return client.results(store, "measurement", Measurement).get(job.id)
 
 
 # ---- sweeps ----------------------------------------------------------------------------------
@@ -176,6 +185,7 @@ class _Reader:
     cells: list[Cell] = field(default_factory=list)
     rows: dict[str, SensitivityRow] = field(default_factory=dict)
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    finished: SweepView | None = None  # of a complete sweep: it does not change any more
 
     def __post_init__(self) -> None:
         self.cells = [
@@ -185,22 +195,29 @@ class _Reader:
         ]
 
     def view(self, store: Store) -> SweepView:
+        if self.finished is not None:
+            return self.finished
         spec = self.spec
         baseline = load_outcome(store, spec.baseline_key)
-        there = set(spec.ids) - set(baseline.missing(spec.ids)) if baseline else set()
-        if baseline is None or not there:
+        whole = baseline.among(spec.ids) if baseline else None
+        if whole is None or not len(whole):
             return view_of(spec)
+        seen = whole.ids.tolist()
         for cell in self.cells:
             name = f"{cell.group.group_id}|{cell.prune_ratio}"  # equal kept sets share a key
             stamp = store.arrays_stamp(cell.key)
             if stamp != self.stamps.get(name):
                 outcome = load_outcome(store, cell.key)
-                if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
-                    self.rows[name] = row_of(spec, cell, outcome, baseline)
-                self.stamps[name] = stamp
+                if outcome is not None and len(outcome.among(seen)):
+                    self.rows[name] = row_of(spec, cell, outcome, whole)
+                if outcome is None or len(outcome.among(spec.ids)) <= len(seen):
+                    self.stamps[name] = stamp  # else the baseline is the older: look again
         names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
         rows = tuple(self.rows[name] for name in names if name in self.rows)
-        return view_of(spec, rows, baseline.select([name for name in spec.ids if name in there]))
+        view = view_of(spec, rows, whole)
+        if view.complete and len(seen) == len(spec.ids):
+            self.finished = view
+        return view
 
 
 def view_of(
@@ -227,7 +244,7 @@ def _reader(folder: str, key: str, saved: float) -> _Reader:
 
 def _reader_of(store: Store, key: str) -> _Reader:
     """The reader of a sweep; a new one when the sweep was started again, maybe in another mode."""
-    return _reader(str(store.folder), key, (store.get(key) or {}).get("saved", 0.0))
+    return _reader(str(store.folder), key, store.changes(key).get(key, 0.0))
 
 
 def sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
@@ -284,19 +301,32 @@ def _overview(
     if table is not None and sweep_key is not None:
         planned = predicted_plans(store, load_spec(store, sweep_key), table)
     predictor = predict.predictor(table) if table else None
-    shipped = store.get(baseline_key(weights_hash))
-    unpruned = _own or (Measurement.from_dict(shipped) if shipped else None)
-    view = fronts.overview(_summary, archive(_workspace), predictor, planned, unpruned)
+    view = fronts.overview(_summary, archive(_workspace), predictor, planned, _own)
     return view, predictor
 
 
 def archive(workspace: Workspace) -> ParetoArchive | None:
     """The measured plans on as many images as are chosen, else on the most there are."""
-    found = workspace.archive()
+    found = own_archive(workspace)
     if found is None and workspace.subject.limit is not None:
         subject = dataclasses.replace(workspace.subject, limit=None)
-        found = Workspace(subject, workspace.store).archive()
+        found = own_archive(Workspace(subject, workspace.store))
     return found
+
+
+def own_archive(workspace: Workspace) -> ParetoArchive | None:
+    """The measured plans on as many images as are chosen."""
+    store = workspace.store
+    summary = workspace.summary()
+    if summary is None:
+        return None
+    stamp = [store.changes("pareto"), workspace.subject.to_dict(), summary.weights_hash]
+    return _own_archive(str(store.folder), digest(stamp), workspace)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _own_archive(folder: str, stamp: str, _workspace: Workspace) -> ParetoArchive | None:
+    return _workspace.archive()
 
 
 # ---- jobs ------------------------------------------------------------------------------------
@@ -310,7 +340,7 @@ def newest_job(workspace: Workspace, *tasks: str) -> Job | None:
 
 def plan_job(workspace: Workspace, task: str, plan: PrunePlan | None) -> Job | None:
     """The newest job of a task for a plan's kept units (None: the unpruned model)."""
-    wanted = plan.to_dict()["kept"] if plan else None
+    wanted = {group: list(units) for group, units in plan.kept.items()} if plan else None
     for job in workspace.jobs(task):
         params = job.params.get("plan")
         if (params["kept"] if params else None) == wanted:

@@ -33,9 +33,9 @@ class Palette:
 
 LIGHT = Palette(
     text="#1c252b", faint="#5b6870", grid="#e4e9ec", mark="rgba(28,37,43,0.55)",
-    accent="#0b6b88", band="rgba(11,107,136,0.16)",
+    accent="#0a6683", band="rgba(11,107,136,0.16)",
     heat=("#ffffff", "#fef1df", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000"),
-    policies={"optimal": "#0b6b88", "psvit": "#c05600", "prime": "#8a4f9e", "uniform": "#76828a"},
+    policies={"optimal": "#0a6683", "psvit": "#c05600", "prime": "#8a4f9e", "uniform": "#76828a"},
 )  # fmt: skip
 DARK = Palette(
     text="#e3e9ec", faint="#97a5ad", grid="#28333a", mark="rgba(227,233,236,0.65)",

@@ -105,7 +105,9 @@ def _upload(store: Store, summary: ModelSummary, *, key: str) -> None:
             state.tell(f"The plan of the file is kept as {compare.escaped(found.name)}.")
             state.choose(f"compare-a/{summary.weights_hash}", found.id)
 
-    st.file_uploader("A plan that was saved as JSON", "json", key=widget, on_change=load)
+    st.file_uploader(
+        "A plan that was saved as JSON", "json", key=widget, on_change=load, max_upload_size=20
+    )
 
 
 def _put_back(store: Store, summary: ModelSummary) -> None:

@@ -138,4 +138,4 @@ def plan_files_panel(store: Store, summary: ModelSummary, draft: Draft, *, key: 
         else:
             state.tell("The plan is loaded.")
 
-    st.file_uploader("Load a plan (JSON)", "json", key=widget, on_change=load)
+    st.file_uploader("Load a plan (JSON)", "json", key=widget, on_change=load, max_upload_size=20)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from psvit_core.files import last_lines
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.store import Store
@@ -37,12 +38,12 @@ _WHY = {
     "memory. What was finished is kept; resuming goes on from there.",
 }
 _SHOWN = 8  # ended jobs before "Show all"
-_LOG_LINES, _LOG_BYTES = 60, 32_000
+_LOG_LINES = 60
 
 
 def queue_panel(store: Store, jobs: list[Job], *, key: str) -> None:
     """Jobs that run or wait, in the order in which they come."""
-    st.subheader("Queue", anchor=False)
+    st.header("Queue", anchor=False)
     if not jobs:
         st.markdown(
             "Nothing runs and nothing waits. Sweeps, measurements, exports and fine-tunings that "
@@ -93,7 +94,7 @@ def _about(job: Job) -> str:
 def ended_panel(store: Store, *, key: str) -> None:
     """Jobs that ended, the last first, with what can be done about those that ended early."""
     jobs = loaders.ended_jobs(store)
-    st.subheader("Ended", anchor=False)
+    st.header("Ended", anchor=False)
     if not jobs:
         st.markdown("No job has ended yet.")
         return
@@ -155,7 +156,7 @@ def _resume(store: Store, job_id: str) -> None:
 def files_panel(store: Store, *, key: str) -> None:
     """Files that exports and fine-tunings wrote, the newest first."""
     jobs = loaders.written_files(store)
-    st.subheader("Files", anchor=False)
+    st.header("Files", anchor=False)
     if not jobs:
         st.markdown("No file yet. Pruned checkpoints that you export appear here.")
         return
@@ -205,16 +206,6 @@ def log_panel(store: Store, *, key: str) -> None:
     for path in sorted((store.folder / "logs").glob("worker-*.log")):
         device = path.stem.removeprefix("worker-")
         with st.expander(f"Log of the worker on {device}", key=f"{key}-{device}"):
-            lines = tail(path)
+            lines = last_lines(path, _LOG_LINES)
             st.code("\n".join(lines) or "Nothing was written yet.", language=None)
             st.caption(f"The last {len(lines)} lines of {path}")
-
-
-def tail(path: Path, n_lines: int = _LOG_LINES) -> list[str]:
-    """The last lines of a file, however large it is."""
-    with path.open("rb") as file:
-        start = max(0, path.stat().st_size - _LOG_BYTES)
-        file.seek(start)
-        text = file.read(_LOG_BYTES).decode("utf-8", errors="replace")
-    lines = text.splitlines()
-    return lines[1 if start else 0 :][-n_lines:]

@@ -42,8 +42,8 @@ def _offer(workspace: Workspace, plan: PrunePlan | None, key: str) -> None:
     images = words.images(workspace.subject.limit)
     st.markdown(f"Not measured yet on {images}.")
     st.button(
-        f"Measure {what}", key=f"{key}-start", type="primary" if plan else "secondary",
-        icon=":material/straighten:", on_click=_start, args=(workspace, plan),
+        f"Measure {what}", key=f"{key}-start", icon=":material/straighten:", on_click=_start,
+        args=(workspace, plan),
     )  # fmt: skip
 
 

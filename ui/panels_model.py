@@ -26,7 +26,7 @@ def card_panel(card: ModelCard | None, summary: ModelSummary | None) -> None:
         card: Its card; None for a pruned file.
         summary: Its description; None before its weights are there.
     """
-    st.subheader(card.title if card else "Pruned model", anchor=False)
+    st.header(card.title if card else "Pruned model", anchor=False)
     st.markdown(" · ".join(_facts(card, summary)))
     if card is None:
         st.caption(f"File: `{summary.model if summary else ''}`")
@@ -85,7 +85,7 @@ def size_tiles(size: Size, n_groups: int) -> None:
 
 def bytes_panel(summary: ModelSummary, *, key: str, dark: bool) -> None:
     """Where the bytes are, block by block."""
-    st.subheader("Where the bytes are", anchor=False)
+    st.header("Where the bytes are", anchor=False)
     st.plotly_chart(
         charts.byte_bars(tables.bytes_by_block(summary), dark=dark),
         key=key,
@@ -121,5 +121,5 @@ def groups_panel(summary: ModelSummary, *, key: str) -> None:
 
 def terms_panel() -> None:
     """The words used on the pages."""
-    st.subheader("In a word", anchor=False)
+    st.header("In a word", anchor=False)
     st.markdown("\n\n".join(f"**{term}**: {text}" for term, text in TERMS.items()))

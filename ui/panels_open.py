@@ -48,7 +48,7 @@ _PLACES = {
 
 def source_panel(store: Store, choice: Choice, *, key: str) -> None:
     """Choose a model; nothing is opened before a button is pressed."""
-    st.subheader("1 · Choose a model", anchor=False)
+    st.header("1 · Choose a model", anchor=False)
     source = st.segmented_control(
         "Where it comes from", list(SOURCES), format_func=SOURCES.__getitem__, default="built-in",
         required=True, key=_SOURCE, persist_state="session", label_visibility="collapsed",
@@ -215,7 +215,7 @@ def _no_match(nearest: NearestModel, facts: str) -> None:
 def found_panel(page: Frame, *, key: str) -> None:
     """The load report of the open model: family, sizes, groups, what is unused or locked."""
     summary = page.summary
-    st.subheader("2 · What was found", anchor=False)
+    st.header("2 · What was found", anchor=False)
     card_panel(page.workspace.card, summary)
     size_tiles(plan_size(summary, None), len(summary.groups))
     st.markdown("  \n".join(f":material/{icon}: {text}" for icon, text in load_lines(summary)))
@@ -248,7 +248,7 @@ def load_lines(summary: ModelSummary) -> list[tuple[str, str]]:
 
 def data_panel(workspace: Workspace, summary: ModelSummary, *, key: str) -> None:
     """Choose the images that measurements use, and check them before."""
-    st.subheader("3 · Choose its images", anchor=False)
+    st.header("3 · Choose its images", anchor=False)
     now = opening.data_of(workspace)
     st.caption(
         f"Measurements use {now or 'no images yet'}. Sizes and groups need none. Plans are made on "

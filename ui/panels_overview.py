@@ -17,6 +17,7 @@ from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from ui import charts, drafts, files, fronts, loaders, predict, state, words
+from ui.estimate import sweep_time
 from ui.fronts import AXES, Overview, Spot
 from ui.loaders import SweepView
 from ui.panels_job import job_panel, live
@@ -27,9 +28,8 @@ SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)
 _PLAN = "overview-plan"  # the widget that names the chosen plan
 
 # Measured on one thread of a server's processor, float32: a plan of sdt_v1_digits on 750 images in
-# 1.5 s, a sweep of 144 cells in 80 s. For an estimate only.
+# 1.5 s. For an estimate only.
 _MACS_PER_SECOND = 16e9
-_PLANS_PER_CELL = 0.37  # what a sweep's cell costs of a plan's measurement
 
 _LEGEND = (
     "Filled: measured, with the 95 % interval. Hollow: predicted from the sweep. Thick line: the "
@@ -336,7 +336,11 @@ def front_estimate(
     if n_images is None:
         return f"{what}. How long it takes is told when the first are done."
     one = n_images * plan_size(summary, None).macs * summary.T / _MACS_PER_SECOND
-    minutes = one * (n_plans * (3 if settings.profile else 1) + n_cells * _PLANS_PER_CELL) / 60
+    sweep_first = sweep_time(workspace.store, summary, n_cells, n_images) if n_cells else None
+    if n_cells and sweep_first is None:
+        return f"{what}. How long it takes is told when the first are done."
+    minutes = one * n_plans * (3 if settings.profile else 1) / 60
+    minutes += sweep_first.seconds / 60 if sweep_first else 0
     about = "a minute" if minutes < 1.5 else f"{round(minutes)} min"
     return f"{what}: roughly {about} on one processor core. Plans that were measured are kept."
 

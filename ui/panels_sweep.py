@@ -22,7 +22,7 @@ MODE_CHOICES = {"exact": "All in every cell", "progressive": "More where it matt
 _PACES = {
     "model": "as the last sweep of this model",
     "machine": "by the pace of another model here",
-    "guess": "a rough guess before the first sweep here",
+    "shipped": "by the pace of the sweep that ships with the demo, on another machine",
 }
 _SHOWN = "sweep-shown"  # key of the choice among sweeps
 ORDER, KINDS = "order", "kinds"  # widget keys; also the names in the URL
@@ -82,6 +82,8 @@ def _estimate_line(workspace: Workspace, summary: ModelSummary, settings: SweepS
     if n_images is None:
         return f"{size}. Check the images on the Open page to see how long it will take."
     estimate = sweep_time(workspace.store, summary, n_cells, n_images)
+    if estimate is None:
+        return f"{size}. How long it takes here is told as soon as the first cells are done."
     most = "at most " if settings.mode == "progressive" else ""
     ranking = " after the ranking by images" if settings.criterion in words.IMAGE_CRITERIA else ""
     return (

@@ -238,6 +238,7 @@ def equalizer_panel(
         "fixed": None if handed_over else ready.fixed,
         "values": moving(summary, draft, drafts.removed_units(draft, summary)),
         "predicted": {**predicted.to_dict(), "empty": draft.empty} if predicted else None,
+        "most": ready.predictor.most if ready.predictor else None,
         "calibration": calibration,
         "measured": drop.to_dict() if drop else None,
         "measuring": measuring,

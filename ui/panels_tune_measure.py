@@ -37,19 +37,23 @@ class Past:
 
 
 def measured_plans(workspace: Workspace, summary: ModelSummary) -> list[Past]:
-    """Plans of these weights that were measured, newest first; each on its images once."""
+    """Plans of these weights that were measured, newest first; each on its images once.
+
+    Those of a front come last, the largest network first.
+    """
     found: dict[Any, Past] = {}
     for job in client.list_jobs(workspace.store):
         if job.task not in ("measure", "plan") or job.state != "done":
             continue
-        m = loaders.result_measurement(job)
+        m = loaders.result_measurement(workspace.store, job)
         if m is None or m.plan is None or m.plan.weights_hash != summary.weights_hash:
             continue
         kept = tuple(sorted(m.plan.kept.items()))
         past = Past(plan=m.plan, measurement=m, ended=job.ended or job.created)
         found.setdefault((kept, m.conditions.n_images), past)
-    archive = workspace.archive()
-    for point in archive.chosen().points if archive else ():
+    archive = loaders.own_archive(workspace)
+    points = archive.chosen().points if archive else ()
+    for point in sorted(points, key=lambda point: point.measurement.memory_saving):
         kept = tuple(sorted(point.plan.kept.items()))
         past = Past(plan=point.plan, measurement=point.measurement, ended=0.0)
         found.setdefault((kept, point.measurement.conditions.n_images), past)
@@ -75,7 +79,7 @@ def partial_estimate(job: Job | None) -> dict[str, Any] | None:
 
 def job_of(jobs: Sequence[Job], draft: Draft) -> Job | None:
     """The newest measuring job of the draft's kept units."""
-    kept = draft.plan.to_dict()["kept"]
+    kept = {group: list(units) for group, units in draft.plan.kept.items()}
     return next((j for j in jobs if (j.params["plan"] or {}).get("kept") == kept), None)
 
 
@@ -198,7 +202,7 @@ def history_panel(
         return
     _history_rows(store, summary, history[:SHOWN_PLANS], predictor, key=key)
     if older := history[SHOWN_PLANS:]:
-        with st.expander(f"{len(older)} older"):
+        with st.expander(f"{len(older)} more"):
             _history_rows(store, summary, older, predictor, key=f"{key}-old")
 
 
@@ -265,11 +269,11 @@ def planning_panel(
             "the background.",
         )  # fmt: skip
         plan = finished_plan(summary, job)
-        if plan is not None and plan.kept != draft.plan.kept:
+        if job is not None and plan is not None and plan.kept != draft.plan.kept:
             st.button(
                 "Use the planned one", key=f"{key}-use", type="tertiary",
                 icon=":material/check:", on_click=_restore, args=(workspace.store, summary, plan),
-                help=planned_line(summary, job, plan),
+                help=planned_line(workspace.store, summary, job, plan),
             )  # fmt: skip
     if job is not None and job.state not in ("done", "queued", "running"):
         job_panel(workspace.store, job.id, key=key, noun="Planning")
@@ -283,12 +287,12 @@ def finished_plan(summary: ModelSummary, job: Job | None) -> PrunePlan | None:
     return plan if plan.weights_hash == summary.weights_hash else None
 
 
-def planned_line(summary: ModelSummary, job: Job | None, plan: PrunePlan) -> str:
+def planned_line(store: Store, summary: ModelSummary, job: Job, plan: PrunePlan) -> str:
     """A planner's finished plan in one line."""
     by = predict.POLICY_NAMES.get(plan.policy, plan.policy)
     saving = words.percent(memory_saving(summary, plan))
     text = f"Planned by {by}, measured while planning: saves {saving} of the memory"
-    measured = loaders.result_measurement(job) if job else None
+    measured = loaders.result_measurement(store, job)
     return f"{text}, drop {words.drop(measured.drop)}" if measured and measured.drop else text
 
 

@@ -18,7 +18,7 @@ DIVERGING = {
     False: ("#542788", "#b2abd2", "#ffffff", "#fdb863", "#b35806"),
     True: ("#b9a3ec", "#5c4a94", "#12171b", "#92540f", "#f5a94a"),
 }
-SEQUENTIAL = {False: ("#ffffff", "#0b6b88"), True: ("#12171b", "#58bfda")}
+SEQUENTIAL = {False: ("#ffffff", "#0a6683"), True: ("#12171b", "#58bfda")}
 MANY_CLASSES = 20
 
 

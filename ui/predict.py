@@ -32,9 +32,18 @@ class Predictor:
     calibration: float = 1.0
 
     def drop(self, plan: PrunePlan) -> Interval:
-        """Predicted drop of a plan with the range in which it is expected, percentage points."""
+        """Predicted drop of a plan with the range in which it is expected, percentage points.
+
+        At most all that the model gets right: sums of single drops know no such end.
+        """
         reached = reached_ratios(self.table.summary, plan)
-        return planners.predict_drop_interval(self.table, reached, self.calibration)
+        sums = planners.predict_drop_interval(self.table, reached, self.calibration)
+        return Interval(**{k: min(v, self.most) for k, v in sums.to_dict().items()})
+
+    @property
+    def most(self) -> float:
+        """The largest drop there can be, percentage points."""
+        return 100 * self.table.baseline_accuracy.value
 
     def alone(self, group_id: str, ratio: float) -> float:
         """Predicted drop of one group at a reached ratio, the rest untouched."""

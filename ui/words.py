@@ -94,7 +94,9 @@ def megabytes(n_bytes: int) -> str:
 
 
 def kilobytes(n_bytes: int) -> str:
-    """Bytes as kB (10^3), or MB where that reads better."""
+    """Bytes as kB (10^3), or MB or GB where that reads better."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f}{GAP}GB"
     return megabytes(n_bytes) if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f}{GAP}kB"
 
 

@@ -16,11 +16,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import psutil
 from filelock import FileLock, Timeout
@@ -30,6 +30,7 @@ from psvit_core.records import Partial, Record
 from psvit_core.store import Store
 
 log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Record)
 
 #: Short jobs that a running sweep lets in between two batches.
 SHORT = ("measure", "export", "summary", "inspect", "check_data")
@@ -120,20 +121,50 @@ def find_job(store: Store, job_id: str) -> Job:
 
 
 def list_jobs(store: Store) -> list[Job]:
-    """All jobs that this version can read, newest first; others are named once in the log."""
-    jobs = []
-    for key in store.keys(_PREFIX):
-        job_id = key.removeprefix(_PREFIX)
-        try:
-            jobs.append(find_job(store, job_id))
-        except RecordError as error:
-            _log_unreadable(job_id, str(error))
+    """All jobs that this version can read, newest first; others are named once in the log.
+
+    They are shared between calls: their params and results may not be changed.
+    """
+    read = store.read(_PREFIX, _read_job).values()
+    jobs = [
+        find_job(store, job.id) if job.state == "running" and not _alive(job) else job
+        for job in read
+        if job is not None
+    ]
     return sorted(jobs, key=lambda job: job.created, reverse=True)
 
 
-@functools.cache  # lists are asked for several times a second
-def _log_unreadable(job_id: str, reason: str) -> None:
-    log.warning("job %s is left out, since another version wrote it: %s", job_id, reason)
+def _read_job(key: str, data: Any) -> Job | None:
+    try:
+        return Job.from_dict(data)
+    except RecordError as error:
+        log.warning("%s is left out, since another version wrote it: %s", key, error)
+        return None
+
+
+def results(store: Store, name: str, kind: type[R]) -> dict[str, R]:
+    """A record in the results of finished jobs, by job id, where this version can read it.
+
+    Args:
+        store: Where.
+        name: Which result.
+        kind: What record it is.
+    """
+    found = store.read(_PREFIX, _result_reader(name, kind))  # type: ignore[arg-type]  # hashable
+    return {key.removeprefix(_PREFIX): one for key, one in found.items() if one is not None}
+
+
+@functools.cache  # the store keeps what it read under the function that read it
+def _result_reader(name: str, kind: type[R]) -> Callable[[str, Any], R | None]:
+    def read(key: str, data: Any) -> R | None:
+        if data.get("state") != "done" or name not in data.get("result", {}):
+            return None
+        try:
+            return kind.from_dict(data["result"][name])
+        except RecordError:
+            return None
+
+    return read
 
 
 def submit(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from psvit_core.errors import InvalidRatioError, StoreError
 from psvit_core.outcomes import Outcome, batches_key, load_outcome, outcome_key
@@ -146,8 +146,12 @@ def load_spec(store: Store, key: str) -> SweepSpec:
 
 def sweep_keys(store: Store) -> list[str]:
     """Keys of all sweeps in the store, the one started last first."""
-    saved = {key: store.get(key)["saved"] for key in store.keys("sweep/")}
+    saved = store.read("sweep/", _saved)
     return sorted(saved, key=lambda key: saved[key], reverse=True)
+
+
+def _saved(key: str, entry: Any) -> float:
+    return float(entry["saved"])
 
 
 def _coarse_to_fine(ratios: tuple[float, ...]) -> list[float]:
@@ -161,9 +165,11 @@ def _coarse_to_fine(ratios: tuple[float, ...]) -> list[float]:
 
 
 def row_of(spec: SweepSpec, cell: Cell, outcome: Outcome, baseline: Outcome) -> SensitivityRow:
-    """The table row of a cell's results, on the sweep's images that have been run."""
-    todo = set(outcome.missing(spec.ids))
-    chosen = outcome.select([name for i, name in enumerate(spec.ids) if i not in todo])
+    """The table row of a cell's results, on the sweep's images that have been run.
+
+    Both may be read while a worker goes on, so one may know images that the other does not yet.
+    """
+    chosen = outcome.among(baseline.among(spec.ids).ids.tolist())
     group = cell.group
     # Where all images were seen, earlier looks decide nothing, and their bounds cost much.
     looks = spec.looks[-1:] if len(chosen) == len(spec.ids) else spec.looks
@@ -234,18 +240,16 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
     baseline = load_outcome(store, spec.baseline_key)
     if baseline is None:
         return None
-    there = set(baseline.missing(spec.ids))
-    seen = [name for i, name in enumerate(spec.ids) if i not in there]
-    if not seen:
+    whole = baseline.among(spec.ids)
+    if not len(whole):
         return None
     rows = []
     for group in spec.summary.groups:
         for ratio in spec.ratios:
             cell = spec.cell(group, ratio)
             outcome = load_outcome(store, cell.key)
-            if outcome is not None and len(outcome.missing(spec.ids)) < len(spec.ids):
-                rows.append(row_of(spec, cell, outcome, baseline))
-    whole = baseline.select(seen)
+            if outcome is not None and len(outcome.among(whole.ids.tolist())):
+                rows.append(row_of(spec, cell, outcome, whole))
     return SensitivityTable(
         summary=spec.summary,
         criterion=spec.criterion,

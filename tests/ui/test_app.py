@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -44,8 +45,10 @@ def number(text: str) -> float:
 
 
 def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
-    """Click into the map's cell; plotly looks where the pointer is only a moment after it moved."""
-    chart = page.locator(".js-plotly-plot:has(.heatmaplayer image) .nsewdrag")
+    """Click into the map's cell, when plotly has noticed where the pointer is."""
+    settled(page)
+    plot = page.locator(".js-plotly-plot:has(.heatmaplayer image)")
+    chart = plot.locator(".nsewdrag")
     expect(chart).to_have_count(1)
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -53,7 +56,8 @@ def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
     x = box["x"] + box["width"] * (column + 0.7) / n_columns
     y = box["y"] + box["height"] * (row + 0.5) / N_GROUPS
     page.mouse.move(x, y)
-    page.wait_for_timeout(200)
+    asked = f"{(column + 1) * 100 // (n_columns + 1)}"
+    expect(plot.locator(".hoverlayer")).to_contain_text(re.compile(rf"{asked}\s% asked"))
     page.mouse.down()
     page.mouse.up()
 
@@ -101,19 +105,26 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def sweep_survives(page: Page, server: Server) -> None:
-    """Start a sweep; reload the page and kill the server on the way; see it done."""
+    """Start a sweep; reload the page and kill the server on the way; see it done.
+
+    The worker is held while the page is reloaded: a sweep may be quicker than a browser.
+    """
     progress = page.get_by_text(SWEEPING)
     expect(page.get_by_text("No sweep of this model yet")).to_be_visible()
     page.get_by_role("button", name="Start sweep").click()
     expect(progress).to_be_visible(timeout=60_000)
+    job = next(job for job in client.list_jobs(server.store) if job.task == "sweep")
+    assert job.pid is not None
+    os.kill(job.pid, signal.SIGSTOP)
+    before = client.find_job(server.store, job.id)
+    assert before.active, "the sweep ended before the page was reloaded"
     page.reload()
     settled(page)
     expect(progress).to_be_visible()
-
-    before = next(job for job in client.list_jobs(server.store) if job.task == "sweep")
     server.kill()
-    deadline = time.monotonic() + 20
-    while client.find_job(server.store, before.id).done <= before.done + 3:
+    os.kill(job.pid, signal.SIGCONT)
+    deadline = time.monotonic() + 60
+    while client.find_job(server.store, job.id).done <= before.done + 3:
         assert time.monotonic() < deadline, "the sweep ended with the server"
         time.sleep(0.1)
     server.start()
@@ -150,10 +161,13 @@ def tune_and_measure(page: Page) -> float:
     expect(slider).to_have_attribute("aria-valuenow", "75")
     expect(slider).to_have_attribute("aria-valuetext", re.compile("32 of 48 units removed"))
 
-    memory = number(figure(page, "bytes").inner_text())
+    before = figure(page, "bytes").inner_text()
+    memory = number(before)
     page.get_by_role("slider", name="Block 3.1 · MLP hidden").press("End")
-    expect(figure(page, "predicted")).to_have_text(re.compile(r"^\d+\.\d\d\spp$"))
+    expect(figure(page, "bytes")).not_to_have_text(before)  # the browser's own, at once
     assert number(figure(page, "bytes").inner_text()) < memory
+    expect(figure(page, "predicted")).to_have_text(re.compile(r"^\d+\.\d\d\spp$"))
+    settled(page)
     page.reload()
     settled(page)
     assert number(figure(page, "bytes").inner_text()) < memory, "the draft was lost"

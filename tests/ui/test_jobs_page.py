@@ -17,7 +17,6 @@ from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server
-from ui.panels_jobs import tail
 
 MODEL = "e_spikeformer_digits"
 TITLE = "E-SpikeFormer (SDT v3), digits"
@@ -110,11 +109,3 @@ def test_a_running_job_is_followed_cancelled_and_resumed(
     expect(progress).to_be_visible(timeout=20_000)
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible(timeout=20_000)
-
-
-def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
-    log = tmp_path / "worker-cpu.log"
-    log.write_text("".join(f"line {i} {'x' * 50}\n" for i in range(5000)))
-    lines = tail(log, 3)
-    assert [line.split()[1] for line in lines] == ["4997", "4998", "4999"]
-    assert tail(tmp_path / "worker-cpu.log", 10_000)[0].startswith("line ")

@@ -181,20 +181,24 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
 
 
 def click_marker(page: Page, name: str) -> None:
-    """Click the last marker of a trace; plotly looks where the pointer is after it moved."""
+    """Click a trace's marker that stands alone, when plotly has noticed where the pointer is."""
     page.locator(".js-plotly-plot .nsewdrag").wait_for(state="attached")
     place = page.locator(".js-plotly-plot").evaluate(
         """(plot, name) => {
-          const trace = plot.data.find(t => t.name === name), at = trace.x.length - 1;
           const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-          const value = v => Array.isArray(v) ? v[at] : v[at] ?? v._inputArray[at];
-          return [box.x + xaxis._offset + xaxis.l2p(value(trace.x)),
-                  box.y + yaxis._offset + yaxis.l2p(value(trace.y))];
+          const list = v => [...(v._inputArray ?? v)];
+          const places = t => list(t.x).map((x, i) => [
+            box.x + xaxis._offset + xaxis.l2p(x), box.y + yaxis._offset + yaxis.l2p(list(t.y)[i])]);
+          const all = places(plot.data.at(-1));
+          const near = ([x, y]) =>
+            all.map(([a, b]) => Math.hypot(a - x, b - y)).sort((a, b) => a - b)[1];
+          const own = places(plot.data.find(t => t.name === name));
+          return own.reduce((best, place) => near(place) > near(best) ? place : best);
         }""",
         name,
     )
     page.mouse.move(*place)
-    page.wait_for_timeout(200)
+    expect(page.locator(".hoverlayer .hovertext").first).to_be_visible()
     page.mouse.down()
     page.mouse.up()
 

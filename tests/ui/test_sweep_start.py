@@ -12,6 +12,8 @@ from psvit_core.importance import CRITERIA
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.records import ModelSummary
+from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.zoo.cards import ModelCard, model_card
 from tests.ui.example import put_sweep, summary
@@ -52,16 +54,34 @@ def test_the_criteria_on_screen_are_those_of_the_engine() -> None:
     assert {name for name, c in CRITERIA.items() if c.needs_images} == words.IMAGE_CRITERIA
 
 
+def check(store: Store, model: ModelSummary, n_cells: int, source: str, seconds: float) -> None:
+    estimate = sweep_time(store, model, n_cells, 50)
+    assert estimate is not None
+    assert estimate.source == source
+    assert estimate.seconds == pytest.approx(seconds)
+
+
 def test_the_time_is_estimated_from_earlier_sweeps(tmp_path: Path) -> None:
     store, model, other = Store(tmp_path), summary(), summary("sdt_v1_digits")
-    guess = sweep_time(store, model, 100, 50)
-    assert guess.source == "guess"
-    assert sweep_time(store, model, 200, 50).seconds == pytest.approx(2 * guess.seconds)
+    assert sweep_time(store, model, 100, 50) is None  # nothing tells a pace
+    shipped = put_sweep(store, other, n_images=20)
+    n_cells = len(other.groups) * len(shipped.ratios)
+    entry = {"spec": shipped.to_dict(), "saved": 0.0, "seconds": 0.2 * 20 * n_cells}
+    store.put(shipped.key, entry)
+    check(store, other, 100, "shipped", 0.2 * 50 * 100)
+    check(store, other, 200, "shipped", 0.2 * 50 * 200)
+    larger = size_ratio(model, other)
+    check(store, model, 100, "shipped", 0.2 * 50 * 100 * larger)
+
     spec = put_sweep(store, model, n_images=20)
     job = Job(id="a", task="sweep", title="", params={}, state="done", paced=100.0, ended=300.0,
               fresh=2001, result={"sweep_key": spec.key})  # fmt: skip
     client.save(store, job)
-    known = sweep_time(store, model, 100, 50)
-    assert known.source == "model"
-    assert known.seconds == pytest.approx(5000 * 0.1)
-    assert sweep_time(store, other, 100, 50).source == "machine"
+    check(store, model, 100, "model", 5000 * 0.1)
+    check(store, other, 100, "machine", 5000 * 0.1 / larger)
+
+
+def size_ratio(one: ModelSummary, other: ModelSummary) -> float:
+    """Multiply-accumulates of an image under one model, over those under the other."""
+    macs = [plan_size(model, None).macs * model.T for model in (one, other)]
+    return macs[0] / macs[1]

@@ -556,7 +556,7 @@ class Equalizer {
       const more = (this.alone(i, this.now[i].removed) ?? 0) - (this.alone(i, removed) ?? 0);
       sum += this.data.calibration * more;
     });
-    return Math.max(sum, 0);
+    return Math.min(Math.max(sum, 0), this.data.most);
   }
 
   told() {
