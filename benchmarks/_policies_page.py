@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 
 from benchmarks._cells import Cells
 from benchmarks._policies_report import (
+    EPOCHS,
     POLICIES,
     RECOVERIES,
     SETS,
+    TUNED,
     Results,
     accuracy_tables,
     criteria_table,
@@ -26,6 +28,7 @@ from benchmarks._policies_report import (
     planner_table,
     size_table,
     smaller_table,
+    tuned,
     tuned_table,
     unstructured_table,
     verdicts,
@@ -193,15 +196,15 @@ def missing(r: Results, savings: tuple[float, ...]) -> list[str]:
                 f"{seeds.count(0)} are not measured, {seeds.count(1) + seeds.count(2)} with fewer "
                 f"than 3 seeds, {seeds.count(3)} with 3."
             )
-        tuned = [
-            f"{policy} {100 * s:.4g} % ({e})"
-            for e in (1, 5)
-            for s in (0.4, 0.55, 0.7)
+        untuned = [
+            f"{policy} {100 * s:.4g} % ({e:g})"
+            for e in EPOCHS
+            for s in TUNED
             for policy in ("uniform", "optimal")
-            if not r.cells.get("tuned", model, policy, s, float(e))
+            if not tuned(r, model, policy, s, e)
         ]
-        if tuned:
-            lines.append(f"- {model}, fine-tuning (epochs): {', '.join(tuned)}.")
+        if untuned:
+            lines.append(f"- {model}, fine-tuning (epochs): {', '.join(untuned)}.")
     return [*(lines or ["Nothing that this benchmark sets out to measure."]), ""]
 
 
@@ -255,7 +258,8 @@ def _plot_recovery(r: Results, path: Path) -> None:
 def _plot_unstructured(r: Results, path: Path) -> None:
     figure, axes = _axes(r, "test accuracy, %")
     for ax, model in zip(axes, r.models, strict=True):
-        cells = [c for s in r.savings if (c := r.cells.get("unstructured", model, s))]
+        plans = [p for s in r.savings if (p := r.plan(model, "optimal", s))]
+        cells = [c for p in plans if (c := r.cells.get("unstructured", model, p["id"]))]
         for title, size, style in (
             ("unstructured, dense file", "dense bytes", "x"),
             ("unstructured, bitmap file", "bitmap bytes", "x-"),

@@ -19,6 +19,7 @@ RECOVERIES = ("none", "bn", "lsq", "both")
 SETS = ("digits", "digits:distorted")
 LOSS, NEAR = 3.0, 1.0  # pp: the papers' loss, and what counts as near it
 SEEDS = (0, 1, 2)
+TUNED, EPOCHS = (0.4, 0.55, 0.7), (1.0, 5.0)  # fine-tuning: savings, epochs
 
 
 class Results:
@@ -390,7 +391,8 @@ def unstructured_table(r: Results) -> list[str]:
     rows = []
     for model in r.models:
         for saving in r.savings:
-            cell = r.cells.get("unstructured", model, saving)
+            plan = r.plan(model, "optimal", saving)
+            cell = plan and r.cells.get("unstructured", model, plan["id"])
             if not cell:
                 continue
             ours = r.test(model, "optimal", saving)
@@ -415,30 +417,26 @@ def unstructured_table(r: Results) -> list[str]:
     return table(head, rows)
 
 
+def tuned(r: Results, model: str, policy: str, saving: float, epochs: float) -> Cell | None:
+    """The fine-tuned chosen plan of a policy."""
+    plan = r.plan(model, policy, saving)
+    return r.cells.get("tuned", model, plan["id"], epochs) if plan else None
+
+
 def tuned_table(r: Results) -> list[str]:
     """After fine-tuning."""
-    settings = [json.loads(k) for k in r.cells.cells if k.startswith('["tuned"')]
-    epochs = sorted({s[4] for s in settings})
     rows = []
     for model in r.models:
-        for saving in sorted({s[3] for s in settings}):
+        for saving in TUNED:
             for policy in ("uniform", "optimal"):
                 if (none := r.test(model, policy, saving)) is None:
                     continue
-                row = [model, f"{100 * saving:.4g} %", policy]
-                row.append(accuracy(r.right(none, model, SETS[:1])))
-                for e in epochs:
-                    cell = r.cells.get("tuned", model, policy, saving, e)
-                    row.append(accuracy(r.right(cell, model, SETS[:1])) if cell else "not measured")
-                rows.append(row)
-    head = (
-        "model",
-        "saving",
-        "policy",
-        "none",
-        *(f"after {e:g} epochs" if e != 1 else "after 1 epoch" for e in epochs),
-    )
-    return table(head, rows)
+                cells = [none, *(tuned(r, model, policy, saving, e) for e in EPOCHS)]
+                found = [
+                    accuracy(r.right(c, model, SETS[:1])) if c else "not measured" for c in cells
+                ]
+                rows.append([model, f"{100 * saving:.4g} %", policy, *found])
+    return table(("model", "saving", "policy", "none", "after 1 epoch", "after 5 epochs"), rows)
 
 
 def planner_table(path: Path) -> list[str]:
