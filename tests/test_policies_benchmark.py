@@ -150,11 +150,11 @@ def test_the_page_is_written_from_the_cells_alone(tmp_path: Path) -> None:
     for name, scope, n in (("l1", "all", 20), ("l1", "inner", 40), ("random", "inner", 10)):
         cell = {"right": pack(np.arange(N) < n)}
         keep(cells, ["criterion", "m", name, 0.4, scope], cell)
-    keep(cells, ["tuned", "m", "optimal", 1.0], right(188))
+    keep(cells, ["tuned", "m", "optimal0.4", 1.0], right(188))
     size = {f"{form} bytes": 1000 for form in ("ours", "dense", "bitmap", "csr")}
     times = {f"{which} ms": 1.0 for which in ("full", "ours", "zeros")}
     zeros = {"weights": 50, "of": 100, **size, **times, **right(150)}
-    keep(cells, ["unstructured", "m", "optimal"], zeros)
+    keep(cells, ["unstructured", "m", "optimal0.4"], zeros)
     page = write_page(cells, tmp_path / "docs", RESULTS / "planners.json", (0.2, 0.4))
     text = page.read_text(encoding="utf-8")
     assert "| 40 % (40.0) | optimal (inner, predicted) |" in text
