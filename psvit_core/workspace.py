@@ -234,7 +234,7 @@ class Workspace:
         title = f"Front of {self.subject.model}: {len(list(settings.cells()))} plans"
         return self._submit("pareto", title, params)
 
-    def archive(self, split: str | None = None) -> ParetoArchive | None:
+    def archive(self, split: str | None = None, *, improved: bool = False) -> ParetoArchive | None:
         """All measured plans of this model and data so far; None without one.
 
         Where several numbers of images were measured, the subject's limit decides, else the
@@ -242,6 +242,8 @@ class Workspace:
 
         Args:
             split: Another split than the subject's: ``test`` to judge what was planned.
+            improved: Also what became of plans by recovery and fine-tuning; predictions do not
+                speak of those.
         """
         summary, s = self.summary(), self._decided(self.subject)
         if summary is None:
@@ -259,7 +261,10 @@ class Workspace:
             and (s.time_steps is None or steps == head.T)  # frames bring their own
         ]
         heads.sort(key=lambda head: steps != head.T)
-        return read_archive(self.store, heads[0]) if heads else None
+        if not heads:
+            return None
+        found = read_archive(self.store, heads[0])
+        return found if improved else found.plain()
 
     def start_finetune(
         self,

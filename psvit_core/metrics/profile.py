@@ -186,6 +186,22 @@ def latency_ms(
     return Quartiles(median=median, low=low, high=high, n_runs=len(times))
 
 
+def single_image_ms(
+    model: SpikingModel, data: EvalSet, run: Run, *, tick: Callable[[], None] = lambda: None
+) -> float:
+    """Median latency of one image, milliseconds: ``latency_ms`` on the first of ``data``.
+
+    Args:
+        model: In evaluation mode, already where ``run`` says.
+        data: Images.
+        run: Device and precision.
+        tick: Called before each run, outside its time; may raise to stop.
+    """
+    x = next(data.take([0]).batches(1, run.dtype)).to(run.device)
+    with torch.no_grad(), run.autocast:
+        return latency_ms(model, x, tick=tick).median
+
+
 def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[float]:
     def finish() -> None:
         if x.device.type == "cuda":
