@@ -387,18 +387,19 @@ def _measuring(
 
 
 def _timing(engine: Engine, tick: Tick) -> Callable[[PrunePlan], float]:
-    """What times one image's forward pass under a plan on this device; equal widths once."""
+    """What gives a plan's latency on this device, unpruned 1; equal widths are timed once."""
     from psvit_core.evaluate import place
-    from psvit_core.metrics.profile import single_image_ms
+    from psvit_core.metrics.profile import latency_ratio
     from psvit_core.surgery import apply_plan
 
+    whole = place(engine.model, engine.run)
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
     def latency(plan: PrunePlan) -> float:
         widths = tuple(sorted((group, len(units)) for group, units in plan.kept.items()))
         if widths not in known:
             small = place(apply_plan(engine.model, plan), engine.run)
-            known[widths] = single_image_ms(small, engine.data, engine.run, tick=tick)
+            known[widths] = latency_ratio(small, whole, engine.data, engine.run, tick=tick)
         return known[widths]
 
     return latency

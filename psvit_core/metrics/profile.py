@@ -186,20 +186,30 @@ def latency_ms(
     return Quartiles(median=median, low=low, high=high, n_runs=len(times))
 
 
-def single_image_ms(
-    model: SpikingModel, data: EvalSet, run: Run, *, tick: Callable[[], None] = lambda: None
+def latency_ratio(
+    model: nn.Module,
+    other: nn.Module,
+    data: EvalSet,
+    run: Run,
+    *,
+    tick: Callable[[], None] = lambda: None,
 ) -> float:
-    """Median latency of one image, milliseconds: ``latency_ms`` on the first of ``data``.
+    """One image's latency as a fraction of another model's, medians of runs that take turns.
+
+    Taking turns, both meet the same other work on the machine.
 
     Args:
         model: In evaluation mode, already where ``run`` says.
-        data: Images.
+        other: The same.
+        data: Images; the first is taken.
         run: Device and precision.
         tick: Called before each run, outside its time; may raise to stop.
     """
     x = next(data.take([0]).batches(1, run.dtype)).to(run.device)
     with torch.no_grad(), run.autocast:
-        return latency_ms(model, x, tick=tick).median
+        turns = zip(_times(model, x, tick), _times(other, x, tick), strict=False)
+        mine, others = np.median(list(turns), axis=0)
+    return float(mine / others)
 
 
 def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[float]:
