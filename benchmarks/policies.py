@@ -32,7 +32,7 @@ from benchmarks._cells import HOWS, PUBLISHED, Cells, pack, unpack
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import Results, accuracy_tables, headline
 from benchmarks._report import RESULTS
-from benchmarks._unstructured import latency, prune_magnitudes, sparse_size
+from benchmarks._unstructured import prune_magnitudes, sparse_size
 from psvit_core.data import EvalSet, load_data
 from psvit_core.errors import TargetError
 from psvit_core.evaluate import Prediction, conditions_of, outcome_of, predict
@@ -40,7 +40,7 @@ from psvit_core.finetune import finetune
 from psvit_core.groups import summarize
 from psvit_core.importance import CRITERIA, rank
 from psvit_core.jobs.tasks import Engine, Subject, warm_up
-from psvit_core.metrics.profile import latency_ms, machine
+from psvit_core.metrics.profile import latencies_in_turns, machine
 from psvit_core.outcomes import Array, Outcome
 from psvit_core.planners import DEFAULT_BUDGET, POLICIES, make_plan
 from psvit_core.planners._base import Problem, Target, smallest_uniform
@@ -299,12 +299,12 @@ class Bench:
             zeros = prune_magnitudes(self.model, 1 - small.n_weights / full.n_weights)
             size = sparse_size(zeros)
             x = next(self.val.take([0]).batches(1))
+            full_ms, ours_ms, zeros_ms = latencies_in_turns((self.model, ours, zeros), x)
             return {
                 "weights": small.n_weights, "of": full.n_weights, "left": size.n_left,
                 "ours bytes": small.dense, "dense bytes": size.dense, "bitmap bytes": size.bitmap,
-                "csr bytes": size.csr, "full ms": latency_ms(self.model, x).median,
-                "ours ms": latency_ms(ours, x).median, "zeros ms": latency(zeros, x).median,
-                "plan": plan["id"], **self.tested(zeros),
+                "csr bytes": size.csr, "full ms": full_ms, "ours ms": ours_ms,
+                "zeros ms": zeros_ms, **self.tested(zeros),
             }  # fmt: skip
 
         self.cells.make(["unstructured", self.name, plan["id"]], make)

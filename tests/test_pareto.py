@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,21 +316,21 @@ def test_recoveries_are_measured_and_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["uniform", "optimal"])
 def test_latency_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    timed: list[float] = []
+    timed: list[list[float]] = []
 
-    def ratio(small: SpikingModel, whole: SpikingModel, *_: object, **__: object) -> float:
-        n, of = (sum(p.numel() for p in m.parameters()) for m in (small, whole))
-        timed.append((1000 + n) / (1000 + of))
+    def milliseconds(models: Sequence[SpikingModel], *_: object, **__: object) -> list[float]:
+        timed.append([1000.0 + sum(p.numel() for p in m.parameters()) for m in models])
         return timed[-1]
 
-    monkeypatch.setattr(profiling, "latency_ratio", ratio)
+    monkeypatch.setattr(profiling, "latencies_in_turns", milliseconds)
     engine = tiny_engine(Store(tmp_path))
     table = run_sweep(engine, SweepSettings(ratios=(0.3, 0.6), criterion="l2"))
     settings = PlanSettings(policy=policy, saving=0.2, resource="latency", budget_evaluations=2)
     plan, measured = run_plan(engine, table, settings)
     assert measured is not None and "latency measured" in plan.note
     assert len(timed) < 20
-    assert ratio(apply_plan(engine.model, plan), engine.model) <= 0.8
+    mine, whole = milliseconds((apply_plan(engine.model, plan), engine.model))
+    assert mine <= 0.8 * whole
     made = [way for p in engine_archive(engine).points for way in p.made if not way.tried]
     assert [way.target for way in made] == ["latency saving 0.2"]
     with pytest.raises(TargetError, match="give MODEL and --data"):

@@ -22,8 +22,8 @@ from psvit_core.importance import rank
 from psvit_core.metrics import profile as profiling
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.metrics.profile import (
+    latencies_in_turns,
     latency_ms,
-    latency_ratio,
     peak_activation_bytes,
     profile_of,
     state_bytes,
@@ -134,7 +134,7 @@ def test_latency_runs_until_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> 
         latency_ms(Counting(), torch.ones(2), tick=stop)
 
 
-def test_latency_ratio_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latencies_in_turns_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     now, order = [0.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -148,8 +148,8 @@ def test_latency_ratio_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += self.seconds * len(order)  # other work makes all slower and slower
             return x
 
-    ratio = latency_ratio(Costly(0.2), Costly(0.4), tiny_data("sdt_v1", 3), Run())
-    assert ratio == pytest.approx(0.5, abs=0.1)
+    mine, other = latencies_in_turns((Costly(0.2), Costly(0.4)), torch.ones(2))
+    assert mine / other == pytest.approx(0.5, abs=0.1)
     assert order[-6:] in ([0.2, 0.4] * 3, [0.4, 0.2] * 3)
 
 

@@ -389,17 +389,20 @@ def _measuring(
 def _timing(engine: Engine, tick: Tick) -> Callable[[PrunePlan], float]:
     """What gives a plan's latency on this device, unpruned 1; equal widths are timed once."""
     from psvit_core.evaluate import place
-    from psvit_core.metrics.profile import latency_ratio
+    from psvit_core.metrics.profile import latencies_in_turns
     from psvit_core.surgery import apply_plan
 
-    whole = place(engine.model, engine.run)
+    run, whole = engine.run, place(engine.model, engine.run)
+    x = next(engine.data.take([0]).batches(1, run.dtype)).to(run.device)
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
     def latency(plan: PrunePlan) -> float:
         widths = tuple(sorted((group, len(units)) for group, units in plan.kept.items()))
         if widths not in known:
-            small = place(apply_plan(engine.model, plan), engine.run)
-            known[widths] = latency_ratio(small, whole, engine.data, engine.run, tick=tick)
+            small = place(apply_plan(engine.model, plan), run)
+            with run.autocast:
+                mine, unpruned = latencies_in_turns((small, whole), x, tick=tick)
+            known[widths] = mine / unpruned
         return known[widths]
 
     return latency

@@ -186,30 +186,22 @@ def latency_ms(
     return Quartiles(median=median, low=low, high=high, n_runs=len(times))
 
 
-def latency_ratio(
-    model: nn.Module,
-    other: nn.Module,
-    data: EvalSet,
-    run: Run,
-    *,
-    tick: Callable[[], None] = lambda: None,
-) -> float:
-    """One image's latency as a fraction of another model's, medians of runs that take turns.
+def latencies_in_turns(
+    models: Sequence[nn.Module], x: Tensor, *, tick: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Median latency of each model, milliseconds, from runs that take turns.
 
-    Taking turns, both meet the same other work on the machine.
+    Taking turns, all meet the same other work on the machine, so they can be compared.
 
     Args:
-        model: In evaluation mode, already where ``run`` says.
-        other: The same.
-        data: Images; the first is taken.
-        run: Device and precision.
+        models: In evaluation mode.
+        x: Their input, on their device.
         tick: Called before each run, outside its time; may raise to stop.
     """
-    x = next(data.take([0]).batches(1, run.dtype)).to(run.device)
-    with torch.no_grad(), run.autocast:
-        turns = zip(_times(model, x, tick), _times(other, x, tick), strict=False)
-        mine, others = np.median(list(turns), axis=0)
-    return float(mine / others)
+    with torch.no_grad():
+        turns = list(zip(*(_times(model, x, tick) for model in models), strict=False))
+    medians: list[float] = np.median(turns, axis=0).tolist()
+    return medians
 
 
 def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[float]:
