@@ -126,16 +126,16 @@ that same accuracy. Criteria that need images got the `calib` split.
 $criteria
 The criteria that look at images lead; none of them leads everywhere (`reconstruction` on
 `sdt_v1_digits`, `taylor` at the small and the large saving on `e_spikeformer_digits`). Of those
-that need no images `l2_group` has the best mean. The default stays `l2`, which every number above
-was made with: a default that needs calibration images would make a sweep without them fail.
-`reconstruction` where there are images and `l2_group` where there are none are what this table
-recommends.
+that need no images `l2_group` has the best mean. The default follows the means: `reconstruction`
+where the data has calibration images, else `l2_group` (`psvit_core/plans.py`). The policies above
+were all compared with `l2`, the default before there was this table.
 
 ## Why structured
 
 Unstructured magnitude pruning (smallest weights of the whole network first) down to as many
 convolution and linear weights as `optimal` leaves. Clean test digits, %. Latency: median of a
-forward pass of one image, here, the three models in turns. On the plots, a dense file of zeros saves nothing.
+forward pass of one image, here, the three models in turns. On the plots, a dense file of zeros
+saves nothing.
 
 $unstructured
 ![Unstructured](results/unstructured.svg)

@@ -349,13 +349,29 @@ def smaller_table(r: Results) -> list[str]:
     return table(("saving", *r.models), rows)
 
 
+def criteria_means(r: Results) -> dict[str, float]:
+    """Mean accuracy on val by criterion, best first: of uniform plans at their better scopes."""
+    best: dict[tuple[str, str, float], float] = {}
+    for key, cell in r.cells.cells.items():
+        kind, *settings = json.loads(key)
+        if kind == "criterion" and "right" in cell:
+            model, name, saving, _ = settings
+            n = (r.cells.get("baseline", model) or {})["val n"]
+            place, value = (name, model, saving), float(unpack(cell["right"], n).mean())
+            best[place] = max(best.get(place, 0.0), value)
+    means = {
+        name: float(np.mean([value for place, value in best.items() if place[0] == name]))
+        for name in {name for name, _, _ in best}
+    }
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
 def criteria_table(r: Results) -> list[str]:
     """Uniform plans by criterion, each at its better scope, on the val images."""
     lines = []
     settings = [json.loads(k) for k in r.cells.cells if k.startswith('["criterion"')]
     names = list(dict.fromkeys(s[2] for s in settings))
     savings = sorted({s[3] for s in settings})
-    means: dict[str, list[float]] = {name: [] for name in names}
     for model in r.models:
         n = (r.cells.get("baseline", model) or {})["val n"]
         rows = []
@@ -372,17 +388,11 @@ def criteria_table(r: Results) -> list[str]:
                     row.append("not measured")
                     continue
                 best, scope = max(found)
-                means[name].append(best)
                 row.append(f"{100 * best:.1f} ({scope})")
             rows.append(row)
         lines += table((f"{model}: criterion", *(f"{100 * s:.4g} %" for s in savings)), rows)
-    full = max((len(v) for v in means.values()), default=0)
-    ranked = sorted(
-        (n for n in names if len(means[n]) == full), key=lambda n: -float(np.mean(means[n]))
-    )
-    if ranked:
-        order = ", ".join(f"{n} {100 * float(np.mean(means[n])):.1f}" for n in ranked)
-        lines += [f"Mean over both models and all savings, in %: {order}.", ""]
+    order = ", ".join(f"{name} {100 * mean:.1f}" for name, mean in criteria_means(r).items())
+    lines += [f"Mean over both models and all savings, in %: {order}.", ""]
     return lines
 
 

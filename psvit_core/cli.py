@@ -539,10 +539,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument(
         "--criterion",
-        default="l2",
         metavar="NAME",
-        help="what ranks a group's units; by weights: l1, l2 (default), l2_group, fpgm, bn_scale; "
-        "by calibration images: firing_rate, activation_weight, taylor, reconstruction; or random",
+        help="what ranks a group's units; by weights: l1, l2, l2_group, fpgm, bn_scale; by "
+        "calibration images: firing_rate, activation_weight, taylor, reconstruction; or random "
+        "(default: reconstruction, or l2_group where the data has no calibration images)",
     )
     sweep.add_argument(
         "--calib-images", type=int, default=256, metavar="N", help="for criteria that need images"
@@ -609,7 +609,7 @@ def _parser() -> argparse.ArgumentParser:
     _calib_arguments(pareto)
     pareto.add_argument("--sweep", help="table written by sweep; swept now where not given")
     pareto.add_argument("--ratios", type=_ratios, default=DEFAULT_RATIOS, help="of that sweep")
-    pareto.add_argument("--criterion", default="l2", help="of that sweep")
+    pareto.add_argument("--criterion", metavar="NAME", help="of that sweep; default as of sweep")
     pareto.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
     pareto.add_argument("--profile", action="store_true", help="also latency and memory here")
     pareto.add_argument("--all", action="store_true", help="write also plans tried on the way")

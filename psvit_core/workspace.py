@@ -18,7 +18,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
-from psvit_core.plans import plan_from_ratios
+from psvit_core.plans import default_criterion, plan_from_ratios
 from psvit_core.records import (
     EpochRecord,
     FinetuneSettings,
@@ -125,9 +125,11 @@ class Workspace:
         """Fraction of the memory that a plan saves."""
         return memory_saving(self._known(), plan)
 
-    def plan_by_hand(self, ratios: Mapping[str, float], criterion: str = "l2") -> PrunePlan:
-        """The plan of these prune ratios."""
-        return plan_from_ratios(self._known(), ratios, criterion=criterion)
+    def plan_by_hand(self, ratios: Mapping[str, float], criterion: str | None = None) -> PrunePlan:
+        """The plan of these prune ratios; ranked by the best criterion at hand when None."""
+        summary = self._known()
+        chosen = criterion or default_criterion(summary.rankings)
+        return plan_from_ratios(summary, ratios, criterion=chosen)
 
     def _known(self) -> ModelSummary:
         summary = self.summary()

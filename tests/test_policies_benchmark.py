@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks._cells import Cells, pack, unpack
 from benchmarks._policies_page import missing, write_page
-from benchmarks._policies_report import Results, at_loss, headline, paired, verdicts
+from benchmarks._policies_report import Results, at_loss, criteria_means, headline, paired, verdicts
 from benchmarks._report import RESULTS
+from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA
+from psvit_core.plans import default_criterion
 
 HEAD = {
     "benchmark": "policies", "threads": 1, "machine": "made", "versions": {"torch": "2"},
@@ -143,6 +145,13 @@ def test_a_published_policy_may_take_its_plan_for_a_larger_saving(tmp_path: Path
     plans = [cells.best_plan("m", policy, 0.4) for policy in ("prime", "optimal")]
     assert [plan and plan["id"] for plan in plans] == ["far", "optimal0.4"]
     assert (cells.best_plan("m", "prime", 0.4, ("predicted",)) or {})["id"] == "prime0.4"
+
+
+def test_the_default_criteria_are_the_best_of_the_table() -> None:
+    means = criteria_means(Results(Cells(RESULTS / "policies.json")))
+    assert set(means) == set(CRITERIA)
+    assert tuple(means)[0] == default_criterion(CRITERIA)
+    assert next(n for n in means if n in WEIGHT_CRITERIA) == default_criterion(WEIGHT_CRITERIA)
 
 
 def test_the_page_is_written_from_the_cells_alone(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class ParetoSettings(Record):
     max_drops: tuple[float, ...] = ()  # fractions
     scopes: tuple[str, ...] = ("all",)
     ratios: tuple[float, ...] = DEFAULT_RATIOS  # of the sweep, where there is none yet
-    criterion: str = "l2"
+    criterion: str | None = None  # of that sweep; None: as of SweepSettings
     round_to: int = 1
     recoveries: tuple[str, ...] = ("none",)  # of the chosen plans; none is always measured
     calib_images: int = 256  # that recoveries are fitted to

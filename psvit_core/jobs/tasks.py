@@ -19,6 +19,7 @@ from psvit_core.errors import DataError, ModelError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
+from psvit_core.plans import default_criterion
 from psvit_core.records import (
     RECOVERIES,
     Measurement,
@@ -70,7 +71,7 @@ class SweepSettings(Record):
     """What a sweep measures."""
 
     ratios: tuple[float, ...] = DEFAULT_RATIOS
-    criterion: str = "l2"
+    criterion: str | None = None  # None: plans.DEFAULT_CRITERIA by what the data holds
     calib_images: int = 256  # for criteria that need images
     seed: int = 0  # of these images, and of the criterion random
     mode: str = "exact"  # or progressive: few images in every cell, then more where it matters
@@ -224,14 +225,15 @@ class Engine:
 
 
 def summarize_model(engine: Engine) -> ModelSummary:
-    """The model's summary with its rankings by the filter norms.
+    """The model's summary with its rankings by the norms of weights.
 
     They cost milliseconds; a ranking by another criterion comes with the sweep that uses it.
     """
     from psvit_core.groups import summarize
     from psvit_core.importance import rank
 
-    return summarize(engine.model, {name: rank(engine.model, name) for name in ("l1", "l2")})
+    names = ("l1", "l2", "l2_group")
+    return summarize(engine.model, {name: rank(engine.model, name) for name in names})
 
 
 def refused_groups(engine: Engine) -> dict[str, str]:
@@ -308,7 +310,6 @@ def run_sweep(
     tick: Tick = lambda: None,
 ) -> SensitivityTable:
     """Run or resume a sweep; ``started`` is told its key in the store before the first cell."""
-    from psvit_core.importance import criterion
     from psvit_core.sensitivity.sweep import make_spec, run_spec
 
     if not engine.model.channel_groups():
@@ -316,11 +317,9 @@ def run_sweep(
             f"{engine.model.name} has no channel group that can be removed exactly. The command "
             "groups says why."
         )
-    calib = None
-    if criterion(settings.criterion).needs_images:
-        calib = engine.calib(settings.calib_images, settings.seed)
+    criterion, calib = _ranked_by(engine, settings)
     spec = make_spec(
-        engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
+        engine.model, engine.data, ratios=settings.ratios, criterion=criterion,
         calib=calib, run=engine.run, seed=settings.seed, store=engine.store, mode=settings.mode,
         tick=tick,
     )  # fmt: skip
@@ -330,6 +329,24 @@ def run_sweep(
         spec, engine.model, engine.data, run=engine.run, store=engine.store,
         progress=progress, tick=tick, memory_budget=settings.memory_budget,
     )  # fmt: skip
+
+
+def _ranked_by(engine: Engine, settings: SweepSettings) -> tuple[str, EvalSet | None]:
+    """The criterion of a sweep with the images that it needs; a default by what the data holds."""
+    from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, criterion
+
+    chosen = settings.criterion
+    if chosen is not None and not criterion(chosen).needs_images:
+        return chosen, None
+    try:
+        calib = engine.calib(settings.calib_images, settings.seed)
+    except DataError as error:
+        if chosen is not None:
+            raise
+        by_weights = default_criterion(WEIGHT_CRITERIA)
+        engine.warn(f"Units are ranked by {by_weights}, for want of calibration images: {error}")
+        return by_weights, None
+    return chosen or default_criterion(CRITERIA), calib
 
 
 def run_plan(
