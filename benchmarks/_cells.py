@@ -19,8 +19,8 @@ from psvit_core.store import ENGINE_VERSION
 Cell = dict[str, Any]
 
 PUBLISHED = ("psvit", "prime")
-#: How a plan was made; ``measured 80``: ``optimal`` with 80 measured plans in place of 20.
-HOWS = ("predicted", "measured", "measured 80")
+#: How a plan was made; with a number: ``optimal`` with so many measured plans in place of 20.
+HOWS = ("predicted", "measured", "measured 80", "measured 120")
 
 
 class Cells:
