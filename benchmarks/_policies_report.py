@@ -61,12 +61,13 @@ class Results:
         self, model: str, policy: str, saving: float, recovery: str = "none",
         sets: Sequence[str] = SETS[:1],
     ) -> float | None:  # fmt: skip
-        """Points lost on the test images, seed 0; None where it is not measured."""
-        cell = self.test(model, policy, saving, recovery)
-        if cell is None:
+        """Points lost on the test images, mean over seeds; None where it is not measured."""
+        seeds = SEEDS[:1] if recovery == "none" else SEEDS
+        cells = [c for s in seeds if (c := self.test(model, policy, saving, recovery, s))]
+        if not cells:
             return None
-        lost = self.baseline(model, sets).mean() - self.right(cell, model, sets).mean()
-        return 100 * float(lost)
+        left = float(np.mean([self.right(cell, model, sets).mean() for cell in cells]))
+        return 100 * (float(self.baseline(model, sets).mean()) - left)
 
     def best_published(
         self, model: str, saving: float, recovery: str = "none"
@@ -205,26 +206,34 @@ def _recovered(r: Results, model: str, saving: float, policy: str, recovery: str
     return f"{np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}], {len(cells)} seeds {spread}"
 
 
+Points = tuple[float, float, float]  # pp, and their interval
+Numbers = tuple[Points, Points, Points]  # published loses, optimal loses, optimal better by
+Row = tuple[str, str, Numbers]  # where, on which images, the numbers
+
+
 def headline(r: Results, recoveries: Sequence[str] = RECOVERIES) -> list[str]:
     """Where the better published policy loses 3 pp: how much ``optimal`` loses there."""
-    rows = []
-    for recovery in recoveries:
-        for title, images, numbers in _headline(r, recovery):
-            lost_there, lost_here, gain = numbers
-            rows.append(
-                [recovery, title, images, interval(lost_there), interval(lost_here),
-                 interval(gain), "yes" if holds(*numbers) else "no"]
-            )  # fmt: skip
-    if not rows:
-        return ["Not measured.", ""]
+    found = {x: compared(r, x, crossings(r, x)) for x in recoveries}
+    return _comparison_table(found)
+
+
+def recovered_there(r: Results) -> list[str]:
+    """The same comparison after recovery, where 3 pp are lost without one."""
+    places = crossings(r, "none")
+    return _comparison_table({x: compared(r, x, places) for x in RECOVERIES[1:]})
+
+
+def _comparison_table(found: dict[str, list[Row]]) -> list[str]:
+    rows = [
+        [recovery, where, images, *map(interval, numbers), "yes" if holds(*numbers) else "no"]
+        for recovery, lines in found.items()
+        for where, images, numbers in lines
+    ]
     head = (
         "recovery", "where", "images", "published loses, pp", "optimal loses, pp",
         "optimal better by, pp", "at most half, and equality excluded",
     )  # fmt: skip
-    return table(head, rows)
-
-
-Points = tuple[float, float, float]  # pp, and their interval
+    return table(head, rows) if rows else ["Not measured.", ""]
 
 
 def holds(lost_there: Points, lost_here: Points, gain: Points) -> bool:
@@ -232,35 +241,48 @@ def holds(lost_there: Points, lost_here: Points, gain: Points) -> bool:
     return lost_here[0] <= lost_there[0] / 2 and gain[1] > 0
 
 
-def _headline(r: Results, recovery: str) -> list[tuple[str, str, tuple[Points, Points, Points]]]:
-    """For each model on its clean images, then pooled: what, on what, and the three numbers."""
-    found = []
-    for model in r.models:
-        saving = r.crossing(model, recovery)
-        if saving is None or not (mine := r.test(model, "optimal", saving, recovery)):
+def crossings(r: Results, recovery: str) -> dict[str, float]:
+    """The saving where the better published policy loses about 3 pp, by model."""
+    found = {model: r.crossing(model, recovery) for model in r.models}
+    return {model: saving for model, saving in found.items() if saving is not None}
+
+
+def compared(r: Results, recovery: str, places: dict[str, float]) -> list[Row]:
+    """``optimal`` against the better published policy at these savings, by model, then pooled.
+
+    All seeds of a recovery that both have are pooled.
+    """
+    rows: list[Row] = []
+    parts: dict[str, list[list[Array]]] = {}  # by kind of images: unpruned, published, optimal
+    for model, saving in places.items():
+        best = r.best_published(model, saving, recovery)
+        seeds = [0] if recovery == "none" else SEEDS
+        pairs = [
+            (other, mine)
+            for seed in seeds
+            if best
+            and (other := r.test(model, best[0], saving, recovery, seed))
+            and (mine := r.test(model, "optimal", saving, recovery, seed))
+        ]
+        if not best or not pairs:
             continue
-        policy, _ = r.best_published(model, saving, recovery) or ("", 0.0)
-        other = r.test(model, policy, saving, recovery)
-        assert other is not None
-        rights = [r.baseline(model), r.right(other, model), r.right(mine, model)]
-        found.append((f"{model}, {100 * saving:.4g} %, {policy}", rights))
-    rows = []
-    for title, rights in found:
-        n = len(rights[0]) // 2
-        clean = [x[:n] for x in rights]
-        rows.append((title, f"{n} clean", _compared(*clean)))
-    if found:
-        pooled = [np.concatenate([rights[i] for _, rights in found]) for i in range(3)]
-        title = "pooled" if len(found) == len(r.models) else "that model alone"
-        if len(found) > 1:
-            parts = [[rights[i][: len(rights[i]) // 2] for _, rights in found] for i in range(3)]
-            clean = [np.concatenate(part) for part in parts]
-            rows.append((title, f"{len(clean[0])} clean", _compared(*clean)))
-        rows.append((title, f"{len(pooled[0])} clean + distorted", _compared(*pooled)))
+        for kind, sets in (("clean", SETS[:1]), ("clean + distorted", SETS)):
+            base = np.tile(r.baseline(model, sets), len(pairs))
+            rights = [
+                np.concatenate([r.right(pair[i], model, sets) for pair in pairs]) for i in (0, 1)
+            ]
+            parts.setdefault(kind, []).append([base, *rights])
+            where = f"{model}, {100 * saving:.4g} %, {best[0]}"
+            of = f"{len(base)} {kind}" + (f", {len(pairs)} seeds" if len(pairs) > 1 else "")
+            rows.append((where, of, _numbers(base, *rights)))
+    for kind, models in parts.items():
+        if len(models) > 1:
+            whole = [np.concatenate([one[i] for one in models]) for i in range(3)]
+            rows.append(("pooled", f"{len(whole[0])} {kind}", _numbers(*whole)))
     return rows
 
 
-def _compared(base: Array, theirs: Array, ours: Array) -> tuple[Points, Points, Points]:
+def _numbers(base: Array, theirs: Array, ours: Array) -> Numbers:
     return paired(base, theirs), paired(base, ours), paired(ours, theirs)
 
 
@@ -269,15 +291,15 @@ def verdicts(r: Results) -> list[str]:
     lines = []
     alike = Results(r.cells, ("predicted",))
     for results, recovery, how in (
-        (alike, "none", ", all plans predicted"), *((r, x, "") for x in RECOVERIES),
+        (r, "none", ""), *((r, x, f", after recovery {x}") for x in RECOVERIES[1:]),
+        (alike, "none", ", all plans predicted from the table alone"),
     ):  # fmt: skip
-        for title, images, numbers in _headline(results, recovery):
+        for where, images, numbers in compared(results, recovery, crossings(results, recovery)):
             said = "holds" if holds(*numbers) else "does not hold"
             lines.append(
-                f"- At the loss of 3 points, recovery {recovery}{how}: `optimal` loses "
+                f"- At the loss of 3 points{how} ({where}; {images}): `optimal` loses "
                 f"{numbers[1][0]:+.1f} points where the better published policy loses "
-                f"{numbers[0][0]:+.1f} ({title}, {images}). At most half, equality excluded: "
-                f"{said}."
+                f"{numbers[0][0]:+.1f}. At most half, equality excluded: {said}."
             )
     for model in r.models:
         theirs = r.bytes_at_loss(model, "published", "none")
