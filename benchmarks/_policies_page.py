@@ -98,8 +98,8 @@ little of the loss that there is little to be halved):
 
 $there
 Remaining bytes where 3 points are lost on the clean test digits (straight lines between tested
-savings, mean over seeds): `optimal` with a recovery against the better published policy without one. "At
-most": 3 points were not yet lost at the largest tested saving.
+savings, mean over seeds): `optimal` with a recovery against the better published policy without
+one. "At most": 3 points were not yet lost at the largest tested saving.
 
 $sizes
 ## `optimal` against the better published policy at every saving
