@@ -186,11 +186,16 @@ def _row(r: Results, model: str, saving: float, policy: str, spec: str) -> list[
     right = r.right(cell, model, [spec])
     return [
         f"{100 * saving:.4g} % ({100 * plan['saved']:.1f})",
-        f"{policy} ({plan['scope']}, {plan['how']})",
+        f"{policy} ({plan['scope']}, {_how(plan)})",
         accuracy(right),
         interval(paired(r.baseline(model, [spec]), right)),
         *(_recovered(r, model, saving, policy, recovery, spec) for recovery in RECOVERIES[1:]),
     ]
+
+
+def _how(plan: Cell) -> str:
+    n_measured = plan.get("measured")
+    return f"{n_measured} plans measured" if n_measured else str(plan["how"])
 
 
 def _recovered(r: Results, model: str, saving: float, policy: str, recovery: str, spec: str) -> str:
@@ -294,7 +299,8 @@ def verdicts(r: Results) -> list[str]:
         (r, "none", ""), *((r, x, f", after recovery {x}") for x in RECOVERIES[1:]),
         (alike, "none", ", all plans predicted from the table alone"),
     ):  # fmt: skip
-        for where, images, numbers in compared(results, recovery, crossings(results, recovery)):
+        rows = compared(results, recovery, crossings(results, recovery))
+        for where, images, numbers in [row for row in rows if row[0] == "pooled"] or rows:
             said = "holds" if holds(*numbers) else "does not hold"
             lines.append(
                 f"- At the loss of 3 points{how} ({where}; {images}): `optimal` loses "
