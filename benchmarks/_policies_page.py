@@ -64,8 +64,9 @@ test images rotated, scaled, sheared and noisy).
   images) and the same planning images (a fixed stratified 250 of the val images).
 - Plans were made in the scopes `inner` (residual streams left alone) and `all`; predicted from the
   table, and measured while planning (`optimal`: 20 plans in scope `all`, which contains `inner`; at
-  70 % also 80, and for `sdt_v1_digits` 120, about as many as `prime` asked for there; `psvit` and
-  `prime`: as many as they ask for, in scope `inner`, but not everywhere: see "What is missing").
+  70 % also 80, and where the published policies lose about 3 points also 120, no more than `prime`
+  asked for there; `psvit` and `prime`: as many as they ask for, in scope `inner`, but not
+  everywhere: see "What is missing").
   Of a policy's plans at a saving, the one with the best accuracy on all 750 val images, then the
   lowest KL, was tested; the tables say how many plans were measured for it. A published policy may
   also take a plan that it measured its way to for a larger saving. Plans beyond 70 % are predicted

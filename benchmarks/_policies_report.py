@@ -322,12 +322,14 @@ def verdicts(r: Results) -> list[str]:
         f"{model} {100 * saving:.4g} %"
         for model in r.models
         for saving in r.savings
-        if (gain := against_published(r, model, saving)) and gain[0][2] < 0
+        if saving <= (r.crossing(model) or 1.0)
+        and (gain := against_published(r, model, saving))
+        and gain[0][2] < 0
     ]
     where = ", ".join(worse)
     lines.append(
-        "- No worse than the better published policy within the interval at any tested saving: "
-        + (f"does not hold ({where})." if worse else "holds.")
+        "- No worse than the better published policy within the interval at this and any smaller "
+        "tested saving: " + (f"does not hold ({where})." if worse else "holds.")
     )
     return [*lines, ""]
 

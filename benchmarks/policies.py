@@ -99,13 +99,14 @@ def full_run(benches: list[Bench], cells: Cells) -> None:
         for saving in SAVINGS:
             b.unstructured_cell(saving)
     plans(slow, ("prime",), (0.55, 0.7), ("measured",), ("inner",))
-    plans(fast, ("optimal",), (0.7,), ("measured 120",), ("all",))  # about as many as prime asked
+    plans(fast, ("optimal",), (0.7,), ("measured 120",), ("all",))  # about as many as prime
     recovered(benches, POLICIES, SAVINGS, SEEDS)
     for b in benches:
         plans(b, (*PUBLISHED, "optimal"), FAR, ("predicted",))
     recovered(benches, (*PUBLISHED, "optimal"), FAR, SEEDS[:1])
     plans(slow, ("prime",), (0.6,), ("measured",), ("inner",))
-    slow.test_plans(("prime",), 0.6, 0, ("none",))
+    plans(slow, ("optimal",), (0.6,), ("measured 120",), ("all",))
+    slow.test_plans(("prime", "optimal"), 0.6, 0, ("none",))
     tune(slow, 1.0)
     tune(fast, 1.0)
     tune(slow, 5.0)
