@@ -110,6 +110,8 @@ def full_run(benches: list[Bench], cells: Cells) -> None:
     tune(slow, 1.0)
     tune(fast, 1.0)
     tune(slow, 5.0)
+    recovered([slow], (*PUBLISHED, "optimal"), (0.6,), SEEDS)
+    recovered(benches, (*PUBLISHED, "optimal"), FAR[:2], SEEDS)
     tune(fast, 5.0)
     plans(slow, ("prime",), (0.4,), ("measured",), ("inner",))
     plans(slow, ("psvit",), (0.55, 0.7, 0.4), ("measured",), ("inner",))
