@@ -19,8 +19,8 @@ from psvit_core.store import ENGINE_VERSION
 Cell = dict[str, Any]
 
 PUBLISHED = ("psvit", "prime")
-#: How a plan was made; ``measured 80``: ``optimal`` with 80 measured plans in place of 20.
-HOWS = ("predicted", "measured", "measured 80")
+#: How a plan was made; with a number: ``optimal`` with so many measured plans in place of 20.
+HOWS = ("predicted", "measured", "measured 80", "measured 120")
 
 
 class Cells:
@@ -74,8 +74,8 @@ class Cells:
     ) -> Cell | None:
         """Of a policy's plans at a saving the best one on the val split: accuracy, then KL.
 
-        A published policy may also take a plan that it made for a larger saving: where only some
-        of its plans were measured while planning, none is held against it.
+        A published policy may also take a plan that it measured its way to for a larger saving:
+        where only some of its plans were measured while planning, none is held against it.
         """
         found = []
         for key, cell in self.cells.items():
@@ -83,8 +83,8 @@ class Cells:
             if kind != "plan" or "id" not in cell:
                 continue
             name, by, made_for, scope, how = settings
-            enough = made_for >= saving if policy in PUBLISHED else made_for == saving
-            if (name, by) == (model, policy) and enough and how in hows:
+            further = policy in PUBLISHED and how != "predicted" and made_for > saving
+            if (name, by) == (model, policy) and (made_for == saving or further) and how in hows:
                 found.append({**cell, "scope": scope, "how": how})
         return max(found, key=lambda c: (c["val accuracy"], -c["val kl"]), default=None)
 

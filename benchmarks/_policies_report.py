@@ -19,6 +19,7 @@ RECOVERIES = ("none", "bn", "lsq", "both")
 SETS = ("digits", "digits:distorted")
 LOSS, NEAR = 3.0, 1.0  # pp: the papers' loss, and what counts as near it
 SEEDS = (0, 1, 2)
+TUNED, EPOCHS = (0.4, 0.55, 0.7), (1.0, 5.0)  # fine-tuning: savings, epochs
 
 
 class Results:
@@ -60,12 +61,13 @@ class Results:
         self, model: str, policy: str, saving: float, recovery: str = "none",
         sets: Sequence[str] = SETS[:1],
     ) -> float | None:  # fmt: skip
-        """Points lost on the test images, seed 0; None where it is not measured."""
-        cell = self.test(model, policy, saving, recovery)
-        if cell is None:
+        """Points lost on the test images, mean over seeds; None where it is not measured."""
+        seeds = SEEDS[:1] if recovery == "none" else SEEDS
+        cells = [c for s in seeds if (c := self.test(model, policy, saving, recovery, s))]
+        if not cells:
             return None
-        lost = self.baseline(model, sets).mean() - self.right(cell, model, sets).mean()
-        return 100 * float(lost)
+        left = float(np.mean([self.right(cell, model, sets).mean() for cell in cells]))
+        return 100 * (float(self.baseline(model, sets).mean()) - left)
 
     def best_published(
         self, model: str, saving: float, recovery: str = "none"
@@ -184,11 +186,16 @@ def _row(r: Results, model: str, saving: float, policy: str, spec: str) -> list[
     right = r.right(cell, model, [spec])
     return [
         f"{100 * saving:.4g} % ({100 * plan['saved']:.1f})",
-        f"{policy} ({plan['scope']}, {plan['how']})",
+        f"{policy} ({plan['scope']}, {_how(plan)})",
         accuracy(right),
         interval(paired(r.baseline(model, [spec]), right)),
         *(_recovered(r, model, saving, policy, recovery, spec) for recovery in RECOVERIES[1:]),
     ]
+
+
+def _how(plan: Cell) -> str:
+    n_measured = plan.get("measured")
+    return f"{n_measured} plans measured" if n_measured else str(plan["how"])
 
 
 def _recovered(r: Results, model: str, saving: float, policy: str, recovery: str, spec: str) -> str:
@@ -204,26 +211,34 @@ def _recovered(r: Results, model: str, saving: float, policy: str, recovery: str
     return f"{np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}], {len(cells)} seeds {spread}"
 
 
+Points = tuple[float, float, float]  # pp, and their interval
+Numbers = tuple[Points, Points, Points]  # published loses, optimal loses, optimal better by
+Row = tuple[str, str, Numbers]  # where, on which images, the numbers
+
+
 def headline(r: Results, recoveries: Sequence[str] = RECOVERIES) -> list[str]:
     """Where the better published policy loses 3 pp: how much ``optimal`` loses there."""
-    rows = []
-    for recovery in recoveries:
-        for title, images, numbers in _headline(r, recovery):
-            lost_there, lost_here, gain = numbers
-            rows.append(
-                [recovery, title, images, interval(lost_there), interval(lost_here),
-                 interval(gain), "yes" if holds(*numbers) else "no"]
-            )  # fmt: skip
-    if not rows:
-        return ["Not measured.", ""]
+    found = {x: compared(r, x, crossings(r, x)) for x in recoveries}
+    return _comparison_table(found)
+
+
+def recovered_there(r: Results) -> list[str]:
+    """The same comparison after recovery, where 3 pp are lost without one."""
+    places = crossings(r, "none")
+    return _comparison_table({x: compared(r, x, places) for x in RECOVERIES[1:]})
+
+
+def _comparison_table(found: dict[str, list[Row]]) -> list[str]:
+    rows = [
+        [recovery, where, images, *map(interval, numbers), "yes" if holds(*numbers) else "no"]
+        for recovery, lines in found.items()
+        for where, images, numbers in lines
+    ]
     head = (
         "recovery", "where", "images", "published loses, pp", "optimal loses, pp",
         "optimal better by, pp", "at most half, and equality excluded",
     )  # fmt: skip
-    return table(head, rows)
-
-
-Points = tuple[float, float, float]  # pp, and their interval
+    return table(head, rows) if rows else ["Not measured.", ""]
 
 
 def holds(lost_there: Points, lost_here: Points, gain: Points) -> bool:
@@ -231,35 +246,48 @@ def holds(lost_there: Points, lost_here: Points, gain: Points) -> bool:
     return lost_here[0] <= lost_there[0] / 2 and gain[1] > 0
 
 
-def _headline(r: Results, recovery: str) -> list[tuple[str, str, tuple[Points, Points, Points]]]:
-    """For each model on its clean images, then pooled: what, on what, and the three numbers."""
-    found = []
-    for model in r.models:
-        saving = r.crossing(model, recovery)
-        if saving is None or not (mine := r.test(model, "optimal", saving, recovery)):
+def crossings(r: Results, recovery: str) -> dict[str, float]:
+    """The saving where the better published policy loses about 3 pp, by model."""
+    found = {model: r.crossing(model, recovery) for model in r.models}
+    return {model: saving for model, saving in found.items() if saving is not None}
+
+
+def compared(r: Results, recovery: str, places: dict[str, float]) -> list[Row]:
+    """``optimal`` against the better published policy at these savings, by model, then pooled.
+
+    All seeds of a recovery that both have are pooled.
+    """
+    rows: list[Row] = []
+    parts: dict[str, list[list[Array]]] = {}  # by kind of images: unpruned, published, optimal
+    for model, saving in places.items():
+        best = r.best_published(model, saving, recovery)
+        seeds = [0] if recovery == "none" else SEEDS
+        pairs = [
+            (other, mine)
+            for seed in seeds
+            if best
+            and (other := r.test(model, best[0], saving, recovery, seed))
+            and (mine := r.test(model, "optimal", saving, recovery, seed))
+        ]
+        if not best or not pairs:
             continue
-        policy, _ = r.best_published(model, saving, recovery) or ("", 0.0)
-        other = r.test(model, policy, saving, recovery)
-        assert other is not None
-        rights = [r.baseline(model), r.right(other, model), r.right(mine, model)]
-        found.append((f"{model}, {100 * saving:.4g} %, {policy}", rights))
-    rows = []
-    for title, rights in found:
-        n = len(rights[0]) // 2
-        clean = [x[:n] for x in rights]
-        rows.append((title, f"{n} clean", _compared(*clean)))
-    if found:
-        pooled = [np.concatenate([rights[i] for _, rights in found]) for i in range(3)]
-        title = "pooled" if len(found) == len(r.models) else "that model alone"
-        if len(found) > 1:
-            parts = [[rights[i][: len(rights[i]) // 2] for _, rights in found] for i in range(3)]
-            clean = [np.concatenate(part) for part in parts]
-            rows.append((title, f"{len(clean[0])} clean", _compared(*clean)))
-        rows.append((title, f"{len(pooled[0])} clean + distorted", _compared(*pooled)))
+        for kind, sets in (("clean", SETS[:1]), ("clean + distorted", SETS)):
+            base = np.tile(r.baseline(model, sets), len(pairs))
+            rights = [
+                np.concatenate([r.right(pair[i], model, sets) for pair in pairs]) for i in (0, 1)
+            ]
+            parts.setdefault(kind, []).append([base, *rights])
+            where = f"{model}, {100 * saving:.4g} %, {best[0]}"
+            of = f"{len(base)} {kind}" + (f", {len(pairs)} seeds" if len(pairs) > 1 else "")
+            rows.append((where, of, _numbers(base, *rights)))
+    for kind, models in parts.items():
+        if len(models) > 1:
+            whole = [np.concatenate([one[i] for one in models]) for i in range(3)]
+            rows.append(("pooled", f"{len(whole[0])} {kind}", _numbers(*whole)))
     return rows
 
 
-def _compared(base: Array, theirs: Array, ours: Array) -> tuple[Points, Points, Points]:
+def _numbers(base: Array, theirs: Array, ours: Array) -> Numbers:
     return paired(base, theirs), paired(base, ours), paired(ours, theirs)
 
 
@@ -268,15 +296,16 @@ def verdicts(r: Results) -> list[str]:
     lines = []
     alike = Results(r.cells, ("predicted",))
     for results, recovery, how in (
-        (alike, "none", ", all plans predicted"), *((r, x, "") for x in RECOVERIES),
+        (r, "none", ""), *((r, x, f", after recovery {x}") for x in RECOVERIES[1:]),
+        (alike, "none", ", all plans predicted from the table alone"),
     ):  # fmt: skip
-        for title, images, numbers in _headline(results, recovery):
+        rows = compared(results, recovery, crossings(results, recovery))
+        for where, images, numbers in [row for row in rows if row[0] == "pooled"] or rows:
             said = "holds" if holds(*numbers) else "does not hold"
             lines.append(
-                f"- At the loss of 3 points, recovery {recovery}{how}: `optimal` loses "
+                f"- At the loss of 3 points{how} ({where}; {images}): `optimal` loses "
                 f"{numbers[1][0]:+.1f} points where the better published policy loses "
-                f"{numbers[0][0]:+.1f} ({title}, {images}). At most half, equality excluded: "
-                f"{said}."
+                f"{numbers[0][0]:+.1f}. At most half, equality excluded: {said}."
             )
     for model in r.models:
         theirs = r.bytes_at_loss(model, "published", "none")
@@ -293,12 +322,14 @@ def verdicts(r: Results) -> list[str]:
         f"{model} {100 * saving:.4g} %"
         for model in r.models
         for saving in r.savings
-        if (gain := against_published(r, model, saving)) and gain[0][2] < 0
+        if saving <= (r.crossing(model) or 1.0)
+        and (gain := against_published(r, model, saving))
+        and gain[0][2] < 0
     ]
     where = ", ".join(worse)
     lines.append(
-        "- No worse than the better published policy within the interval at any tested saving: "
-        + (f"does not hold ({where})." if worse else "holds.")
+        "- No worse than the better published policy within the interval at this and any smaller "
+        "tested saving: " + (f"does not hold ({where})." if worse else "holds.")
     )
     return [*lines, ""]
 
@@ -348,13 +379,29 @@ def smaller_table(r: Results) -> list[str]:
     return table(("saving", *r.models), rows)
 
 
+def criteria_means(r: Results) -> dict[str, float]:
+    """Mean accuracy on val by criterion, best first: of uniform plans at their better scopes."""
+    best: dict[tuple[str, str, float], float] = {}
+    for key, cell in r.cells.cells.items():
+        kind, *settings = json.loads(key)
+        if kind == "criterion" and "right" in cell:
+            model, name, saving, _ = settings
+            n = (r.cells.get("baseline", model) or {})["val n"]
+            place, value = (name, model, saving), float(unpack(cell["right"], n).mean())
+            best[place] = max(best.get(place, 0.0), value)
+    means = {
+        name: float(np.mean([value for place, value in best.items() if place[0] == name]))
+        for name in {name for name, _, _ in best}
+    }
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
 def criteria_table(r: Results) -> list[str]:
     """Uniform plans by criterion, each at its better scope, on the val images."""
     lines = []
     settings = [json.loads(k) for k in r.cells.cells if k.startswith('["criterion"')]
     names = list(dict.fromkeys(s[2] for s in settings))
     savings = sorted({s[3] for s in settings})
-    means: dict[str, list[float]] = {name: [] for name in names}
     for model in r.models:
         n = (r.cells.get("baseline", model) or {})["val n"]
         rows = []
@@ -371,17 +418,11 @@ def criteria_table(r: Results) -> list[str]:
                     row.append("not measured")
                     continue
                 best, scope = max(found)
-                means[name].append(best)
                 row.append(f"{100 * best:.1f} ({scope})")
             rows.append(row)
         lines += table((f"{model}: criterion", *(f"{100 * s:.4g} %" for s in savings)), rows)
-    full = max((len(v) for v in means.values()), default=0)
-    ranked = sorted(
-        (n for n in names if len(means[n]) == full), key=lambda n: -float(np.mean(means[n]))
-    )
-    if ranked:
-        order = ", ".join(f"{n} {100 * float(np.mean(means[n])):.1f}" for n in ranked)
-        lines += [f"Mean over both models and all savings, in %: {order}.", ""]
+    order = ", ".join(f"{name} {100 * mean:.1f}" for name, mean in criteria_means(r).items())
+    lines += [f"Mean over both models and all savings, in %: {order}.", ""]
     return lines
 
 
@@ -390,7 +431,8 @@ def unstructured_table(r: Results) -> list[str]:
     rows = []
     for model in r.models:
         for saving in r.savings:
-            cell = r.cells.get("unstructured", model, saving)
+            plan = r.plan(model, "optimal", saving)
+            cell = plan and r.cells.get("unstructured", model, plan["id"])
             if not cell:
                 continue
             ours = r.test(model, "optimal", saving)
@@ -415,30 +457,26 @@ def unstructured_table(r: Results) -> list[str]:
     return table(head, rows)
 
 
+def tuned(r: Results, model: str, policy: str, saving: float, epochs: float) -> Cell | None:
+    """The fine-tuned chosen plan of a policy."""
+    plan = r.plan(model, policy, saving)
+    return r.cells.get("tuned", model, plan["id"], epochs) if plan else None
+
+
 def tuned_table(r: Results) -> list[str]:
     """After fine-tuning."""
-    settings = [json.loads(k) for k in r.cells.cells if k.startswith('["tuned"')]
-    epochs = sorted({s[4] for s in settings})
     rows = []
     for model in r.models:
-        for saving in sorted({s[3] for s in settings}):
+        for saving in TUNED:
             for policy in ("uniform", "optimal"):
                 if (none := r.test(model, policy, saving)) is None:
                     continue
-                row = [model, f"{100 * saving:.4g} %", policy]
-                row.append(accuracy(r.right(none, model, SETS[:1])))
-                for e in epochs:
-                    cell = r.cells.get("tuned", model, policy, saving, e)
-                    row.append(accuracy(r.right(cell, model, SETS[:1])) if cell else "not measured")
-                rows.append(row)
-    head = (
-        "model",
-        "saving",
-        "policy",
-        "none",
-        *(f"after {e:g} epochs" if e != 1 else "after 1 epoch" for e in epochs),
-    )
-    return table(head, rows)
+                cells = [none, *(tuned(r, model, policy, saving, e) for e in EPOCHS)]
+                found = [
+                    accuracy(r.right(c, model, SETS[:1])) if c else "not measured" for c in cells
+                ]
+                rows.append([model, f"{100 * saving:.4g} %", policy, *found])
+    return table(("model", "saving", "policy", "none", "after 1 epoch", "after 5 epochs"), rows)
 
 
 def planner_table(path: Path) -> list[str]:

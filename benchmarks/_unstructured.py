@@ -10,13 +10,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from psvit_core.groups import COMPUTE_LAYERS, summarize
-from psvit_core.metrics.profile import latency_ms
-from psvit_core.records import Quartiles, check_ratio
+from psvit_core.records import check_ratio
 from psvit_core.size import plan_size
 from psvit_core.zoo.base import SpikingModel
 
@@ -98,9 +96,3 @@ def csr_bytes(weight: Tensor) -> int:
     """Compressed rows of the (output channels, everything else) matrix with int32 indices."""
     n_left = int(weight.count_nonzero())
     return n_left * (VALUE_BYTES + INDEX_BYTES) + (len(weight) + 1) * INDEX_BYTES
-
-
-def latency(model: SpikingModel, x: Tensor) -> Quartiles:
-    """Milliseconds of a forward pass here: zeros are multiplied like any weight."""
-    with torch.no_grad():
-        return latency_ms(model, x)

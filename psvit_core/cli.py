@@ -34,8 +34,9 @@ from psvit_core.jobs.tasks import (
     Subject,
     SweepSettings,
 )
+from psvit_core.jobs.tuning import run_finetune
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
-from psvit_core.pareto import ParetoArchive
+from psvit_core.pareto import Made, ParetoArchive
 from psvit_core.planners import DEFAULT_BUDGET, POLICIES, RESOURCES, SCOPES
 from psvit_core.records import (
     RECOVERIES,
@@ -251,7 +252,7 @@ def _finetune(options: argparse.Namespace) -> tuple[Result, str]:
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
 
-        done = tasks.run_finetune(
+        done = run_finetune(
             engine, settings, options.out, plan=plan, recovery=_recovery(options),
             resume=options.resume, progress=progress,
         )  # fmt: skip
@@ -263,6 +264,7 @@ def _finetune(options: argparse.Namespace) -> tuple[Result, str]:
         "file_bytes": done.out.stat().st_size,
         "recovery": done.recovery.to_dict() if done.recovery else None,
         "finetune": done.report.to_dict(),
+        "measurement": done.measurement.to_dict(),
     }
     text = (
         f"{done.out}: best after {done.report.best_epoch:g} epochs, validation accuracy "
@@ -295,7 +297,9 @@ def _pareto(options: argparse.Namespace) -> tuple[Result, str]:
         ratios=check_ratios(options.ratios),
         criterion=options.criterion,
         round_to=options.round_to,
-        recover=options.recover,
+        recoveries=options.recover,
+        calib_images=options.calib_images,
+        seed=options.seed,
         profile=options.profile,
     )
     table = SensitivityTable.load(options.sweep) if options.sweep else None
@@ -410,13 +414,19 @@ def _archive_text(archive: ParetoArchive) -> str:
         marks = ("  overlaps a neighbour" if p.overlaps else "") + ("  knee" if p == knee else "")
         lines.append(
             f"{m.size.bytes / 1e6:9.3f} MB  saves {m.memory_saving:6.2%}  "
-            f"{_percent(m.accuracy)}  {way.policy}{marks}"
+            f"{_percent(m.accuracy)}  {_way_text(way)}{marks}"
         )
     lines += [
         f"not reached: {u.made.policy} ({u.made.scope}), {u.made.target}: {u.reason}"
         for u in archive.unreached
     ]
     return "\n".join(lines)
+
+
+def _way_text(way: Made) -> str:
+    """Who chose a plan, and what was done after pruning."""
+    recovery = f"recovery {way.recovery}" if way.recovery != "none" else ""
+    return ", ".join(filter(None, [way.policy, recovery, way.finetuning]))
 
 
 def _recovery(options: argparse.Namespace) -> RecoverySettings:
@@ -530,10 +540,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument(
         "--criterion",
-        default="l2",
         metavar="NAME",
-        help="what ranks a group's units; by weights: l1, l2 (default), l2_group, fpgm, bn_scale; "
-        "by calibration images: firing_rate, activation_weight, taylor, reconstruction; or random",
+        help="what ranks a group's units; by weights: l1, l2, l2_group, fpgm, bn_scale; by "
+        "calibration images: firing_rate, activation_weight, taylor, reconstruction; or random "
+        "(default: reconstruction, or l2_group where the data has no calibration images)",
     )
     sweep.add_argument(
         "--calib-images", type=int, default=256, metavar="N", help="for criteria that need images"
@@ -594,11 +604,13 @@ def _parser() -> argparse.ArgumentParser:
     pareto.add_argument("--max-drops", type=_ratios, default=(), help="accuracy drops as targets")
     pareto.add_argument("--scope", type=_names, default=("all",), help=f"of {', '.join(SCOPES)}")
     pareto.add_argument(
-        "--recover", default="none", help="recovery after pruning; so far only none"
-    )
+        "--recovery", "--recover", dest="recover", type=_names, default=("none",),
+        help=f"of every chosen plan, besides itself: {', '.join(RECOVERIES)}",
+    )  # fmt: skip
+    _calib_arguments(pareto)
     pareto.add_argument("--sweep", help="table written by sweep; swept now where not given")
     pareto.add_argument("--ratios", type=_ratios, default=DEFAULT_RATIOS, help="of that sweep")
-    pareto.add_argument("--criterion", default="l2", help="of that sweep")
+    pareto.add_argument("--criterion", metavar="NAME", help="of that sweep; default as of sweep")
     pareto.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
     pareto.add_argument("--profile", action="store_true", help="also latency and memory here")
     pareto.add_argument("--all", action="store_true", help="write also plans tried on the way")
@@ -668,6 +680,10 @@ def _recovery_arguments(command: argparse.ArgumentParser) -> None:
         default="none",
         help=f"after pruning, without training: {', '.join(RECOVERIES)} (default none)",
     )
+    _calib_arguments(command)
+
+
+def _calib_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calib-images", type=int, default=256, metavar="N", help="training images that it takes"
     )

@@ -219,6 +219,7 @@ def measure(
     run: Run | None = None,
     store: Store | None = None,
     summary: ModelSummary | None = None,
+    result: SpikingModel | None = None,
     profile: bool = False,
     tick: Tick = go_on,
     partial: Callable[[Partial], None] | None = None,
@@ -235,6 +236,7 @@ def measure(
         run: Device, batch, precision; the defaults when None.
         store: Where results are kept and taken from, or None.
         summary: ``groups.summarize(model, ...)`` where the caller has it.
+        result: What the plan left of the model, with other weights since: recovered or trained.
         profile: Also measure run-time memory and latency here; kept with the machine.
         tick: Called before each batch; may raise to stop.
         partial: Told what the images so far say: after the first batch, then about twice a second.
@@ -261,24 +263,27 @@ def measure(
             conditions.to_dict(),
             list(data.ids),
             bool(plan),
+            *([weights_hash(result)] if result else []),
         ]
     )
     known = store.get(key) if store else None
     if known:
-        result = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
+        found = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
     else:
         watch = _Watch(partial) if partial else None
-        result = _measured(model, data, plan, run, store, summary, tick, watch)
+        subject = result or (apply_plan(model, plan) if plan else model)
+        found = _measured(subject, model, data, plan, run, store, summary, tick, watch)
         if store:
-            store.put(key, result.to_dict())
+            store.put(key, found.to_dict())
     if profile:
         parts = [ENGINE_VERSION, summary.weights_hash, kept, model.T, run.precision, run.batch]
-        found = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
-        result = dataclasses.replace(result, profile=found)
-    return result
+        measured = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
+        found = dataclasses.replace(found, profile=measured)
+    return found
 
 
 def _measured(
+    subject: SpikingModel,
     model: SpikingModel,
     data: EvalSet,
     plan: PrunePlan | None,
@@ -288,8 +293,7 @@ def _measured(
     tick: Tick,
     watch: _Watch | None,
 ) -> Measurement:
-    """Run the model, or what ``plan`` makes of it, and the baseline."""
-    subject = apply_plan(model, plan) if plan else model
+    """Run the model, or what became of it by ``plan``, and the baseline."""
     base = None
     if plan:
         on_baseline = watch.baseline(len(data)) if watch else lambda done, total: None

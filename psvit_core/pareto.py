@@ -14,7 +14,7 @@ import io
 import logging
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
@@ -40,19 +40,37 @@ class Made(Record):
     criterion: str = ""
     scope: str = "all"
     memory_saving: float | None = None  # target, a fraction; or
-    max_drop: float | None = None  # target, a fraction
+    max_drop: float | None = None  # target, a fraction; or
+    saving: float | None = None  # target, a fraction of ``resource``
+    resource: str = "memory"
+    locked: dict[str, float] = field(default_factory=dict)  # prune ratio by group
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)  # least and largest
     round_to: int = 1
     seed: int = 0  # of the calibration images
     tried: bool = False  # measured on the way to a plan, not chosen
     recovery: str = "none"
     finetuning: str = ""  # in words; empty: none
+    epochs: float = 0.0  # of fine-tuning that are in the weights
+    weights: str = ""  # their hash where recovery or training changed them
 
     @property
     def target(self) -> str:
         """The target in words, empty without one."""
         if self.memory_saving is not None:
             return f"memory saving {self.memory_saving:.4g}"
-        return "" if self.max_drop is None else f"largest drop {self.max_drop:.4g}"
+        if self.saving is not None:
+            return f"{self.resource} saving {self.saving:.4g}"
+        if self.max_drop is None:
+            return ""
+        most = "" if self.resource == "memory" else f", most {self.resource} saved"
+        return f"largest drop {self.max_drop:.4g}{most}"
+
+    @property
+    def limits(self) -> str:
+        """What was set by hand, in words; empty where nothing was."""
+        fixed = [f"{group}={ratio:g}" for group, ratio in self.locked.items()]
+        held = [f"{group}={low:g}:{high:g}" for group, (low, high) in self.bounds.items()]
+        return " ".join(fixed + held)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +88,14 @@ class ParetoPoint(Record):
 
     @property
     def point_id(self) -> str:
-        """Same for equal kept units, recovery and fine-tuning, whatever chose them."""
+        """Same for equal kept units and weights, whatever chose them."""
         kept = {group: list(units) for group, units in self.plan.kept.items()}
-        return digest([kept, self.made[0].recovery, self.made[0].finetuning])
+        return digest([kept, self.made[0].weights])
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what the plan alone leaves: neither recovery nor training changed it."""
+        return not self.made[0].weights
 
     def value(self, axis: str) -> float | None:
         """The point's value on an axis; None where it was not profiled.
@@ -182,6 +205,10 @@ class ParetoArchive(Record):
         )  # fmt: skip
         return dataclasses.replace(self, points=tuple(kept))
 
+    def plain(self) -> ParetoArchive:
+        """Only what plans alone leave; recovered and fine-tuned models are left out."""
+        return dataclasses.replace(self, points=tuple(p for p in self.points if p.plain))
+
     def knee(self, axis: str = "bytes") -> FrontPoint | None:
         """Where giving up more accuracy begins to save little: the front's farthest bulge.
 
@@ -225,7 +252,8 @@ class ParetoArchive(Record):
 
 
 _COLUMNS = (
-    "policies", "target", "scope", "criterion", "recovery", "finetuning", "chosen", "seed",
+    "policies", "target", "scope", "limits", "criterion", "recovery", "finetuning", "epochs",
+    "chosen", "seed",
     "accuracy", "accuracy_low", "accuracy_high", "drop_pp", "drop_low", "drop_high", "kl",
     "memory_saving", "params", "bytes", "macs", "energy_pj", "sops", "state_bytes",
     "peak_activation_bytes", "latency_ms", "latency_low", "latency_high", "on_front_of_bytes",
@@ -242,8 +270,9 @@ def _row(point: ParetoPoint, on_front: bool) -> list[object]:
     drop, profile = m.drop, m.profile
     times = profile.latency_ms.get("1") if profile else None
     return [
-        ways("policy"), ways("target"), ways("scope"), ways("criterion"), made[0].recovery,
-        made[0].finetuning, not all(way.tried for way in made), ways("seed"),
+        ways("policy"), ways("target"), ways("scope"), ways("limits"), ways("criterion"),
+        ways("recovery"), made[0].finetuning, made[0].epochs,
+        not all(way.tried for way in made), ways("seed"),
         m.accuracy.value, m.accuracy.low, m.accuracy.high,
         *((drop.value, drop.low, drop.high) if drop else ("", "", "")),
         "" if m.kl is None else m.kl, m.memory_saving, m.size.params, m.size.bytes, m.size.macs,
@@ -366,9 +395,9 @@ def _joined(one: ParetoPoint, other: ParetoPoint) -> ParetoPoint:
     ways = {digest(way.to_dict()): way for way in (*one.made, *other.made)}
     ordered = sorted(ways.values(), key=lambda w: (w.tried, w.policy, w.target, w.scope, w.seed))
 
-    def told(point: ParetoPoint) -> tuple[bool, bool]:
-        profile = point.measurement.profile
-        return bool(profile and profile.latency_ms), profile is not None
+    def told(point: ParetoPoint) -> tuple[bool, bool, bool]:
+        m, profile = point.measurement, point.measurement.profile
+        return m.drop is not None, bool(profile and profile.latency_ms), profile is not None
 
     best = one if told(one) >= told(other) else other
     return ParetoPoint(measurement=best.measurement, made=tuple(ordered))

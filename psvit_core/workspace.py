@@ -18,7 +18,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
-from psvit_core.plans import plan_from_ratios
+from psvit_core.plans import default_criterion, plan_from_ratios
 from psvit_core.records import (
     EpochRecord,
     FinetuneSettings,
@@ -131,9 +131,11 @@ class Workspace:
         """Fraction of the memory that a plan saves."""
         return memory_saving(self._known(), plan)
 
-    def plan_by_hand(self, ratios: Mapping[str, float], criterion: str = "l2") -> PrunePlan:
-        """The plan of these prune ratios."""
-        return plan_from_ratios(self._known(), ratios, criterion=criterion)
+    def plan_by_hand(self, ratios: Mapping[str, float], criterion: str | None = None) -> PrunePlan:
+        """The plan of these prune ratios; ranked by the best criterion at hand when None."""
+        summary = self._known()
+        chosen = criterion or default_criterion(summary.rankings)
+        return plan_from_ratios(summary, ratios, criterion=chosen)
 
     def _known(self) -> ModelSummary:
         summary = self.summary()
@@ -240,7 +242,7 @@ class Workspace:
         title = f"Front of {self.subject.model}: {len(list(settings.cells()))} plans"
         return self._submit("pareto", title, params)
 
-    def archive(self, split: str | None = None) -> ParetoArchive | None:
+    def archive(self, split: str | None = None, *, improved: bool = False) -> ParetoArchive | None:
         """All measured plans of this model and data so far; None without one.
 
         Where several numbers of images were measured, the subject's limit decides, else the
@@ -248,6 +250,8 @@ class Workspace:
 
         Args:
             split: Another split than the subject's: ``test`` to judge what was planned.
+            improved: Also what became of plans by recovery and fine-tuning; predictions do not
+                speak of those.
         """
         summary, s = self.summary(), self._decided(self.subject)
         if summary is None:
@@ -265,7 +269,10 @@ class Workspace:
             and (s.time_steps is None or steps == head.T)  # frames bring their own
         ]
         heads.sort(key=lambda head: steps != head.T)
-        return read_archive(self.store, heads[0]) if heads else None
+        if not heads:
+            return None
+        found = read_archive(self.store, heads[0])
+        return found if improved else found.plain()
 
     def start_finetune(
         self,

@@ -7,6 +7,7 @@ python scripts/describe_models.py
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
@@ -15,7 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from psvit_core.files import write_text
+from psvit_core.importance import CRITERIA, rank
 from psvit_core.jobs.tasks import Engine, Subject, summarize_model
+from psvit_core.plans import default_criterion
 from psvit_core.records import ModelSummary
 from psvit_core.stats import wilson_interval
 from psvit_core.store import Store
@@ -27,11 +30,20 @@ def main() -> None:
     for name in list_models():
         if model_card(name).weights is None:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            summary = summarize_model(Engine(Subject(model=name), Store(folder)))
+        summary = describe(name)
         text = json.dumps(summary.to_dict(), separators=(",", ":"))
         write_text(WEIGHTS / f"{name}.summary.json", text + "\n")
         write_text(WEIGHTS / f"{name}.md", card_text(model_card(name), summary))
+
+
+def describe(name: str) -> ModelSummary:
+    """A model's summary with its rankings by weights and by the criterion that is best."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(Subject(model=name), Store(folder))
+        summary = summarize_model(engine)
+        best = default_criterion(CRITERIA)
+        ranking = rank(engine.model, best, calib=engine.calib(256, 0), run=engine.run)
+    return dataclasses.replace(summary, rankings={**summary.rankings, best: ranking})
 
 
 def card_text(card: ModelCard, summary: ModelSummary) -> str:

@@ -51,6 +51,8 @@ TORCH_FREE = (
     "psvit_core.pareto",
     "psvit_core.demo",
     "psvit_core.jobs.tasks",
+    "psvit_core.jobs.improved",
+    "psvit_core.jobs.tuning",
     "psvit_core.jobs.fronts",
     "psvit_core.jobs.opening",
 )

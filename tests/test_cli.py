@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from psvit_core.cli import main
+from psvit_core.jobs.tasks import Subject
 from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import PrunePlan, SensitivityTable
 from psvit_core.sensitivity.board import Board
 from psvit_core.sensitivity.table import load_spec, read_table, sweep_keys
 from psvit_core.store import Store
+from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model
 
@@ -272,6 +274,15 @@ def test_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert both["finetune"]["teacher"] is None
     start = both["finetune"]["epochs"][0]["val_accuracy"]["value"]
     assert start > report["epochs"][0]["val_accuracy"]["value"]
+    archive = Workspace(Subject(model=model, limit=60)).archive(improved=True)
+    assert archive is not None
+    kept = [p for p in archive.points if p.made[0].epochs == 0.5]
+    assert {p.made[0].recovery for p in kept} == {"none", "lsq"}
+    assert {p.measurement.accuracy.value for p in kept} == {
+        tuned["measurement"]["accuracy"]["value"], both["measurement"]["accuracy"]["value"]
+    }  # fmt: skip
+    assert tuned["measurement"]["accuracy"]["value"] == best
+    assert all(p.measurement.drop and p.plan.kept for p in kept)
     assert list(load_model(out).provenance) == [
         "origin", "origin_weights_hash", "origin_bytes", "kept", "plans", "recoveries", "finetunes"
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -431,6 +432,29 @@ def test_a_sweep_by_images(tmp_path: Path) -> None:
         assert specs[-1].summary.rankings == {"activation_weight": ranking}
     assert specs[0].key != specs[1].key
     assert specs[0].summary.rankings != specs[1].summary.rankings
+
+
+def test_a_sweep_without_a_criterion_takes_the_best_that_the_data_allows(tmp_path: Path) -> None:
+    store, told = Store(tmp_path), list[str]()
+    images = np.random.RandomState(0).randint(0, 256, (6, 28, 28)).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=images, labels=np.arange(6))
+    found: dict[str, str] = {}
+
+    def started(key: str) -> None:
+        found[data] = load_spec(store, key).criterion
+        raise CancelledError("before the first cell")
+
+    for data in ("digits", f"npz:{tmp_path / 'd.npz'}"):  # such a file holds validation images only
+        subject = Subject(model="e_spikeformer_digits", data=data, limit=4)
+        with pytest.raises(CancelledError):
+            run_sweep(Engine(subject, store, told.append), SweepSettings(), started)
+    assert list(found.values()) == ["reconstruction", "l2_group"]
+    assert len(told) == 1
+    assert "ranked by l2_group, for want of calibration images" in told[0]
+    with pytest.raises(DataError, match="holds one split"):
+        run_sweep(Engine(subject, store), SweepSettings(criterion="taylor"), started)
+    model, made = family("sdt_v1")
+    assert sweep(model, made.take([0]), ratios=[0.5]).criterion == "l2_group"
 
 
 def test_a_table_names_its_seed() -> None:

@@ -6,19 +6,31 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from psvit_core import fused, pareto
 from psvit_core.cli import main
-from psvit_core.errors import InvalidRatioError, UnknownNameError
-from psvit_core.evaluate import measure
-from psvit_core.jobs.fronts import ParetoSettings, predicted_plans, run_pareto
-from psvit_core.jobs.tasks import Engine, Subject, evaluate
+from psvit_core.data import EvalSet
+from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.evaluate import measure, predict
+from psvit_core.jobs.fronts import ParetoSettings, engine_archive, predicted_plans, run_pareto
+from psvit_core.jobs.tasks import (
+    Engine,
+    PlanSettings,
+    Subject,
+    SweepSettings,
+    evaluate,
+    pruned,
+    run_plan,
+    run_sweep,
+)
 from psvit_core.metrics import profile as profiling
 from psvit_core.pareto import (
     AXES,
@@ -43,7 +55,9 @@ from psvit_core.records import (
 from psvit_core.sensitivity.table import load_spec, read_table
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
+from psvit_core.surgery import apply_plan
 from psvit_core.workspace import Workspace
+from psvit_core.zoo.base import SpikingModel
 from tests.tiny import tiny_data, tiny_model
 
 CONDITIONS = Conditions(
@@ -164,12 +178,14 @@ def test_equal_plans_are_one_point_with_all_ways(tmp_path: Path) -> None:
     add_point(store, one, Made(policy="uniform", memory_saving=0.3))
     add_point(store, profiled(one, 4.0), Made(policy="uniform", memory_saving=0.3))
     add_point(store, one, Made(policy="uniform", memory_saving=0.3))  # again, without a profile
-    add_point(store, one, Made(policy="uniform", recovery="bn"))
-    add_point(store, one, Made(policy="uniform", finetuning="1 epoch"))
+    add_point(store, one, Made(policy="uniform", recovery="auto (none)"))
+    add_point(store, one, Made(policy="uniform", recovery="bn", weights="cd"))
+    add_point(store, one, Made(policy="uniform", finetuning="1 epoch", epochs=1.0, weights="ef"))
     found = read_archive(store, head)
     assert len(found.points) == 3
-    both = next(p for p in found.points if len(p.made) == 2)
-    assert [(w.policy, w.tried) for w in both.made] == [("uniform", False), ("psvit", True)]
+    assert [p.made[0].weights for p in found.plain().points] == [""]
+    both = next(p for p in found.points if len(p.made) == 3)
+    assert {(w.policy, w.tried) for w in both.made} == {("uniform", False), ("psvit", True)}
     assert both.value("latency") == 4.0
     assert [h.key for h in find_archives(store, "ab")] == [head.key]
     assert find_archives(store, "cd") == []
@@ -231,7 +247,7 @@ def test_settings_are_checked() -> None:
     for wrong, error in (
         ({"policies": ("best",)}, UnknownNameError),
         ({"scopes": ("outer",)}, UnknownNameError),
-        ({"recover": "prayer"}, UnknownNameError),
+        ({"recoveries": ("cn",)}, UnknownNameError),
         ({"savings": (1.0,)}, InvalidRatioError),
         ({"savings": ()}, InvalidRatioError),
         ({"max_drops": (-0.1,)}, InvalidRatioError),
@@ -242,12 +258,83 @@ def test_settings_are_checked() -> None:
     assert len(list(settings.cells())) == 8
 
 
+def test_ways_in_words() -> None:
+    way = Made(saving=0.3, resource="latency", locked={"a": 0.5}, bounds={"b": (0.0, 0.25)})
+    assert (way.target, way.limits) == ("latency saving 0.3", "a=0.5 b=0:0.25")
+    assert Made(max_drop=0.03, resource="macs").target == "largest drop 0.03, most macs saved"
+    assert Made.from_dict(json.loads(json.dumps(way.to_dict()))) == way
+    known = {"policy": "psvit", "memory_saving": 0.2, "recovery": "none", "finetuning": ""}
+    assert Made.from_dict(known).resource == "memory"  # kept before there were others
+
+
+@dataclasses.dataclass
+class TinyEngine(Engine):
+    """Calibrates on made images."""
+
+    def calib(self, n_images: int, seed: int) -> EvalSet:
+        assert self.data.spec == "made"
+        return dataclasses.replace(tiny_data("sdt_v1", n_images, seed + 1), split="calib")
+
+
 def tiny_engine(store: Store, split: str = "val") -> Engine:
     """An engine of a tiny model on made images."""
     data = dataclasses.replace(tiny_data("sdt_v1", 6), split=split)
     model = tiny_model("sdt_v1").eval()
     model.name = "sdt_v1_digits"  # a card that it is run by
-    return Engine(Subject(batch=3), store, _model=model, _data=data)
+    return TinyEngine(Subject(batch=3), store, _model=model, _data=data)
+
+
+def test_recoveries_are_measured_and_kept(tmp_path: Path) -> None:
+    engine = tiny_engine(Store(tmp_path))
+    settings = ParetoSettings(
+        policies=("uniform",), savings=(0.4,), ratios=(0.5,),
+        recoveries=("none", "bn", "lsq", "auto"), calib_images=8, seed=2, profile=True,
+    )  # fmt: skip
+    archive = run_pareto(engine, settings)
+    plain = next(p for p in archive.points if p.plain)
+    assert plain.made[0].recovery == "none" and archive.plain().points == (plain,)
+    by_recovery = {way.recovery: p for p in archive.points for way in p.made}
+    assert {"bn, seed 2", "lsq, seed 2"} < set(by_recovery)
+    assert any(way.startswith("auto (") for way in by_recovery)
+    for name, recovered in by_recovery.items():
+        assert recovered.plan.kept == plain.plan.kept
+        assert recovered.measurement.size == plain.measurement.size
+        assert recovered.value("latency") == plain.value("latency")  # the same shapes
+        assert recovered.made[0].memory_saving == 0.4
+        if name in ("bn, seed 2", "lsq, seed 2"):
+            assert recovered.measurement.kl != plain.measurement.kl
+    small, _ = pruned(engine, plain.plan, settings.recovery_settings()[0])
+    logits = predict(small, engine.data, engine.run).logits
+    right = float((logits.argmax(axis=1) == np.array(engine.data.labels)).mean())
+    assert by_recovery["bn, seed 2"].measurement.accuracy.value == right
+
+    ticks: list[int] = []
+    again = tiny_engine(Store(tmp_path))
+    assert run_pareto(again, settings, tick=lambda: ticks.append(1)) == archive
+    assert ticks == []  # no recovery was run twice
+
+
+@pytest.mark.parametrize("policy", ["uniform", "optimal"])
+def test_latency_is_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    timed: list[list[float]] = []
+
+    def milliseconds(models: Sequence[SpikingModel], *_: object, **__: object) -> list[float]:
+        timed.append([1000.0 + sum(p.numel() for p in m.parameters()) for m in models])
+        return timed[-1]
+
+    monkeypatch.setattr(profiling, "latencies_in_turns", milliseconds)
+    engine = tiny_engine(Store(tmp_path))
+    table = run_sweep(engine, SweepSettings(ratios=(0.3, 0.6), criterion="l2"))
+    settings = PlanSettings(policy=policy, saving=0.2, resource="latency", budget_evaluations=2)
+    plan, measured = run_plan(engine, table, settings)
+    assert measured is not None and "latency measured" in plan.note
+    assert len(timed) < 20
+    mine, whole = milliseconds((apply_plan(engine.model, plan), engine.model))
+    assert mine <= 0.8 * whole
+    made = [way for p in engine_archive(engine).points for way in p.made if not way.tried]
+    assert [way.target for way in made] == ["latency saving 0.2"]
+    with pytest.raises(TargetError, match="give MODEL and --data"):
+        run_plan(None, table, settings)
 
 
 def test_a_run_fills_the_archive_and_resumes(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks._cells import Cells, pack, unpack
 from benchmarks._policies_page import missing, write_page
-from benchmarks._policies_report import Results, at_loss, headline, paired, verdicts
+from benchmarks._policies_report import Results, at_loss, criteria_means, headline, paired, verdicts
 from benchmarks._report import RESULTS
+from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA
+from psvit_core.plans import default_criterion
 
 HEAD = {
     "benchmark": "policies", "threads": 1, "machine": "made", "versions": {"torch": "2"},
@@ -145,16 +147,23 @@ def test_a_published_policy_may_take_its_plan_for_a_larger_saving(tmp_path: Path
     assert (cells.best_plan("m", "prime", 0.4, ("predicted",)) or {})["id"] == "prime0.4"
 
 
+def test_the_default_criteria_are_the_best_of_the_table() -> None:
+    means = criteria_means(Results(Cells(RESULTS / "policies.json")))
+    assert set(means) == set(CRITERIA)
+    assert tuple(means)[0] == default_criterion(CRITERIA)
+    assert next(n for n in means if n in WEIGHT_CRITERIA) == default_criterion(WEIGHT_CRITERIA)
+
+
 def test_the_page_is_written_from_the_cells_alone(tmp_path: Path) -> None:
     cells = filled(tmp_path / "cells.json")
     for name, scope, n in (("l1", "all", 20), ("l1", "inner", 40), ("random", "inner", 10)):
         cell = {"right": pack(np.arange(N) < n)}
         keep(cells, ["criterion", "m", name, 0.4, scope], cell)
-    keep(cells, ["tuned", "m", "optimal", 0.4, 1.0], right(188))
+    keep(cells, ["tuned", "m", "optimal0.4", 1.0], right(188))
     size = {f"{form} bytes": 1000 for form in ("ours", "dense", "bitmap", "csr")}
     times = {f"{which} ms": 1.0 for which in ("full", "ours", "zeros")}
     zeros = {"weights": 50, "of": 100, **size, **times, **right(150)}
-    keep(cells, ["unstructured", "m", 0.4], zeros)
+    keep(cells, ["unstructured", "m", "optimal0.4"], zeros)
     page = write_page(cells, tmp_path / "docs", RESULTS / "planners.json", (0.2, 0.4))
     text = page.read_text(encoding="utf-8")
     assert "| 40 % (40.0) | optimal (inner, predicted) |" in text

@@ -22,6 +22,7 @@ from psvit_core.importance import rank
 from psvit_core.metrics import profile as profiling
 from psvit_core.metrics.energy import ENERGY_MODELS, at_energy, energy_model
 from psvit_core.metrics.profile import (
+    latencies_in_turns,
     latency_ms,
     peak_activation_bytes,
     profile_of,
@@ -131,6 +132,25 @@ def test_latency_runs_until_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(CancelledError):
         latency_ms(Counting(), torch.ones(2), tick=stop)
+
+
+def test_latencies_in_turns_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Costly(nn.Module):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x: Tensor) -> Tensor:
+            order.append(self.seconds)
+            now[0] += self.seconds * len(order)  # other work makes all slower and slower
+            return x
+
+    mine, other = latencies_in_turns((Costly(0.2), Costly(0.4)), torch.ones(2))
+    assert mine / other == pytest.approx(0.5, abs=0.1)
+    assert order[-6:] in ([0.2, 0.4] * 3, [0.4, 0.2] * 3)
 
 
 def test_a_profile_is_kept_for_its_machine_only(

@@ -9,13 +9,11 @@ from benchmarks._unstructured import (
     bitmap_bytes,
     compute_layers,
     csr_bytes,
-    latency,
     prune_magnitudes,
     sparse_size,
 )
 from psvit_core.errors import InvalidRatioError
 from psvit_core.groups import summarize
-from psvit_core.metrics import profile as profiling
 from psvit_core.size import plan_size
 from tests.tiny import NAMES, tiny_input, tiny_model
 
@@ -71,10 +69,3 @@ def test_nothing_pruned_takes_more_when_stored_sparse() -> None:
     for bad in (1.0, -0.1):
         with pytest.raises(InvalidRatioError):
             prune_magnitudes(model, bad)
-
-
-def test_latency_is_measured_on_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "MIN_SECONDS", 0.0)
-    times = latency(prune_magnitudes(tiny_model("sdt_v3").eval(), 0.5), tiny_input("sdt_v3"))
-    assert times.n_runs == profiling.MIN_RUNS
-    assert 0 < times.low <= times.median <= times.high

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from psvit_core.errors import PsvitError, RecordError
-from psvit_core.plans import plan_from_ratios, reached_ratios
+from psvit_core.plans import default_criterion, plan_from_ratios, reached_ratios
 from psvit_core.records import ModelSummary, PrunePlan, Record
 from psvit_core.store import Store
 
 MAX_PERCENT = 95
-DEFAULT_CRITERION = "l2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,9 @@ class Draft(Record):
         return not self.plan.kept
 
 
-def empty_draft(summary: ModelSummary, criterion: str = DEFAULT_CRITERION) -> Draft:
+def empty_draft(summary: ModelSummary) -> Draft:
     """A draft that removes nothing."""
+    criterion = default_criterion(summary.rankings)
     return Draft(plan=plan_from_ratios(summary, {}, criterion=criterion), asked={})
 
 
@@ -78,7 +78,7 @@ def with_ratios(
     """
     ranking = criterion if draft.empty and criterion else draft.plan.criterion
     if ranking not in summary.rankings:  # as in a plan file of unknown make
-        ranking = DEFAULT_CRITERION
+        ranking = default_criterion(summary.rankings)
     changed = plan_from_ratios(summary, ratios, criterion=ranking).kept
     others = {g: units for g, units in draft.plan.kept.items() if g not in ratios}
     kept = {g.group_id: k for g in summary.groups if (k := (others | changed).get(g.group_id))}

@@ -271,7 +271,7 @@ def running_view(store: Store, summary: ModelSummary, job: Job) -> SweepView:
     if key := job.result.get("sweep_key"):
         return sweep_view(store, key)
     settings = SweepSettings.from_dict(job.params["settings"])
-    return SweepView(summary=summary, ratios=settings.ratios, criterion=settings.criterion)
+    return SweepView(summary=summary, ratios=settings.ratios, criterion=settings.criterion or "")
 
 
 # ---- measured plans --------------------------------------------------------------------------

@@ -57,12 +57,15 @@ def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: 
             "more where little is known yet; its drops have wider intervals.",
         )  # fmt: skip
         criterion = st.selectbox(
-            "Rank units by", list(words.CRITERIA), format_func=words.CRITERIA.__getitem__,
+            "Rank units by", ["", *words.CRITERIA],
+            format_func=lambda name: words.CRITERIA.get(name, words.BEST_CRITERION),
             key=f"{key}-criterion", persist_state="session", width=270,
-            help="The importance criterion: units with the least are removed first.",
+            help="The importance criterion: units with the least are removed first. Best measured: "
+            "reconstruction error, or where the data has no calibration images the L2 norm of "
+            "writers and readers.",
         )  # fmt: skip
         chosen = RATIO_CHOICES[ratios or next(iter(RATIO_CHOICES))]
-        settings = SweepSettings(ratios=chosen, criterion=criterion, mode=mode or "exact")
+        settings = SweepSettings(ratios=chosen, criterion=criterion or None, mode=mode or "exact")
         st.button(
             "Start sweep", key=f"{key}-start", type="primary", icon=":material/play_arrow:",
             disabled=busy, on_click=_start, args=(workspace, settings),
@@ -85,7 +88,8 @@ def _estimate_line(workspace: Workspace, summary: ModelSummary, settings: SweepS
     if estimate is None:
         return f"{size}. How long it takes here is told as soon as the first cells are done."
     most = "at most " if settings.mode == "progressive" else ""
-    ranking = " after the ranking by images" if settings.criterion in words.IMAGE_CRITERIA else ""
+    by_images = settings.criterion is None or settings.criterion in words.IMAGE_CRITERIA
+    ranking = " after the ranking by images" if by_images else ""
     return (
         f"{size}: **{most}{words.minutes(estimate.seconds)}**{ranking}, "
         f"{_PACES[estimate.source]}. What is measured is kept: a sweep goes on where it stopped."
@@ -247,8 +251,9 @@ def group_panel(
     draft = state.draft(store, summary)
     st.button(
         f"Use {words.ratio(ratio)} in my plan", key=f"{key}-use", type="primary",
-        disabled=(row is not None and row.n_pruned == 0) or view.criterion not in summary.rankings,
-        on_click=_use, args=(store, summary, group_id, ratio, view.criterion),
+        disabled=(row is not None and row.n_pruned == 0)
+        or view.criterion not in view.summary.rankings,
+        on_click=_use, args=(store, view.summary, group_id, ratio, view.criterion),
     )  # fmt: skip
     removed = drafts.removed_units(draft, summary)
     st.caption(

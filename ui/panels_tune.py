@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from psvit_core.errors import PsvitError
+from psvit_core.plans import default_criterion
 from psvit_core.records import Interval, Measurement, ModelSummary, SensitivityTable
 from psvit_core.size import plan_size
 from psvit_core.store import Store
@@ -67,7 +68,7 @@ def _prepared(stamp: str, _summary: ModelSummary, _view: loaders.SweepView | Non
         columns=columns(_summary, _view.rows if _view else (), _view.ratios if _view else ()),
         terms=size_terms(_summary),
         predictor=predict.predictor(table) if table else None,
-        criterion=_view.criterion if _view else drafts.DEFAULT_CRITERION,
+        criterion=_view.criterion if _view else default_criterion(_summary.rankings),
     )
 
 

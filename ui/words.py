@@ -22,6 +22,8 @@ CRITERIA = {
     "reconstruction": "Reconstruction error",
     "random": "Random (the control)",
 }
+#: In place of a name: the engine's choice (``plans.DEFAULT_CRITERIA``).
+BEST_CRITERION = "Best measured (by images)"
 #: Those that look at calibration images, which takes a while longer.
 IMAGE_CRITERIA = frozenset({"firing_rate", "activation_weight", "taylor", "reconstruction"})
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from psvit_core.errors import InvalidPlanError, InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.jobs.improved import measure_recovered
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
     Progress,
+    RecoverySettings,
     SweepSettings,
     Tick,
     evaluate,
@@ -25,14 +27,13 @@ from psvit_core.jobs.tasks import (
 )
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
 from psvit_core.planners import POLICIES, SCOPES, Target, make_plan
-from psvit_core.records import PrunePlan, Record, SensitivityTable
+from psvit_core.records import RECOVERIES, PrunePlan, Record, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, SweepSpec
 from psvit_core.store import Store, digest
 
 DEFAULT_SAVINGS = (0.1, 0.224, 0.2668, 0.4, 0.55, 0.7)
 #: Where a front is predicted, between and beyond what is measured.
 PREDICTED_SAVINGS = (0.1, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.75, 0.85)
-RECOVERIES = ("none",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,11 @@ class ParetoSettings(Record):
     max_drops: tuple[float, ...] = ()  # fractions
     scopes: tuple[str, ...] = ("all",)
     ratios: tuple[float, ...] = DEFAULT_RATIOS  # of the sweep, where there is none yet
-    criterion: str = "l2"
+    criterion: str | None = None  # of that sweep; None: as of SweepSettings
     round_to: int = 1
-    recover: str = "none"
+    recoveries: tuple[str, ...] = ("none",)  # of the chosen plans; none is always measured
+    calib_images: int = 256  # that recoveries are fitted to
+    seed: int = 0  # that chooses them
     measured_planning: bool = True  # planners measure what they try; else they predict it
     profile: bool = False  # also run-time memory and latency of every chosen plan
 
@@ -59,7 +62,7 @@ class ParetoSettings(Record):
         for what, names, known in (
             ("policy", self.policies, tuple(POLICIES)),
             ("scope", self.scopes, SCOPES),
-            ("recovery", (self.recover,), RECOVERIES),
+            ("recovery", self.recoveries, RECOVERIES),
         ):
             for name in names:
                 if name not in known:
@@ -73,6 +76,14 @@ class ParetoSettings(Record):
                 "A front needs a policy, a scope and a target; for example uniform, all and a "
                 "memory saving of 0.224."
             )
+
+    def recovery_settings(self) -> list[RecoverySettings]:
+        """Every recovery of a chosen plan."""
+        return [
+            RecoverySettings(method=method, n_images=self.calib_images, seed=self.seed)
+            for method in self.recoveries
+            if method != "none"
+        ]
 
     def cells(self) -> Iterator[PlanSettings]:
         """Every plan that is asked for, target by target."""
@@ -132,20 +143,23 @@ def run_pareto(
             tick()
     unreached = []
     for done, cell in enumerate(cells, start=swept):
-        title = _title(cell)
+        title, made = _title(cell), made_by(cell, table)
 
         def tried(n: int, total: int, what: str, done: int = done, title: str = title) -> None:
             progress(done, swept + len(cells), f"{title}: {n} {what}")
 
         try:
             if settings.measured_planning:
-                run_plan(engine, table, cell, tried, tick, profile=settings.profile)
+                plan, found = run_plan(engine, table, cell, tried, tick, profile=settings.profile)
             else:
                 plan, _ = run_plan(None, table, cell)
-                made = made_by(cell, table)
-                evaluate(engine, plan, tick, profile=settings.profile, made=made)
+                found = evaluate(engine, plan, tick, profile=settings.profile, made=made)
         except TargetError as error:
-            unreached.append(Unreached(made=made_by(cell, table), reason=str(error)))
+            unreached.append(Unreached(made=made, reason=str(error)))
+        else:
+            assert found is not None
+            for recovery in settings.recovery_settings():
+                measure_recovered(engine, plan, recovery, made, found, tick)
         progress(done + 1, swept + len(cells), title)
     return dataclasses.replace(engine_archive(engine), unreached=tuple(unreached))
 

@@ -15,20 +15,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import (
-    CheckpointError,
-    DataError,
-    ModelError,
-    PsvitError,
-    UnknownNameError,
-)
+from psvit_core.errors import DataError, ModelError, UnknownNameError
 from psvit_core.files import check_writable
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
+from psvit_core.plans import default_criterion
 from psvit_core.records import (
     RECOVERIES,
-    FinetuneReport,
-    FinetuneSettings,
     Measurement,
     ModelSummary,
     Partial,
@@ -78,7 +71,7 @@ class SweepSettings(Record):
     """What a sweep measures."""
 
     ratios: tuple[float, ...] = DEFAULT_RATIOS
-    criterion: str = "l2"
+    criterion: str | None = None  # None: plans.DEFAULT_CRITERIA by what the data holds
     calib_images: int = 256  # for criteria that need images
     seed: int = 0  # of these images, and of the criterion random
     mode: str = "exact"  # or progressive: few images in every cell, then more where it matters
@@ -232,14 +225,15 @@ class Engine:
 
 
 def summarize_model(engine: Engine) -> ModelSummary:
-    """The model's summary with its rankings by the filter norms.
+    """The model's summary with its rankings by the norms of weights.
 
     They cost milliseconds; a ranking by another criterion comes with the sweep that uses it.
     """
     from psvit_core.groups import summarize
     from psvit_core.importance import rank
 
-    return summarize(engine.model, {name: rank(engine.model, name) for name in ("l1", "l2")})
+    names = ("l1", "l2", "l2_group")
+    return summarize(engine.model, {name: rank(engine.model, name) for name in names})
 
 
 def refused_groups(engine: Engine) -> dict[str, str]:
@@ -299,15 +293,6 @@ def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool
     return None
 
 
-def _compile_for_training(engine: Engine) -> None:
-    """Use compiled LIF kernels for training: compiling takes seconds once a process."""
-    from psvit_core import fused, neurons
-
-    has_lif = any(isinstance(module, neurons.LIF) for module in engine.model.modules())
-    if has_lif and engine.run.device == "cpu":
-        fused.use_compiled()
-
-
 def warm_up(engine: Engine) -> Iterator[str]:
     """Get ready for jobs on an engine, step by step; yields what was done."""
     yield f"{engine.model.name} loaded"
@@ -325,7 +310,6 @@ def run_sweep(
     tick: Tick = lambda: None,
 ) -> SensitivityTable:
     """Run or resume a sweep; ``started`` is told its key in the store before the first cell."""
-    from psvit_core.importance import criterion
     from psvit_core.sensitivity.sweep import make_spec, run_spec
 
     if not engine.model.channel_groups():
@@ -333,11 +317,9 @@ def run_sweep(
             f"{engine.model.name} has no channel group that can be removed exactly. The command "
             "groups says why."
         )
-    calib = None
-    if criterion(settings.criterion).needs_images:
-        calib = engine.calib(settings.calib_images, settings.seed)
+    criterion, calib = _ranked_by(engine, settings)
     spec = make_spec(
-        engine.model, engine.data, ratios=settings.ratios, criterion=settings.criterion,
+        engine.model, engine.data, ratios=settings.ratios, criterion=criterion,
         calib=calib, run=engine.run, seed=settings.seed, store=engine.store, mode=settings.mode,
         tick=tick,
     )  # fmt: skip
@@ -347,6 +329,24 @@ def run_sweep(
         spec, engine.model, engine.data, run=engine.run, store=engine.store,
         progress=progress, tick=tick, memory_budget=settings.memory_budget,
     )  # fmt: skip
+
+
+def _ranked_by(engine: Engine, settings: SweepSettings) -> tuple[str, EvalSet | None]:
+    """The criterion of a sweep with the images that it needs; a default by what the data holds."""
+    from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, criterion
+
+    chosen = settings.criterion
+    if chosen is not None and not criterion(chosen).needs_images:
+        return chosen, None
+    try:
+        calib = engine.calib(settings.calib_images, settings.seed)
+    except DataError as error:
+        if chosen is not None:
+            raise
+        by_weights = default_criterion(WEIGHT_CRITERIA)
+        engine.warn(f"Units are ranked by {by_weights}, for want of calibration images: {error}")
+        return by_weights, None
+    return chosen or default_criterion(CRITERIA), calib
 
 
 def run_plan(
@@ -363,11 +363,12 @@ def run_plan(
 
     made = made_by(settings, table)
     measure = _measuring(engine, made, progress, tick) if engine else None
+    cost = _timing(engine, tick) if engine and settings.resource == "latency" else None
     plan = make_plan(
         table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
         scope=settings.scope, measure=measure, round_to=settings.round_to, saving=settings.saving,
         resource=settings.resource, locked=settings.locked, bounds=settings.bounds,
-        budget=settings.budget_evaluations,
+        budget=settings.budget_evaluations, cost=cost,
     )  # fmt: skip
     if engine is None:
         return plan, None
@@ -378,7 +379,8 @@ def made_by(settings: PlanSettings, table: SensitivityTable) -> Made:
     """How the plan of these settings comes to be, for the archive."""
     return Made(
         policy=settings.policy, criterion=table.criterion, scope=settings.scope,
-        memory_saving=settings.memory_saving, max_drop=settings.max_drop,
+        memory_saving=settings.memory_saving, max_drop=settings.max_drop, saving=settings.saving,
+        resource=settings.resource, locked=settings.locked, bounds=settings.bounds,
         round_to=settings.round_to, seed=table.seed,
     )  # fmt: skip
 
@@ -399,6 +401,28 @@ def _measuring(
         return result
 
     return measure
+
+
+def _timing(engine: Engine, tick: Tick) -> Callable[[PrunePlan], float]:
+    """What gives a plan's latency on this device, unpruned 1; equal widths are timed once."""
+    from psvit_core.evaluate import place
+    from psvit_core.metrics.profile import latencies_in_turns
+    from psvit_core.surgery import apply_plan
+
+    run, whole = engine.run, place(engine.model, engine.run)
+    x = next(engine.data.take([0]).batches(1, run.dtype)).to(run.device)
+    known: dict[tuple[tuple[str, int], ...], float] = {}
+
+    def latency(plan: PrunePlan) -> float:
+        widths = tuple(sorted((group, len(units)) for group, units in plan.kept.items()))
+        if widths not in known:
+            small = place(apply_plan(engine.model, plan), run)
+            with run.autocast:
+                mine, unpruned = latencies_in_turns((small, whole), x, tick=tick)
+            known[widths] = mine / unpruned
+        return known[widths]
+
+    return latency
 
 
 def pruned(
@@ -449,116 +473,3 @@ def prune(
     check_writable(out)
     small, report = pruned(engine, plan, recovery, tick)
     return save_pruned(small, out), report
-
-
-@dataclass(frozen=True)
-class Finetuned:
-    """What ``run_finetune`` wrote."""
-
-    out: Path  # the best epoch's model
-    last: Path  # the last epoch's
-    report: FinetuneReport
-    recovery: RecoveryReport | None
-
-
-def run_finetune(
-    engine: Engine,
-    settings: FinetuneSettings,
-    out: str | Path,
-    *,
-    plan: PrunePlan | None = None,
-    recovery: RecoverySettings | None = None,
-    resume: bool = True,
-    started: Callable[[Path], None] = lambda curve: None,
-    progress: Progress = lambda done, total, what: None,
-    tick: Tick = lambda: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Finetuned:
-    """Train a pruned model further, or first make it by a plan and recover it; resumes.
-
-    Args:
-        engine: The pruned model, or the model that ``plan`` is for; its images choose the epoch.
-        settings: How to train.
-        out: File for the best epoch's model; the last one's goes beside it, ``NAME.last.SUFFIX``.
-        plan: What to prune first; None where the engine's model is pruned already.
-        recovery: What to do between pruning and training; nothing when None.
-        resume: Go on where a killed or cancelled training of the same settings stopped.
-        started: Told the file that the training's curve is written to as it grows.
-        progress: Called after each step.
-        tick: Called before each step; may raise to stop.
-        stop: Asked before each step; true ends the training there, and the best is written.
-
-    Raises:
-        CheckpointError: If there is no plan and the engine's model was not pruned.
-    """
-    from psvit_core.export.pruned import save_pruned
-    from psvit_core.finetune import CURVE_FILE, STATE_FILE, check_settings, finetune, finetune_key
-
-    out = check_writable(out)
-    last = check_writable(out.with_name(f"{out.stem}.last{out.suffix}"))
-    check_settings(settings)
-    if plan is None and not engine.model.provenance:
-        raise CheckpointError(
-            f"{engine.model.name} was not pruned. Prune it first, or give a pruned file."
-        )
-    val, train = engine.data, _training_images(engine, settings.train_images)
-    small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
-    teacher = _teacher(engine, settings, small)
-    key = finetune_key(small, train, val, teacher, settings, engine.run)
-    folder = engine.store.place("finetune", key, CURVE_FILE).parent
-    started(folder / CURVE_FILE)
-    _compile_for_training(engine)
-    result = finetune(
-        small, train, val, teacher=teacher, settings=settings, folder=folder,
-        resume=resume, run=engine.run, progress=progress, tick=tick, stop=stop,
-    )  # fmt: skip
-    save_pruned(result.last, last)
-    save_pruned(result.model, out)
-    (folder / STATE_FILE).unlink(missing_ok=True)  # several times the model's size
-    return Finetuned(out=out, last=last, report=result.report, recovery=report)
-
-
-def _training_images(engine: Engine, n_images: int | None) -> EvalSet:
-    from psvit_core.data import load_data
-
-    card, s = engine.card, engine.subject
-    return load_data(
-        s.data or card.data, split="train", transform=card.transform, limit=n_images,
-        on_bad=s.bad_images,
-    )  # fmt: skip
-
-
-def _teacher(
-    engine: Engine, settings: FinetuneSettings, small: SpikingModel
-) -> SpikingModel | None:
-    """The model that is distilled from; None where none is wanted or the original is not here."""
-    from psvit_core.zoo.checkpoint import load_model, weights_hash
-
-    if settings.teacher == "none" or settings.alpha == 0:
-        return None
-    if settings.teacher != "original":
-        teacher = load_model(settings.teacher, settings.teacher_checkpoint)
-    elif small is not engine.model:
-        return engine.model
-    else:
-        origin = small.provenance
-        try:
-            teacher = load_model(origin["origin"], engine.subject.checkpoint)
-            same = weights_hash(teacher) == origin["origin_weights_hash"]
-        except PsvitError:  # no such name, no such file, or other weights than that model's
-            same = False
-        if not same:
-            engine.warn(
-                f"The weights of {origin['origin']} that this model was pruned from are not here, "
-                "so nothing is distilled from them. Name a teacher with its checkpoint."
-            )
-            return None
-    if (teacher.num_classes, teacher.input_shape) != (small.num_classes, small.input_shape):
-        raise ModelError(
-            f"{teacher.name} takes images {teacher.input_shape} and has {teacher.num_classes} "
-            f"outputs; {small.name} takes {small.input_shape} and has {small.num_classes}. Distil "
-            "from a model of the same images and classes."
-        )
-    if "T" in teacher.arguments:
-        teacher.set_time_steps(small.T)
-    return teacher

@@ -33,12 +33,12 @@ from psvit_core.jobs.tasks import (
     evaluate,
     measure_file,
     prune,
-    run_finetune,
     run_plan,
     run_sweep,
     summarize_model,
     warm_up,
 )
+from psvit_core.jobs.tuning import run_finetune
 from psvit_core.records import FinetuneSettings, Partial, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import load_spec, read_table
 from psvit_core.store import Store, digest

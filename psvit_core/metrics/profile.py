@@ -186,6 +186,24 @@ def latency_ms(
     return Quartiles(median=median, low=low, high=high, n_runs=len(times))
 
 
+def latencies_in_turns(
+    models: Sequence[nn.Module], x: Tensor, *, tick: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Median latency of each model, milliseconds, from runs that take turns.
+
+    Taking turns, all meet the same other work on the machine, so they can be compared.
+
+    Args:
+        models: In evaluation mode.
+        x: Their input, on their device.
+        tick: Called before each run, outside its time; may raise to stop.
+    """
+    with torch.no_grad():
+        turns = list(zip(*(_times(model, x, tick) for model in models), strict=False))
+    medians: list[float] = np.median(turns, axis=0).tolist()
+    return medians
+
+
 def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[float]:
     def finish() -> None:
         if x.device.type == "cuda":

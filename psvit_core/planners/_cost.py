@@ -60,8 +60,8 @@ def cost_of(problem: Problem, resource: str, cost: Cost | None) -> tuple[Cost, s
         return cost, f"{resource} measured"
     if resource == "latency":
         raise TargetError(
-            "A latency target needs something that measures latency: call make_plan with cost=, "
-            "a function from a plan to its latency."
+            "A latency target needs the model, to time it: give MODEL and --data (in Python: "
+            "make_plan with cost=, a function from a plan to its latency)."
         )
     if problem.measure is not None:
         return lambda plan: problem.measured_plan(plan).energy_pj, "energy measured"

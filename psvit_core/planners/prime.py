@@ -9,11 +9,14 @@ Source:
 
 from __future__ import annotations
 
+import math
+
 from psvit_core.planners._base import Problem, Ratios
 from psvit_core.planners.predict import group_drop
 from psvit_core.records import ChannelGroup, PrunePlan
 
-LIMITS = (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 35, 60, 100)  # pp: what a memory target is walked with
+#: Percentage points that a memory target is walked with; a predicted drop may exceed 100.
+LIMITS = (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 35, 60, 100, math.inf)
 
 
 def prime(problem: Problem) -> PrunePlan:
@@ -29,8 +32,8 @@ def prime(problem: Problem) -> PrunePlan:
        target is reached; the last group is raised no further than that needs.
 
     For a memory target alone the accuracy limit is not given: it is the smallest of
-    (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 35, 60, 100) percentage points whose walk reaches the
-    target, found by bisection.
+    (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 35, 60, 100) percentage points, or none, whose walk reaches
+    the target, found by bisection.
 
     Raises:
         TargetError: If the target is beyond every group at the grid's largest ratio.

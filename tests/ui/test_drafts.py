@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from psvit_core.errors import InvalidPlanError, InvalidRatioError, RecordError
 from psvit_core.jobs import client
-from psvit_core.plans import plan_from_ratios
+from psvit_core.plans import default_criterion, plan_from_ratios
 from psvit_core.records import Interval
 from psvit_core.store import Store
 from tests.ui.example import summary
 from ui import drafts, files, words
 
 MODEL = summary()
+BEST = default_criterion(MODEL.rankings)
 QK, MLP = "block3.0.attn.qk", "block3.0.mlp.hidden"
 
 
 def test_one_step_is_the_core_s_plan() -> None:
     draft = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
     draft = drafts.with_ratio(draft, MODEL, MLP, 0.25)
-    plan = plan_from_ratios(MODEL, {QK: 0.5, MLP: 0.25}, criterion="l2")
+    plan = plan_from_ratios(MODEL, {QK: 0.5, MLP: 0.25}, criterion=BEST)
     assert draft.plan.kept == plan.kept
     assert drafts.removed_units(draft, MODEL)[QK] == 24
 
@@ -45,7 +47,7 @@ def test_back_to_zero_is_empty() -> None:
 
 def test_other_groups_keep_their_units() -> None:
     kept = tuple(range(1, 193, 2))  # a choice that no ranking makes
-    plan = plan_from_ratios(MODEL, {}, criterion="l2")
+    plan = plan_from_ratios(MODEL, {}, criterion=BEST)
     odd = drafts.draft_of(MODEL, type(plan)(**{**vars(plan), "kept": {MLP: kept}}))
     assert drafts.with_ratio(odd, MODEL, QK, 0.5).plan.kept[MLP] == kept
 
@@ -134,3 +136,11 @@ def test_tokens_find_finished_exports_only(tmp_path: Path) -> None:
     assert files.find_file(store, files.file_token(store, failed)) is None
     file.unlink()
     assert files.find_file(store, token) is None
+
+
+def test_drafts_rank_by_the_best_criterion_that_there_is() -> None:
+    assert BEST == "reconstruction"  # a shipped summary has the ranking by images
+    by_norm = replace(MODEL, rankings={"l1": MODEL.rankings["l1"]})  # as of a sweep by l1
+    assert drafts.empty_draft(by_norm).plan.criterion == "l1"
+    begun = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
+    assert drafts.with_ratio(begun, by_norm, MLP, 0.5).plan.criterion == "l1"

@@ -139,7 +139,7 @@ def test_anything_else_is_refused(payload: object) -> None:
 def test_a_step_makes_the_core_s_plan() -> None:
     step = Step(seq=1, gesture=1, percents={MLP: 40, QKV: 30})
     draft = apply_step(EMPTY, MODEL, step)
-    expected = plan_from_ratios(MODEL, {MLP: 0.4, QKV: 0.3}, criterion="l2")
+    expected = plan_from_ratios(MODEL, {MLP: 0.4, QKV: 0.3}, criterion=EMPTY.plan.criterion)
     assert draft.plan.kept == expected.kept
     assert draft.asked == {MLP: 0.4, QKV: 0.3}
     assert apply_step(EMPTY, MODEL, step, "l1").plan.criterion == "l1"
