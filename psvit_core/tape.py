@@ -143,6 +143,18 @@ class Tape:
         """How many values there are; 0 is the input."""
         return len(self.shapes)
 
+    def at(self, batch: int) -> Tape:
+        """The tape for one batch size: no ``Sized`` in it."""
+
+        def number(leaf: Any) -> Any:
+            return leaf.at(batch) if isinstance(leaf, Sized) else leaf
+
+        steps = []
+        for step in self.steps:
+            args, kwargs = _map((step.args, dict(step.kwargs)), number)
+            steps.append(Step(step.call, args, kwargs, step.out, step.several))
+        return Tape(tuple(steps), self.result, _map(self.shapes, number))
+
     def batch_axis(self, value: int) -> tuple[int, int] | None:
         """(axis, rows per image) of the axis that holds the images; None where none does."""
         for axis, size in enumerate(self.shapes[value]):
@@ -179,20 +191,19 @@ def record(
         steps.append(Step(a.call, args, kwargs, a.out, a.several))
     shapes = tuple(_merge(a, b) for a, b in zip(first.shapes, second.shapes, strict=True))
     tape = Tape(tuple(steps), first.result, shapes)
-    other = _record(function, weights, (_CHECKED, *image_shape), dtype)
-    if _at(tape, _CHECKED) != _at(other, _CHECKED):
+    if tape.at(_CHECKED) != _record(function, weights, (_CHECKED, *image_shape), dtype):
         raise TapeError("its sizes do not grow evenly with the batch size")
     return tape
 
 
-def _at(tape: Tape, batch: int) -> object:
-    """All that a tape says of a batch size."""
-
-    def number(leaf: Any) -> Any:
-        return leaf.at(batch) if isinstance(leaf, Sized) else leaf
-
-    steps = [(s.call, s.out, s.several, *_map((s.args, s.kwargs), number)) for s in tape.steps]
-    return steps, _map(tape.shapes, number)
+def record_once(
+    function: Callable[[Tensor], Any],
+    weights: Mapping[str, Tensor],
+    image_shape: Sequence[int],
+    dtype: torch.dtype,
+) -> tuple[Tape, int]:
+    """A tape for one batch size alone, a third of the work, and that size; else as ``record``."""
+    return _record(function, weights, (_BATCHES[0], *image_shape), dtype), _BATCHES[0]
 
 
 def _record(

@@ -15,7 +15,7 @@ from psvit_core import fused, native
 from psvit_core.runtime import Run, channels_last
 from psvit_core.sensitivity import replay
 from psvit_core.sensitivity.fold import fold
-from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError
+from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, unsupported
 from psvit_core.sensitivity.replay import Answer, Replay, Task
 from psvit_core.sensitivity.sweep import make_spec, prepare, sweep
 from psvit_core.tape import Made, Value, record
@@ -177,6 +177,9 @@ def _fires(x: Tensor, w: Tensor) -> Tensor:
 
 
 def test_what_has_no_operation_is_named(dtype: torch.dtype) -> None:
+    tape = record(lambda x: torch.sigmoid(x * 2), {}, (3,), dtype)
+    assert unsupported(tape.steps) == "sigmoid"
+    assert unsupported(tape.steps[:1]) is None
     with pytest.raises(UnsupportedError, match="sigmoid"):
         run_both(lambda x: torch.sigmoid(x), (3,), dtype)
     with pytest.raises(UnsupportedError, match="result"):

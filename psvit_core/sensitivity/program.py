@@ -9,7 +9,7 @@ neuron behind a convolution works on its output at once.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,20 @@ _LINEAR = {F.linear, torch._C._nn.linear}
 _BATCH_NORM = inspect.signature(F.batch_norm)
 _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode",
                    "return_indices")  # fmt: skip
+
+
+_BY_NAME = {"double", "sum", "mean", "matmul", "__matmul__", "batch_norm", "max_pool2d",
+            "boolean_dispatch", *_VIEWS, *_CALLS}  # fmt: skip
+_BY_CALL = {convolve, fused.lif, fused.integer_lif, bn_and_pad, *_CONVOLUTIONS, *_LINEAR}
+
+
+def unsupported(steps: Iterable[Step]) -> str | None:
+    """The first call that has no native operation."""
+    for step in steps:
+        name: str = getattr(step.call, "__name__", str(step.call))
+        if step.several is not None or (step.call not in _BY_CALL and name not in _BY_NAME):
+            return name
+    return None
 
 
 class UnsupportedError(Exception):
@@ -226,8 +240,6 @@ class _Writer:
             if i not in self._values:
                 self._enter(i)
         name = getattr(step.call, "__name__", "")
-        if step.several is not None:
-            raise UnsupportedError(name)
         if name in _VIEWS:
             self._view(step)
         elif name == "double":  # of counts: whole numbers that any type here holds

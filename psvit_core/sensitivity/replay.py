@@ -30,7 +30,7 @@ from psvit_core.sensitivity.lifetimes import (
     constant_steps,
     steps_towards,
 )
-from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError
+from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, unsupported
 from psvit_core.sensitivity.spread import Network, Spread
 from psvit_core.surgery import Silenced, silencing_edits
 from psvit_core.tape import Made, run_step
@@ -172,14 +172,18 @@ class Replay:
             run_step(tape.steps[position], self._constants, self._weights, 1, self._device)
         self._made_at = {i: p for p, step in enumerate(tape.steps) for i in step.outs()}
         self._plans = {g: Plans.of(self.network, s) for g, s in self.spreads.items()}
-        dtype = next(iter(self.weights.values())).dtype
+        weight = next(iter(self.weights.values()))
         wanted = {self.network.logits, *self.network.readers.values()}
-        self._programs = Programs(tape, wanted, dtype)
+        self._programs = Programs(tape, wanted, weight.dtype)
         size = [bytes_per_image_of(shape) for shape in tape.shapes]
         self._peaks = {
             id(part): part.peak(size) for p in self._plans.values() for part in (p.counts, p.steps)
         }
-        self.is_native = self.finish_early and native.available(next(iter(self.weights.values())))
+        varying = (step for p, step in enumerate(tape.steps) if p not in self._constant)
+        self.is_native = self.finish_early and native.available(weight)
+        if self.is_native and (name := unsupported(varying)):
+            log.info("torch runs the steps of cells: there is no native %s", name)
+            self.is_native = False
 
     def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
         """Logits and spike counts of the full model for a batch."""

@@ -10,8 +10,9 @@ full model's values.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from psvit_core import fused
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.records import ChannelGroup
 from psvit_core.sensitivity.fold import convolve, fold
-from psvit_core.tape import Rows, Step, Tape, TapeError, Weight, record
+from psvit_core.tape import Rows, Step, Tape, TapeError, Weight, record, record_once
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.layers import bn_and_pad
 
@@ -81,20 +82,21 @@ def record_network(model: SpikingModel, image_shape: tuple[int, ...]) -> Network
     """
     dtype = next(model.parameters()).dtype
     groups = model.channel_groups()
-    whole = _record(model.resized({g.group_id: g.n_units for g in groups}), image_shape, dtype)
+    whole = record(*_pass(model, {g.group_id: g.n_units for g in groups}), image_shape, dtype)
     halves = {g.group_id: _about_half(g) for g in groups}
-    half = _record(model.resized({**model.widths, **halves}), image_shape, dtype)
+    half, batch = record_once(*_pass(model, {**model.widths, **halves}), image_shape, dtype)
+    like_half = whole.at(batch)
     if len(whole.steps) != len(half.steps):
         raise TapeError("it takes other steps at other widths")
     rigid = set()
-    for position, (a, b) in enumerate(zip(whole.steps, half.steps, strict=True)):
+    for position, (a, b) in enumerate(zip(like_half.steps, half.steps, strict=True)):
         if (a.call, a.out) != (b.call, b.out):
             raise TapeError("it takes other steps at other widths")
         if _fixed(a) != _fixed(b):
             rigid.add(position)
     narrow = tuple(
         frozenset(axis for axis, (x, y) in enumerate(zip(s, h, strict=True)) if x != y)
-        for s, h in zip(whole.shapes, half.shapes, strict=True)
+        for s, h in zip(like_half.shapes, half.shapes, strict=True)
     )
     steps = tuple(_with_depthwise_rows(step) for step in whole.steps)
     tape, fixed = fold(dataclasses.replace(whole, steps=steps), frozenset(rigid))
@@ -116,16 +118,18 @@ def _about_half(group: ChannelGroup) -> int:
     return max(step, group.n_units // 2 // step * step)
 
 
-def _record(empty: SpikingModel, image_shape: tuple[int, ...], dtype: torch.dtype) -> Tape:
-    empty = empty.to(dtype).eval()
+def _pass(
+    model: SpikingModel, widths: Mapping[str, int]
+) -> tuple[Callable[[Tensor], Any], dict[str, Tensor]]:
+    """A model's forward pass at these widths, with its spike counts, and its tensors."""
+    empty = model.resized(widths).to(next(model.parameters()).dtype).eval()
 
     def run(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with count_spikes(empty, neurons=False) as count:
             logits = empty(x)
         return logits, {name: parts[0] for name, parts in count.reached.items()}
 
-    weights = {**dict(empty.named_parameters()), **dict(empty.named_buffers())}
-    return record(run, weights, image_shape, dtype)
+    return run, {**dict(empty.named_parameters()), **dict(empty.named_buffers())}
 
 
 def _fixed(step: Step) -> object:

@@ -128,12 +128,13 @@ class SpikingModel(nn.Module):
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """The model's channel groups with their present widths, in network order."""
-        return tuple(self._resolve(spec) for spec in self._specs)
+        modules = dict(self.named_modules())
+        return tuple(self._resolve(spec, modules) for spec in self._specs)
 
-    def _resolve(self, spec: GroupSpec) -> ChannelGroup:
+    def _resolve(self, spec: GroupSpec, modules: Mapping[str, nn.Module]) -> ChannelGroup:
         writers: list[tuple[str, int]] = []
         for name in spec.out:
-            module = self.get_submodule(name)
+            module = modules[name]
             tensors = (
                 BN_TENSORS
                 if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -143,13 +144,19 @@ class SpikingModel(nn.Module):
         return ChannelGroup(
             group_id=spec.group_id,
             kind=spec.kind,
-            n_units=self.get_parameter(f"{spec.out[0]}.weight").shape[0],
+            n_units=_width_of(modules[spec.out[0]]),
             heads=spec.heads,
             writers=tuple(writers),
             readers=tuple((f"{name}.weight", 1) for name in spec.into),
             block=spec.block,
             title=spec.title,
         )
+
+
+def _width_of(writer: nn.Module) -> int:
+    weight = writer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
 
 
 def _resolve_widths(specs: Sequence[GroupSpec], widths: Mapping[str, int]) -> dict[str, int]:
