@@ -181,8 +181,8 @@ class Replay:
         }
         varying = (step for p, step in enumerate(tape.steps) if p not in self._constant)
         self.is_native = self.finish_early and native.available(weight)
-        if self.is_native and (name := unsupported(varying)):
-            log.info("torch runs the steps of cells: there is no native %s", name)
+        if self.is_native and (call := unsupported(varying)):
+            log.info("torch runs the steps of cells: there is no native %s", call)
             self.is_native = False
 
     def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
