@@ -52,13 +52,13 @@ import sys
 sys.path.insert(0, {root!r})
 import streamlit as st
 from psvit_core.size import plan_size
-from ui import drafts, loaders, predict, state, words
+from ui import drafts, loaders, predict, state, words, sweep_views
 from ui.loaders import Choice
 
 def sliders():
     store = loaders.open_store()
-    summary = loaders.known_summary(Choice(model={path!r}, limit=None).describer(store))
-    view = next(v for v in loaders.sweeps(store, summary) if v.complete)
+    summary = Choice(model={path!r}, limit=None).describer(store).summary()
+    view = next(v for v in sweep_views.sweeps(store, summary) if v.complete)
     predictor = predict.predictor(view.table)
     draft = state.draft(store, summary)
     base, size = plan_size(summary, None), plan_size(summary, draft.plan)

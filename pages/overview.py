@@ -3,7 +3,7 @@
 import streamlit as st
 
 import ui
-from ui import loaders
+from ui import loaders, sweep_views
 from ui.fronts import AXES
 from ui.panels_overview import (
     axis_control,
@@ -16,7 +16,7 @@ from ui.panels_overview import (
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
-sweep = next((v for v in loaders.sweeps(store, summary) if v.complete), None)
+sweep = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
 view, predictor = loaders.overview(workspace, summary, sweep)
 conditions = sweep.conditions if sweep else None
 

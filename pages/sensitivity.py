@@ -4,7 +4,7 @@ import streamlit as st
 
 import ui
 from psvit_core.jobs import client
-from ui import loaders
+from ui import loaders, sweep_views
 from ui.panels_job import job_panel, live
 from ui.panels_measure import published_panel
 from ui.panels_sweep import (
@@ -25,7 +25,7 @@ with st.container():  # its place stays when the job ends, so that nothing below
         job_id = job.id
         live(lambda: job_panel(page.store, job_id, key="sweep-job", noun="Sweep"), active=running)
 
-views = [] if running else loaders.sweeps(page.store, page.summary)
+views = [] if running else sweep_views.sweeps(page.store, page.summary)
 if not running and not views:
     st.info(
         "No sweep of this model yet. Start one above: the whole map is there after the first "
@@ -40,7 +40,7 @@ def results() -> bool:
     """The map and the chosen group, as far as the sweep has come."""
     if job is not None and running:
         now = client.find_job(page.store, job.id)
-        view = loaders.running_view(page.store, page.summary, now)
+        view = sweep_views.running_view(page.store, page.summary, now)
     else:
         assert chosen is not None
         now, view = None, chosen

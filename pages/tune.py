@@ -4,7 +4,7 @@ import streamlit as st
 
 import ui
 from psvit_core.jobs import client
-from ui import loaders, state
+from ui import loaders, state, sweep_views
 from ui.equalizer import board
 from ui.panels_tune import equalizer_panel, prepared, table_panel, toolbar
 from ui.panels_tune_measure import (
@@ -19,7 +19,7 @@ from ui.panels_tune_measure import (
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
-sweeps = loaders.sweeps(store, summary)
+sweeps = sweep_views.sweeps(store, summary)
 view = next((v for v in sweeps if v.complete), sweeps[0] if sweeps else None)
 summary = view.summary if view else summary  # it has the ranking by the sweep's criterion
 sweep_job = loaders.sweep_job(workspace)
@@ -44,7 +44,7 @@ def tune() -> None:
     if ended or state.taken("tune-look") or (sweeping and not loaders.still_runs(store, sweep_job)):
         st.rerun()
     ui.show_message()
-    seen = loaders.sweep_view(store, view.key) if view and view.key and sweeping else view
+    seen = sweep_views.sweep_view(store, view.key) if view and view.key and sweeping else view
     ready = prepared(summary, seen)
     saving, as_columns = toolbar(store, summary, ready, key="tune")
     draft = state.draft(store, summary)

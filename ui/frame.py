@@ -35,7 +35,7 @@ def boot() -> Frame:
     dark = theme.is_dark()
     show_message()
     _stop_without_weights(choice)
-    summary = loaders.known_summary(choice.describer(store))
+    summary = choice.describer(store).summary()
     if summary is None:
         _wait_for_summary(store, choice)
         st.stop()

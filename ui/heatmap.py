@@ -22,7 +22,7 @@ _TICKS = {
     "kl": {0: "0 nats", 0.05: "0.05", 0.3: "0.3", 1: "≥ 1"},
 }
 _ROW, _SMALL_ROW, _MANY_ROWS = 24, 19, 24  # pixels a row; the small one from _MANY_ROWS on
-_LETTER = 6.3  # pixels, on average, of a label's 12 pixel type
+_LETTER = 5.4  # pixels, on average, of a label's 12 pixel type
 
 
 def sensitivity_heatmap(
@@ -85,8 +85,8 @@ def sensitivity_heatmap(
                 for colour, width in ((colours.heat[0], 5), (colours.text, 2))  # seen on any cell
             ]  # fmt: skip
     figure.update_layout(
-        **layout(colours), shapes=shapes, height=height + 94,
-        margin={"l": room, "r": 8, "t": 86, "b": 8}, hovermode="closest", hoverdistance=-1,
+        **layout(colours), shapes=shapes, height=height + 76,
+        margin={"l": room, "r": 8, "t": 68, "b": 8}, hovermode="closest", hoverdistance=-1,
         bargap=0, dragmode="pan",
     )  # fmt: skip
     return figure
@@ -145,7 +145,7 @@ def _heat_layer(
         colorscale=heat_scale(colours),
         colorbar={
             "orientation": "h", "thickness": 8, "len": 0.92, "x": 0.5, "xpad": 0, "ypad": 0,
-            "y": 1 + 52 / height, "yanchor": "bottom", "outlinewidth": 1,
+            "y": 1 + 34 / height, "yanchor": "bottom", "outlinewidth": 1,
             "outlinecolor": colours.grid, "ticklabelposition": "outside top",
             "tickvals": [heat_position(v, metric) for v in ticks], "ticktext": [*ticks.values()],
             "tickfont": {"size": 11, "color": colours.faint},
@@ -260,11 +260,13 @@ def _frame_axes(
     figure.update_xaxes(
         **axis, side="top", range=[-0.5, len(ratios) - 0.5], tickangle=0,
         tickvals=[*range(len(ratios))], ticktext=[f"{100 * ratio:g}" for ratio in ratios],
-        title={"text": "units removed, %", "standoff": 6,
-               "font": {"size": 12, "color": colours.faint}},
     )  # fmt: skip
     figure.update_yaxes(
         **axis, range=[len(groups) - 0.5, -0.5], tickvals=[*range(len(groups))], ticktext=labels,
+    )  # fmt: skip
+    figure.add_annotation(  # beside the ratios: a title above them would lie on the scale
+        text="removed, %", x=0, xref="x domain", xanchor="right", xshift=-8, y=1, yref="y domain",
+        yanchor="bottom", yshift=3, showarrow=False, font={"size": 12, "color": colours.faint},
     )  # fmt: skip
     return room + 14
 

@@ -11,7 +11,7 @@ from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary, PrunePlan
 from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
-from ui import compare, drafts, kept, links, loaders, plan_charts, state, words
+from ui import compare, drafts, kept, links, loaders, plan_charts, state, sweep_views, words
 from ui.compare import Entry
 from ui.kept import KeptPlan
 from ui.panels_job import job_panel, live
@@ -27,7 +27,7 @@ def entries_of(
 ) -> dict[str, Entry]:
     """The kept plans by id, then the current one if it is none of them; with what is known."""
     store, limit = workspace.store, workspace.subject.limit
-    view = next((v for v in loaders.sweeps(store, summary) if v.complete), None)
+    view = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
     measured = [past.measurement for past in measured_plans(workspace, summary)]
     predictor = prepared(view.summary, view).predictor if view else None
     if predictor:
@@ -147,9 +147,9 @@ def plans_table(
         compare.plan_rows(summary, [*entries.values()]), key=name, hide_index=True,
         on_select=take, selection_mode="multi-row", row_height=44, height="content",
         column_config={
-            "plan": st.column_config.TextColumn("Plan", pinned=True, width=180),
+            "plan": st.column_config.TextColumn("Plan", pinned=True, width=170),
             "ratios": st.column_config.BarChartColumn(
-                "Removed by channel group", y_min=0, y_max=100, width=200,
+                "Removed by channel group", y_min=0, y_max=100, width=180,
                 help="One bar a channel group in network order: its units removed, 0 to 100 %.",
             ),
             "megabytes": st.column_config.NumberColumn("MB", format="%.3f", width=70),
@@ -158,18 +158,18 @@ def plans_table(
                 help="Memory saved against the unpruned model.",
             ),
             "predicted": st.column_config.TextColumn(
-                "Predicted drop", width=160,
+                "Predicted drop", width=155,
                 help="From the sweep: the sum of the groups' own drops, calibrated by measured "
                 "plans.",
             ),
             "measured": st.column_config.TextColumn(
-                "Measured drop", width=175, help="Paired against the unpruned model, 95 % interval."
+                "Measured drop", width=160, help="Paired against the unpruned model, 95 % interval."
             ),
             "recovered": st.column_config.TextColumn(
-                "After recovery", width=165, help="Top-1 after recovery without training."
+                "After recovery", width=155, help="Top-1 after recovery without training."
             ),
             "tuned": st.column_config.TextColumn(
-                "After fine-tuning", width=165, help="Top-1 of the best epoch on validation images."
+                "After fine-tuning", width=155, help="Top-1 of the best epoch on validation images."
             ),
             "worst": st.column_config.TextColumn(
                 "Loses most", width=110, help="The class whose accuracy falls most."

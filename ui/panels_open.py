@@ -206,7 +206,7 @@ def _no_match(nearest: NearestModel, facts: str) -> None:
     )
     with st.expander("Tensors that do not fit", key="no-match-tensors"):
         st.code("\n".join(nearest.examples), language=None)
-        st.caption("Models of your own can be registered in Python: see 'custom models' in README.")
+        st.caption("A network of your own is registered in Python: see the README's section on it.")
 
 
 # ---- 2. what was found -----------------------------------------------------------------------

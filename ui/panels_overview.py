@@ -19,10 +19,10 @@ from psvit_core.workspace import Workspace
 from ui import charts, drafts, files, fronts, loaders, predict, state, words
 from ui.estimate import sweep_time
 from ui.fronts import AXES, Overview, Spot
-from ui.loaders import SweepView
 from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name
 from ui.panels_tune import set_draft
+from ui.sweep_views import SweepView
 
 SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)
 _PLAN = "overview-plan"  # the widget that names the chosen plan

@@ -15,7 +15,7 @@ from psvit_core.workspace import Workspace
 from ui import charts, drafts, loaders, state, tables, words
 from ui.estimate import sweep_time
 from ui.heatmap import cell_of, sensitivity_heatmap
-from ui.loaders import SweepView
+from ui.sweep_views import SweepView
 
 RATIO_CHOICES = {"Quick: 25, 50, 75 %": (0.25, 0.5, 0.75), "Full: 10 to 90 %": DEFAULT_RATIOS}
 MODE_CHOICES = {"exact": "All in every cell", "progressive": "More where it matters"}

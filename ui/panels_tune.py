@@ -17,7 +17,7 @@ from psvit_core.plans import default_criterion
 from psvit_core.records import Interval, Measurement, ModelSummary, SensitivityTable
 from psvit_core.size import plan_size
 from psvit_core.store import Store
-from ui import drafts, loaders, predict, state
+from ui import drafts, predict, state, sweep_views
 from ui.drafts import MAX_PERCENT, Draft
 from ui.equalizer import equalizer
 from ui.equalizer.columns import columns, locked_reason, looks, moving, size_terms
@@ -52,7 +52,7 @@ class Prepared:
         return self.predictor.table if self.predictor else None
 
 
-def prepared(summary: ModelSummary, view: loaders.SweepView | None) -> Prepared:
+def prepared(summary: ModelSummary, view: sweep_views.SweepView | None) -> Prepared:
     """The columns of a model with a sweep's heat as far as it has come."""
     stamp = (
         f"{summary.weights_hash[:12]}/{view.key if view else ''}/{len(view.rows) if view else 0}"
@@ -61,7 +61,7 @@ def prepared(summary: ModelSummary, view: loaders.SweepView | None) -> Prepared:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _prepared(stamp: str, _summary: ModelSummary, _view: loaders.SweepView | None) -> Prepared:
+def _prepared(stamp: str, _summary: ModelSummary, _view: sweep_views.SweepView | None) -> Prepared:
     table = _view.table if _view else None
     return Prepared(
         stamp=stamp,

@@ -15,7 +15,7 @@ from psvit_core.records import ChannelGroup, Interval, n_pruned
 from psvit_core.size import plan_size, plan_widths, size_at
 from psvit_core.store import Store
 from tests.ui.example import put_sweep, rows, summary
-from ui import drafts, loaders, panels_tune, panels_tune_measure, predict
+from ui import drafts, panels_tune, panels_tune_measure, predict, sweep_views
 from ui.equalizer import columns as board
 from ui.equalizer.edits import Ack, EditError, Step, apply_step, read_steps
 
@@ -189,7 +189,7 @@ def test_table_edits_become_steps() -> None:
 
 def test_table_shows_the_draft(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    view = loaders.SweepView(summary=MODEL, ratios=(), criterion="l2")
+    view = sweep_views.SweepView(summary=MODEL, ratios=(), criterion="l2")
     ready = panels_tune.prepared(MODEL, view)
     draft = apply_step(EMPTY, MODEL, Step(seq=1, gesture=1, percents={MLP: 40}, locks={MLP: True}))
     frame = panels_tune.table_rows(MODEL, draft, ready).set_index(["block", "group"])
@@ -206,7 +206,7 @@ def test_table_shows_the_draft(tmp_path: Path) -> None:
 def table_of(tmp_path: Path) -> Any:
     store = Store(tmp_path)
     spec = put_sweep(store, MODEL)
-    table = loaders._Reader(spec).view(store).table
+    table = sweep_views._Reader(spec).view(store).table
     assert table is not None
     return table
 

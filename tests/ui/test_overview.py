@@ -16,7 +16,7 @@ from psvit_core.demo import DemoStore, shipped_bundles
 from psvit_core.jobs.tasks import Subject
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
-from ui import charts, fronts, loaders
+from ui import charts, fronts, loaders, sweep_views
 from ui.fronts import AXES, MINE, Overview
 from ui.panels_overview import front_estimate, settings_of
 
@@ -35,7 +35,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Overvie
     workspace = Workspace(Subject(), store)
     summary = workspace.summary()
     assert summary is not None
-    view, _ = loaders.overview(workspace, summary, loaders.sweeps(store, summary)[0])
+    view, _ = loaders.overview(workspace, summary, sweep_views.sweeps(store, summary)[0])
     yield view
     shipped_bundles.cache_clear()
     loaders.open_store.clear()
@@ -162,10 +162,10 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
     page = open_page(server.url)
     plan = page.get_by_role("combobox", name="Plan")
     before = plan.input_value()
-    click_marker(page, "Optimal")
+    click_marker(page, "PSViT")
     expect(plan).not_to_have_value(before)
     chosen = plan.input_value()
-    assert chosen.startswith("Optimal, saves")
+    assert chosen.startswith("PSViT, saves")
     page.reload()
     settled(page)
     expect(page.get_by_role("combobox", name="Plan")).to_have_value(chosen)
