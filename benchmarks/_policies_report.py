@@ -163,7 +163,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def accuracy_tables(r: Results, savings: Sequence[float]) -> list[str]:
-    """Every policy at every saving with every recovery."""
+    """Every policy with every recovery, at these savings and where else it was recovered."""
     lines = []
     for model in r.models:
         lines += [f"### {model}", ""]
@@ -174,7 +174,8 @@ def accuracy_tables(r: Results, savings: Sequence[float]) -> list[str]:
                 f"`{spec}` test: saving", "policy (scope, planned)", "none", "paired drop, pp",
                 "bn", "lsq", "both",
             )  # fmt: skip
-            rows = [row for s in savings for p in POLICIES if (row := _row(r, model, s, p, spec))]
+            shown = [s for s in r.savings if s in savings or r.test(model, "optimal", s, "bn")]
+            rows = [row for s in shown for p in POLICIES if (row := _row(r, model, s, p, spec))]
             lines += table(head, rows)
     return lines
 
