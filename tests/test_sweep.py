@@ -60,7 +60,7 @@ def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
     run = Run(batch=3, precision="float64")  # an odd last batch
     ratios = RATIOS if len(model.channel_groups()) < 30 else RATIOS[1:]
-    table = sweep(model, data, ratios=ratios, run=run, store=Store(tmp_path))
+    table = sweep(model, data, ratios=ratios, criterion="l2", run=run, store=Store(tmp_path))
     summary = summarize(model, {"l2": rank(model, "l2")})
     labels = np.array(data.labels)
 
@@ -189,7 +189,7 @@ def test_a_network_that_cannot_be_written_down_is_run_in_full(
 def test_time_steps(T: int) -> None:
     model, data = tiny_model("sdt_v1", torch.float64), tiny_data("sdt_v1", 3)
     model.set_time_steps(T)
-    table = sweep(model, data, ratios=(0.5,), run=Run(precision="float64"))
+    table = sweep(model, data, ratios=(0.5,), criterion="l2", run=Run(precision="float64"))
     summary = summarize(model, {"l2": rank(model, "l2")})
     (x,) = data.batches(3, torch.float64)
     for row in table.rows[::2]:

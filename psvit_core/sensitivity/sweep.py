@@ -1,7 +1,8 @@
 """Running a sensitivity sweep: every group at every ratio, kept as it is measured.
 
-Images are run in batches; within a batch the full model is run once and every cell only where it
-differs from it (``replay``). So the whole table is there after the first batch and gets sharper.
+As many images as memory allows are run together: the full model once, and every cell only where it
+differs from it (``replay``). A cell is kept as soon as it has run. In progressive mode the whole
+table is there after the first look and gets sharper.
 """
 
 from __future__ import annotations
