@@ -18,7 +18,7 @@ with left:
     data_panel(page.workspace, page.summary, key="data-choice")
 with right:
     bytes_panel(page.summary, key="bytes", dark=page.dark)
-    st.header("Baseline on this machine", anchor=False)
+    st.header("Baseline", anchor=False)
     measure_panel(page.workspace, None, key="baseline")
     published_panel(page.workspace)
     terms_panel()

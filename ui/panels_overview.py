@@ -13,7 +13,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.records import Conditions, ModelSummary, PrunePlan
 from psvit_core.sensitivity.table import load_spec
-from psvit_core.size import plan_size
+from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from ui import charts, drafts, files, fronts, loaders, predict, state, words
@@ -21,7 +21,7 @@ from ui.estimate import sweep_time
 from ui.fronts import AXES, Overview, Spot
 from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name
-from ui.panels_tune import set_draft
+from ui.panels_tune import set_budget, set_draft
 from ui.sweep_views import SweepView
 
 SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)
@@ -224,7 +224,7 @@ def actions_panel(workspace: Workspace, view: Overview, spot: Spot, *, key: str)
             )  # fmt: skip
         if st.button(
             "Tune it", key=f"{key}-tune", icon=":material/equalizer:",
-            on_click=take_spot, args=(workspace.store, view, spot),
+            on_click=_tune, args=(workspace.store, view, spot),
             help="Take this plan to the equalizer and change it group by group.",
         ):  # fmt: skip
             state.go_to("Tune")
@@ -255,6 +255,11 @@ def _download_link(store: Store, job: Job) -> None:
 def _export(workspace: Workspace, view: Overview, spot: Spot) -> None:
     take_spot(workspace.store, view, spot)
     workspace.export(spot.plan, default_file_name(view.summary, spot.plan))
+
+
+def _tune(store: Store, view: Overview, spot: Spot) -> None:
+    take_spot(store, view, spot)
+    set_budget(view.summary, memory_saving(view.summary, spot.plan))
 
 
 def _measure(workspace: Workspace, plan: PrunePlan) -> None:

@@ -111,15 +111,14 @@ def toolbar(
 def _budget(summary: ModelSummary, key: str) -> float:
     """The memory to save, a fraction; asked for in percent saved or in MB left."""
     whole = plan_size(summary, None).bytes / 1e6
-    kept = f"budget/{summary.weights_hash}"
-    saving = float(state.chosen(kept, DEFAULT_SAVING))
+    saving = float(state.chosen(_budget_key(summary), DEFAULT_SAVING))
     in_mb = state.chosen(f"{key}-unit") == "MB"
     name = f"{key}-{'mb' if in_mb else 'percent'}/{summary.weights_hash[:8]}"
     state.choose(name, round(whole * (1 - saving), 3) if in_mb else round(100 * saving, 1))
 
     def take() -> None:
         value = float(state.chosen(name))
-        state.choose(kept, 1 - value / whole if in_mb else value / 100)
+        set_budget(summary, 1 - value / whole if in_mb else value / 100)
 
     if in_mb:
         st.number_input(
@@ -137,6 +136,15 @@ def _budget(summary: ModelSummary, key: str) -> float:
         key=f"{key}-unit", persist_state="session", label_visibility="collapsed",
     )  # fmt: skip
     return saving
+
+
+def set_budget(summary: ModelSummary, saving: float) -> None:
+    """Ask for this saving of memory from now on, a fraction within what can be asked for."""
+    state.choose(_budget_key(summary), min(max(saving, 0.005), 0.98))
+
+
+def _budget_key(summary: ModelSummary) -> str:
+    return f"budget/{summary.weights_hash}"
 
 
 def _policies(

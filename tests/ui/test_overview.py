@@ -175,6 +175,8 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
     saved = re.search(r"[\d.]+", chosen)
     assert saved is not None
     expect(page.get_by_text(re.compile(rf"Memory .*\u2212{saved.group()}")).first).to_be_attached()
+    expect(page.get_by_label("Budget", exact=True)).to_have_value(saved.group())
+    expect(page.get_by_text("budget met")).to_be_visible()
     expect(page.get_by_text(re.compile("the gap is"))).to_be_visible()  # it was measured
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("combobox", name="Plan")).to_have_value(chosen)
