@@ -1,4 +1,5 @@
 # make run | test | test-slow | lint | clean
+# Tests run in two processes: make test WORKERS=0 for one.
 # Arguments go through: make test ARGS="-k wilson", make run ARGS="--server.port 8600".
 # Another interpreter: make run PYTHON=python3.12 (for the first call, which creates .venv).
 
@@ -6,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
@@ -16,12 +18,12 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python scripts/ensure_chromium.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # Exit code 5 of pytest: no test is marked slow, or none matches ARGS.
 test-slow: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python scripts/ensure_chromium.sh
-	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile $(ARGS) || [ $$? -eq 5 ]
 
 lint: $(VENV)/installed-dev
 	$(BIN)/python -m ruff check .

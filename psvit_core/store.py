@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 T = TypeVar("T")
 
 #: Part of every result's key; raised when the engine's numbers change.
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 
 _CACHE_ENV = "PSVIT_CACHE"
 
