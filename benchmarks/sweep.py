@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -94,11 +94,13 @@ def row(part: str, model: str, what: str, value: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def timed(into: dict[str, float], name: str) -> Iterator[None]:
-    """Add the CPU seconds of the block."""
-    begin = time.process_time()
+def timed(
+    into: dict[str, float], name: str, clock: Callable[[], float] = time.process_time
+) -> Iterator[None]:
+    """Add the seconds of the block: CPU seconds, unless the clock is another."""
+    begin = clock()
     yield
-    into[name] = into.get(name, 0.0) + time.process_time() - begin
+    into[name] = into.get(name, 0.0) + clock() - begin
 
 
 # ---- the naive loop --------------------------------------------------------------------------
@@ -374,13 +376,13 @@ def profile(name: str, n_images: str) -> list[dict[str, Any]]:
         run_program(*rest, seconds=clock)
 
     def whole(self: replay.Replay, x: torch.Tensor) -> Any:
-        with timed(seconds, "the full model, for the answers without pruning"):
+        with timed(seconds, "the full model, for the answers without pruning", time.perf_counter):
             return whole_model(self, x)
 
     with (
         mock.patch.object(native, "run_program", watched),
         mock.patch.object(replay.Replay, "whole", whole),
-        timed(seconds, "all"),
+        timed(seconds, "all", time.perf_counter),
     ):
         sweep(model, data)
     everything = seconds.pop("all")
