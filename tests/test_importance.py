@@ -454,7 +454,9 @@ def test_a_sweep_without_a_criterion_takes_the_best_that_the_data_allows(tmp_pat
     with pytest.raises(DataError, match="holds one split"):
         run_sweep(Engine(subject, store), SweepSettings(criterion="taylor"), started)
     model, made = family("sdt_v1")
-    assert sweep(model, made.take([0]), ratios=[0.5]).criterion == "l2_group"
+    one = made.take([0])
+    assert sweep(model, one, ratios=[0.5]).criterion == "l2_group"
+    assert sweep(model, one, ratios=[0.5], calib=made).criterion == "reconstruction"
 
 
 def test_a_table_names_its_seed() -> None:

@@ -17,7 +17,6 @@ from psvit_core.importance.l2_group import L2Group
 from psvit_core.importance.random import Random
 from psvit_core.importance.reconstruction import Reconstruction
 from psvit_core.importance.taylor import Taylor
-from psvit_core.plans import default_criterion
 from psvit_core.runtime import Run
 from psvit_core.store import ENGINE_VERSION, Store, digest
 from psvit_core.zoo.base import SpikingModel
@@ -45,8 +44,6 @@ _ALL: tuple[Criterion, ...] = (
 CRITERIA: dict[str, Criterion] = {c.name: c for c in _ALL}
 #: Criteria that need no images.
 WEIGHT_CRITERIA = tuple(c.name for c in _ALL if not c.needs_images)
-#: Of these; where there are calibration images, see ``plans.DEFAULT_CRITERIA``.
-DEFAULT_CRITERION = default_criterion(WEIGHT_CRITERIA)
 
 
 def criterion(name: str) -> Criterion:
@@ -153,7 +150,6 @@ def _key(model: SpikingModel, name: str, calib: EvalSet | None, run: Run) -> str
 
 __all__ = [
     "CRITERIA",
-    "DEFAULT_CRITERION",
     "WEIGHT_CRITERIA",
     "Criterion",
     "all_scores",

@@ -32,9 +32,10 @@ from psvit_core.evaluate import (
     visiting_order,
 )
 from psvit_core.groups import axis_groups, summarize
-from psvit_core.importance import CRITERIA, DEFAULT_CRITERION, rank
+from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, rank
 from psvit_core.metrics.spikes import fan_out
 from psvit_core.outcomes import Array
+from psvit_core.plans import default_criterion
 from psvit_core.records import PrunePlan, SensitivityTable
 from psvit_core.runtime import Run, channels_last, free_memory
 from psvit_core.sensitivity.board import Baseline, Board, cells_lock
@@ -83,7 +84,7 @@ def make_spec(
     data: EvalSet,
     *,
     ratios: Sequence[float] = DEFAULT_RATIOS,
-    criterion: str = DEFAULT_CRITERION,
+    criterion: str | None = None,
     run: Run | None = None,
     calib: EvalSet | None = None,
     seed: int = 0,
@@ -95,6 +96,7 @@ def make_spec(
     refuse_test(data)
     if mode not in MODES:
         raise UnknownNameError("sweep mode", mode, MODES)
+    criterion = criterion or default_criterion(CRITERIA if calib else WEIGHT_CRITERIA)
     ranking = rank(model, criterion, calib=calib, run=run, seed=seed, store=store, tick=tick)
     by_images = CRITERIA[criterion].needs_images
     order = visiting_order(data, None)
@@ -115,7 +117,7 @@ def sweep(
     data: EvalSet,
     *,
     ratios: Sequence[float] = DEFAULT_RATIOS,
-    criterion: str = DEFAULT_CRITERION,
+    criterion: str | None = None,
     run: Run | None = None,
     calib: EvalSet | None = None,
     seed: int = 0,
@@ -134,7 +136,8 @@ def sweep(
         model: The model, in evaluation mode.
         data: Images to measure on; not the test split.
         ratios: Prune ratios (fraction removed), each in [0, 1).
-        criterion: Importance criterion that ranks the units.
+        criterion: Importance criterion that ranks the units; the best that needs no images when
+            None, with ``calib`` the best of all (``plans.DEFAULT_CRITERIA``).
         run: Device, batch, precision; the defaults when None.
         calib: Images for criteria that need some, e.g. ``load_data(spec, split="calib")``.
         seed: For the criterion ``random``; named in the table.
