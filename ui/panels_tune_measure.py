@@ -125,17 +125,15 @@ def measure_panel(
         job_panel(workspace.store, job.id, key=f"{key}-job", noun="Measuring")
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        st.button(
+        # No callback: it would take the plan of the run before, and a key may have been pressed.
+        if st.button(
             "Measure", key=f"{key}-start", type="primary", icon=":material/straighten:",
-            on_click=_measure, args=(workspace, draft.plan),
             help="Prunes a copy and runs it on the images, in the background.",
-        )  # fmt: skip
+        ):  # fmt: skip
+            workspace.measure(draft.plan)
+            state.choose("tune-look", True)
+            st.rerun()
         st.markdown(f"Not measured yet on {words.images(workspace.subject.limit)}.")
-
-
-def _measure(workspace: Workspace, plan: PrunePlan) -> None:
-    workspace.measure(plan)
-    state.choose("tune-look", True)
 
 
 def gap_line(predicted: Interval | None, measured: Interval) -> str:

@@ -137,7 +137,7 @@ def violations(page: Page) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", [THEMES[0], pytest.param(THEMES[1], marks=pytest.mark.slow)])
 def test_pages_with_content(server: Server, open_page: OpenPage, theme: str) -> None:
     page = open_page(server.url, color_scheme=theme)
     found = {}

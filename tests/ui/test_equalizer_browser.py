@@ -65,7 +65,11 @@ def percents(page: Page) -> dict[str, int]:
 
 def place(column: Locator, percent: float) -> tuple[float, float]:
     """Where a percentage is in a column, in pixels of the page."""
-    box = column.locator(".well").bounding_box()
+    # Streamlit may just be putting the component in again: then there is no box for a moment.
+    for _ in range(100):
+        if box := column.locator(".well").bounding_box():
+            break
+        column.page.wait_for_timeout(50)
     assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] * (1 - percent / 100)
 

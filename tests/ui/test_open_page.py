@@ -109,6 +109,8 @@ def test_images(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
         np.savez(file, images=np.zeros((20, 28, 28), np.uint8), labels=labels)
         place.fill(str(file))
         place.press("Enter")
+        expect(check).to_be_enabled()
+        settled(page)
         check.click()
         if message:
             expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible(timeout=20_000)

@@ -213,6 +213,7 @@ def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenP
     expect(page.get_by_text("Latency: not measured yet")).to_be_visible()
     expect(page.get_by_role("combobox", name="Plan")).to_be_visible()
     page.get_by_text(re.compile(r"All \d+ plans as a table")).click()
+    settled(page)
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download CSV").click()
     head = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()[0]
