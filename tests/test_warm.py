@@ -80,5 +80,6 @@ def test_its_way_imports_no_slow_package(tmp_path: Path) -> None:
         timeout=120, check=True,
     )  # fmt: skip
     told, slow = json.loads(done.stdout.splitlines()[-1])
-    assert told == ["sdt_v1_digits loaded", "20 images loaded", "native kernels"]
+    assert told == ["sdt_v1_digits loaded", "20 images loaded", "native kernels",
+                    "model described", "20 images run"]  # fmt: skip
     assert slow == []

@@ -300,6 +300,14 @@ def warm_up(engine: Engine) -> Iterator[str]:
     from psvit_core import fused
 
     yield f"{fused.kernels()} kernels"  # compiles them if this machine has not yet
+    _ = engine.description  # imports what torch imports late
+    yield "model described"
+    from psvit_core.evaluate import place, predict
+
+    # torch's own kernels are chosen for a batch of this size.
+    few = engine.data.take(range(min(engine.run.batch, len(engine.data))))
+    predict(place(engine.model, engine.run), few, engine.run)
+    yield f"{len(few)} images run"
 
 
 def run_sweep(
