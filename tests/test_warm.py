@@ -81,5 +81,5 @@ def test_its_way_imports_no_slow_package(tmp_path: Path) -> None:
     )  # fmt: skip
     told, slow = json.loads(done.stdout.splitlines()[-1])
     assert told == ["sdt_v1_digits loaded", "20 images loaded", "native kernels",
-                    "model described", "20 images run"]  # fmt: skip
+                    "model described", "baseline on 20 images"]  # fmt: skip
     assert slow == []

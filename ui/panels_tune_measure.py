@@ -131,7 +131,6 @@ def measure_panel(
             help="Prunes a copy and runs it on the images, in the background.",
         ):  # fmt: skip
             workspace.measure(draft.plan)
-            state.choose("tune-look", True)
             st.rerun()
         st.markdown(f"Not measured yet on {words.images(workspace.subject.limit)}.")
 

@@ -293,6 +293,9 @@ def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool
     return None
 
 
+_WARM_BASELINE = 1000  # images that the unpruned model runs before anybody asks
+
+
 def warm_up(engine: Engine) -> Iterator[str]:
     """Get ready for jobs on an engine, step by step; yields what was done."""
     yield f"{engine.model.name} loaded"
@@ -302,11 +305,14 @@ def warm_up(engine: Engine) -> Iterator[str]:
     yield f"{fused.kernels()} kernels"  # compiles them if this machine has not yet
     _ = engine.description  # imports what torch imports late
     yield "model described"
-    from psvit_core.evaluate import place, predict
+    from psvit_core.evaluate import Baseline, place, predict
 
-    # torch's own kernels are chosen for a batch of this size.
-    few = engine.data.take(range(min(engine.run.batch, len(engine.data))))
-    predict(place(engine.model, engine.run), few, engine.run)
+    if len(engine.data) <= _WARM_BASELINE:  # what every plan is compared with
+        Baseline(place(engine.model, engine.run), engine.data, engine.run, engine.store)
+        yield f"baseline on {len(engine.data)} images"
+        return
+    few = engine.data.take(range(engine.run.batch))
+    predict(place(engine.model, engine.run), few, engine.run)  # torch chooses its kernels
     yield f"{len(few)} images run"
 
 
