@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -150,6 +151,8 @@ def main() -> None:
         }  # fmt: skip
         with served(ROOT / "app.py", f"{folder}/demo") as url:
             rows += pages(browser, url, 1 if chosen.quick else LOADS)
+        with served(ROOT / "app.py", f"{folder}/warm", warm=True) as url:
+            rows.append(first_estimates(browser, url, Path(folder) / "warm"))
         browser.close()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     report("ui", [{name: row.get(name, "") for name in columns} for row in rows], about, chosen)
@@ -214,7 +217,7 @@ def grown(model: ModelSummary, n: int) -> ModelSummary:
 
 
 @contextmanager
-def served(script: Path, cache: str) -> Iterator[str]:
+def served(script: Path, cache: str, *, warm: bool = False) -> Iterator[str]:
     """A server of a script over a store; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -223,7 +226,7 @@ def served(script: Path, cache: str) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, "--server.port", str(port)],
         cwd=ROOT,
-        env={**os.environ, "PSVIT_CACHE": cache, "PSVIT_WARM": "0"},
+        env={**os.environ, "PSVIT_CACHE": cache, "PSVIT_WARM": str(int(warm))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -371,6 +374,31 @@ def pages(browser: Browser, url: str, rounds: int) -> list[dict[str, Any]]:
         }
         for title, times in found.items()
     ]  # fmt: skip
+
+
+def first_estimates(browser: Browser, url: str, cache: Path) -> dict[str, Any]:
+    """From pressing Measure to the first estimate and to the result, on the demo; two plans."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"{url}/tune")
+    idle(page)
+    log, deadline = cache / "logs" / "worker-cpu.log", time.monotonic() + 60
+    while not (log.exists() and "warm: baseline" in log.read_text(encoding="utf-8")):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the worker does not get warm")
+        time.sleep(0.1)
+    first, last = [], []
+    for column in (6, 9):
+        page.get_by_role("slider").nth(column).press("PageUp")
+        time.sleep(1)
+        idle(page)
+        page.get_by_role("button", name="Measure", exact=True).click()
+        begin = time.monotonic()
+        for text, into in (("So far|the gap is", first), ("the gap is", last)):
+            page.get_by_text(re.compile(text)).first.wait_for(timeout=60_000)
+            into.append(round(1000 * (time.monotonic() - begin)))
+    page.close()
+    return {"page": "Tune, demo: Measure", "groups": 16, "first estimate (ms)": max(first),
+            "result (ms)": max(last)}  # fmt: skip
 
 
 def drags(page: Page, kind: Equalizer, count: int) -> tuple[list[int], list[float], list[float]]:
