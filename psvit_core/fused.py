@@ -50,7 +50,7 @@ def use_compiled(on: bool = True) -> bool:
 
 def kernels() -> str:
     """Which kernels inference uses in this process now: ``native`` or ``plain``."""
-    return "native" if _native(torch.empty(0)) else "plain"
+    return "native" if runs_natively(torch.empty(0)) else "plain"
 
 
 @contextmanager
@@ -65,7 +65,8 @@ def plain_kernels() -> Iterator[None]:
         _compiled, _plain = before
 
 
-def _native(x: Tensor) -> bool:
+def runs_natively(x: Tensor) -> bool:
+    """Whether neurons of such a tensor run in native loops whose bits have been checked."""
     return not _plain and native.available(x) and _native_agrees()
 
 
@@ -125,7 +126,7 @@ def lif(x: Tensor, v_threshold: float) -> Tensor:
         return _by_spikingjelly(x, v_threshold)
     order = _memory_order(x)
     dense = x.permute(order)
-    if _native(x):
+    if runs_natively(x):
         flat = _steps(dense)
         spikes = native.lif(flat, v_threshold).view(dense.shape)
     else:
@@ -137,7 +138,7 @@ def integer_lif(x: Tensor, levels: int, norm: int) -> Tensor:
     """``round(clamp(x, 0, levels)) / norm`` without gradient, shaped like ``x``."""
     if has_torch_function_unary(x):  # a step of its own on a tape
         return handle_torch_function(integer_lif, (x,), x, levels, norm)
-    if _native(x) and _is_dense(x):
+    if runs_natively(x) and _is_dense(x):
         return native.integer_lif(x, levels, norm)
     return _integer_lif(x, levels, norm)
 

@@ -15,7 +15,7 @@ from psvit_core import fused, native
 from psvit_core.runtime import Run, channels_last
 from psvit_core.sensitivity import replay
 from psvit_core.sensitivity.fold import fold
-from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, unsupported
+from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, agrees, unsupported
 from psvit_core.sensitivity.replay import Answer, Replay, Task
 from psvit_core.sensitivity.sweep import make_spec, prepare, sweep
 from psvit_core.tape import Made, Value, record
@@ -242,6 +242,26 @@ def test_bits_do_not_depend_on_how_images_are_taken_together(two_threads: None) 
         other = answers("sdt_v3", torch.float32, is_native=True, per_run=per_run)
         for key, answer in one.items():
             np.testing.assert_array_equal(other[key].logits, answer.logits)
+
+
+def test_wrong_programs_are_noticed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    assert agrees(dtype)
+    run = Programs.run
+
+    def wrong(self: Programs, *rest: Any) -> dict[int, Tensor]:
+        return {i: value + 1 for i, value in run(self, *rest).items()}
+
+    monkeypatch.setattr(Programs, "run", wrong)
+    agrees.cache_clear()
+    try:
+        assert not agrees(dtype)
+        with torch.no_grad():
+            model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 3)
+            cells, _ = prepare(make_spec(model, data, ratios=RATIOS), model, data, Run())
+        assert isinstance(cells, Replay)
+        assert not cells.is_native
+    finally:
+        agrees.cache_clear()
 
 
 def test_torch_runs_what_has_no_operation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,13 @@ def images_of(runs: list[tuple[str, tuple[int, ...], int]]) -> int:
     # 69 groups by the naive loop take their time.
     [pytest.param(n, marks=pytest.mark.slow) if n.startswith("sdt_v2") else n for n in NAMES],
 )
-def test_equal_to_the_naive_loop(name: str, tmp_path: Path) -> None:
+def test_equal_to_the_naive_loop(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psvit_core.sensitivity.sweep._BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(replay, "_MOST_PER_RUN", 2)  # images that a program takes at a time
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
-    run = Run(batch=3, precision="float64")  # an odd last batch
+    run = Run(batch=3, precision="float64")  # odd last batches, odd last runs
     ratios = RATIOS if len(model.channel_groups()) < 30 else RATIOS[1:]
     table = sweep(model, data, ratios=ratios, criterion="l2", run=run, store=Store(tmp_path))
     summary = summarize(model, {"l2": rank(model, "l2")})

@@ -8,7 +8,9 @@ neuron behind a convolution works on its output at once.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +23,11 @@ from torch.nn import functional as F
 from psvit_core import fused, native
 from psvit_core.native import ops
 from psvit_core.native.ops import slowest_first
-from psvit_core.sensitivity.fold import convolve
-from psvit_core.tape import Step, Tape, Value, Weight, run_step
+from psvit_core.sensitivity.fold import convolve, fold
+from psvit_core.tape import Step, Tape, Value, Weight, record, run_step
 from psvit_core.zoo.layers import bn_and_pad
+
+log = logging.getLogger(__name__)
 
 _META = torch.device("meta")
 _ALIGNED = 16  # elements: 64 bytes
@@ -52,6 +56,36 @@ def unsupported(steps: Iterable[Step]) -> str | None:
         if step.several is not None or (step.call not in _BY_CALL and name not in _BY_NAME):
             return name
     return None
+
+
+@functools.cache
+def agrees(dtype: torch.dtype) -> bool:
+    """Once a process: compare a program with torch, bit for bit.
+
+    A convolution with the neuron behind it, counted; with whole numbers as weights no order of
+    summation rounds.
+    """
+    x = (torch.arange(5 * 80 * 6) % 3 == 0).to(dtype).view(5, 80, 2, 3)
+    weights: dict[Any, Any] = {"w": (torch.arange(24 * 20) % 7 - 3).to(dtype).view(24, 20, 1, 1)}
+    empty = weights["w"].to(_META)
+    tape = record(lambda images: _spikes_of(images, empty), {"w": empty}, x.shape[1:], dtype)
+    tape, _ = fold(tape, frozenset())
+    weights |= {made: made.of(weights) for step in tape.steps for made in step.made()}
+    last = tape.result.index
+    programs = Programs(tape, {last}, dtype)
+    entries = {0: Entry(x, 0, len(x), None)}
+    found = programs.run(range(len(tape.steps)), entries, {}, weights, torch.arange(len(x)), 2)
+    if torch.equal(found[last], _spikes_of(x, weights["w"])):
+        return True
+    log.warning("native programs are off: their bits differ from those of torch")
+    return False
+
+
+def _spikes_of(images: Tensor, weight: Tensor) -> Tensor:
+    """Spikes by image and channel of a layer on 4 time steps that lie behind each other."""
+    steps = images.unflatten(1, (4, -1)).transpose(0, 1)
+    current = F.conv2d(steps.flatten(0, 1), weight, None, (1, 1), (0, 0), (1, 1), 1)
+    return fused.lif(current.unflatten(0, steps.shape[:2]), 1.0).sum((0, 3, 4))
 
 
 class UnsupportedError(Exception):

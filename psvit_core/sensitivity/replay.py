@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psvit_core import native
+from psvit_core import fused
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import Array
 from psvit_core.records import ChannelGroup, PrunePlan
@@ -30,7 +30,7 @@ from psvit_core.sensitivity.lifetimes import (
     constant_steps,
     steps_towards,
 )
-from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, unsupported
+from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, agrees, unsupported
 from psvit_core.sensitivity.spread import Network, Spread
 from psvit_core.surgery import Silenced, silencing_edits
 from psvit_core.tape import Made, run_step
@@ -180,10 +180,11 @@ class Replay:
             id(part): part.peak(size) for p in self._plans.values() for part in (p.counts, p.steps)
         }
         varying = (step for p, step in enumerate(tape.steps) if p not in self._constant)
-        self.is_native = self.finish_early and native.available(weight)
+        self.is_native = self.finish_early and fused.runs_natively(weight)
         if self.is_native and (call := unsupported(varying)):
             log.info("torch runs the steps of cells: there is no native %s", call)
             self.is_native = False
+        self.is_native = self.is_native and agrees(weight.dtype)
 
     def whole(self, x: Tensor) -> tuple[Array, dict[str, Array]]:
         """Logits and spike counts of the full model for a batch."""
