@@ -1,4 +1,7 @@
-"""The cells of a benchmark that resumes: one JSON file, written as each cell is done."""
+"""The cells of a benchmark that resumes: one JSON file, written as each cell is done.
+
+Several processes may fill one file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from psvit_core.files import write_text
 from psvit_core.outcomes import Array
@@ -20,7 +24,7 @@ Cell = dict[str, Any]
 
 PUBLISHED = ("psvit", "prime")
 #: How a plan was made; with a number: ``optimal`` with so many measured plans in place of 20.
-HOWS = ("predicted", "measured", "measured 80", "measured 120")
+HOWS = ("predicted", "measured", "measured 80")
 
 
 class Cells:
@@ -58,8 +62,12 @@ class Cells:
         """The cell of these settings, measured and written if it is not there."""
         key = _key(settings)
         if key not in self.cells:
-            self.cells[key] = measure()
-            self.write()
+            cell = measure()
+            with FileLock(f"{self.path}.lock"):
+                if self.path.exists():  # what other processes have written in the meantime
+                    self.cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
+                self.cells.setdefault(key, cell)
+                self.write()
             print(f"{time.strftime('%X')} {key}", file=sys.stderr, flush=True)
         return self.cells[key]
 

@@ -24,7 +24,7 @@ from psvit_core.metrics.profile import latencies_in_turns
 from psvit_core.outcomes import Array, Outcome
 from psvit_core.planners import DEFAULT_BUDGET, make_plan
 from psvit_core.planners._base import Problem, Target, smallest_uniform
-from psvit_core.plans import plan_from_ratios, reached_ratios
+from psvit_core.plans import DEFAULT_CRITERIA, plan_from_ratios, reached_ratios
 from psvit_core.records import FinetuneSettings, Measurement, PrunePlan, SensitivityTable
 from psvit_core.recover import recover
 from psvit_core.runtime import channels_last
@@ -35,10 +35,10 @@ from psvit_core.store import Store, digest
 from psvit_core.surgery import apply_plan
 from psvit_core.zoo.base import SpikingModel
 
-CRITERION = "l2"  # of all policies
+CRITERION = DEFAULT_CRITERIA[0]  # of all policies
 SCOPES = ("inner", "all")
 RANKED = (0.224, 0.4, 0.55)  # criteria
-BUDGETS = {"measured 80": 80, "measured 120": 120}  # of optimal
+BUDGETS = {"measured 80": 80}  # of optimal
 N_PLANNING = 250  # val images that plans are measured on while planning
 
 
@@ -74,7 +74,7 @@ class Bench:
         """The sweep of all groups on the val split, from the store where it is there."""
         return sweep(
             self.model, self.val, criterion=CRITERION, ratios=self.ratios, run=self.run,
-            store=self.store,
+            calib=self.engine.calib(256, 0), store=self.store,
         )  # fmt: skip
 
     # ---- measuring -------------------------------------------------------------------------------

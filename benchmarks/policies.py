@@ -1,12 +1,14 @@
 """Planners, criteria, recoveries and fine-tuning beside each other on the two demo models.
 
-    python benchmarks/policies.py [--quick] [--json] [--cache DIR] [--out FILE] [--report]
+    python benchmarks/policies.py [--quick] [--json] [--cache DIR] [--out FILE]
+                                   [--model NAME] [--report]
 
 One engine version and one result file. Every cell is kept under its settings as soon as it is
 measured, so a stopped run goes on where it stopped; sweeps and trainings resume from the store in
 ``--cache``. Plans are made and chosen on the val split only; the test split (and its distorted
 copy) is looked at once for every final model. ``--report`` measures nothing: it writes
-``docs/results.md`` and its plots from the result file.
+``docs/results.md`` and its plots from the result file. Two processes with a ``--model`` each may
+fill one file.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from benchmarks._cells import PUBLISHED, Cells, unpack
 from benchmarks._policies_bench import N_PLANNING, SCOPES, Bench
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import (
+    EPOCHS,
     LOSS,
     RECOVERIES,
     SEEDS,
@@ -44,16 +47,17 @@ from psvit_core.store import Store
 
 MODELS = ("e_spikeformer_digits", "sdt_v1_digits")
 SAVINGS = (0.224, 0.2668, 0.4, 0.55, 0.7)
-SCAN = (0.15, 0.3, 0.35, 0.45, 0.5, 0.6, 0.65)  # looked at as far as the loss of 3 pp needs it
 FAR = (0.8, 0.85, 0.9)  # where plans lose much also after a recovery; predicted plans only
+TRIED = (*PUBLISHED, "optimal")
+CLOSE = 0.01  # what the bisection for the loss of 3 pp ends at
 QUICK_IMAGES, QUICK_RATIOS = 40, (0.3, 0.6)
 
 
-def crossing(cells: Cells, model: str, recovery: str = "none") -> tuple[float, float] | None:
+def crossing(cells: Cells, model: str, savings: Iterable[float]) -> tuple[float, float] | None:
     """The neighbouring savings between which the better published policy comes to lose 3 pp."""
     below = 0.0
-    for saving in sorted({*SAVINGS, *SCAN}):
-        drop = published_drop(cells, model, saving, recovery)
+    for saving in sorted(savings):
+        drop = published_drop(cells, model, saving)
         if drop is not None and drop >= LOSS:
             return below, saving
         if drop is not None:
@@ -61,13 +65,13 @@ def crossing(cells: Cells, model: str, recovery: str = "none") -> tuple[float, f
     return None
 
 
-def published_drop(cells: Cells, model: str, saving: float, recovery: str) -> float | None:
-    """Test drop (pp) of the better of psvit and prime, seed 0; None where neither is tested."""
+def published_drop(cells: Cells, model: str, saving: float) -> float | None:
+    """Test drop (pp) of the better of psvit and prime; None where neither is tested."""
     base = cells.get("baseline", model)
     found = []
     for policy in PUBLISHED:
         plan = cells.best_plan(model, policy, saving)
-        cell = plan and cells.get("test", model, plan["id"], recovery, 0)
+        cell = plan and cells.get("test", model, plan["id"], "none", 0)
         if cell and base:
             n = base["n"]
             lost = unpack(base["digits right"], n).mean() - unpack(cell["digits right"], n).mean()
@@ -75,117 +79,62 @@ def published_drop(cells: Cells, model: str, saving: float, recovery: str) -> fl
     return min(found, default=None)
 
 
-def full_run(benches: list[Bench], cells: Cells) -> None:
-    """Everything, the most wanted first; what decides which plan is tested, before its tests."""
-    for b in benches:
-        cells.make(["baseline", b.name], b.baseline_cell)
-        plans(b, POLICIES, SAVINGS, ("predicted",))
-        plans(b, ("optimal",), SAVINGS, ("measured",), ("all",))
-        for saving in SAVINGS:
-            b.test_plans(POLICIES, saving, 0, ("none",))
-    for b in benches:
-        headlines(b, ("predicted",), SCOPES)
-        for saving in sorted({*SAVINGS, *SCAN}):  # all policies without measuring
-            b.test_plans(POLICIES, saving, 0, ("none",), ("predicted",))
-    slow, fast = benches  # most of the time goes into plans that are measured on the way
-    plans(fast, PUBLISHED, SAVINGS, ("measured",), ("inner",))
-    for b in benches:
-        plans(b, ("optimal",), (0.7,), ("measured 80",), ("all",))
-    recovered([fast], POLICIES, SAVINGS, SEEDS)
-    recovered([slow], ("uniform", "optimal"), SAVINGS, SEEDS)
-    for b in benches:
-        for name in CRITERIA:
-            b.criterion_cells(name)
-        for saving in SAVINGS:
-            b.unstructured_cell(saving)
-    plans(slow, ("prime",), (0.55, 0.7), ("measured",), ("inner",))
-    plans(fast, ("optimal",), (0.7,), ("measured 120",), ("all",))  # about as many as prime
-    recovered(benches, POLICIES, SAVINGS, SEEDS)
-    for b in benches:
-        plans(b, (*PUBLISHED, "optimal"), FAR, ("predicted",))
-    recovered(benches, (*PUBLISHED, "optimal"), FAR, SEEDS[:1])
-    plans(slow, ("prime",), (0.6,), ("measured",), ("inner",))
-    plans(slow, ("optimal",), (0.6,), ("measured 120",), ("all",))
-    slow.test_plans(("prime", "optimal"), 0.6, 0, ("none",))
-    tune(slow, 1.0)
-    tune(fast, 1.0)
-    tune(slow, 5.0)
-    recovered([slow], (*PUBLISHED, "optimal"), (0.6,), SEEDS)
-    recovered(benches, (*PUBLISHED, "optimal"), FAR[:2], SEEDS)
-    tune(fast, 5.0)
-    plans(slow, ("prime",), (0.4,), ("measured",), ("inner",))
-    plans(slow, ("psvit",), (0.55, 0.7, 0.4), ("measured",), ("inner",))
-    headlines(fast, ("measured",), ("inner",))
-    headlines(slow, ("measured",), ("inner",), ("prime",))
-    plans(slow, PUBLISHED, SAVINGS, ("measured",), ("inner",))
-    recovered(benches, POLICIES, SAVINGS, SEEDS)
-    for b in benches:
-        headlines(b, ("measured",), SCOPES)
-        plans(b, PUBLISHED, SAVINGS, ("measured",))
-    recovered(benches, POLICIES, SAVINGS, SEEDS)
+def full_run(b: Bench) -> None:
+    """Everything of one model; what decides which plan is tested, before its tests."""
+    b.cells.make(["baseline", b.name], b.baseline_cell)
+    for saving in SAVINGS:
+        every_plan(b, saving)
+    for saving in FAR:
+        plans(b, TRIED, saving, ("predicted",))
+        b.test_plans(TRIED, saving, 0, ("none",))
+    places = headlines(b)
+    for name in CRITERIA:
+        b.criterion_cells(name)
+    for seed in SEEDS:
+        for saving in (*SAVINGS, *FAR, *places):
+            names = POLICIES if saving in SAVINGS else TRIED
+            b.test_plans(names, saving, seed, RECOVERIES[min(seed, 1) :])
+    for saving in SAVINGS:
+        b.unstructured_cell(saving)
+    for epochs in EPOCHS:
+        for saving in reversed(TUNED):
+            for policy in ("uniform", "optimal"):
+                b.tuned_cell(policy, saving, epochs)
 
 
-def recovered(
-    benches: list[Bench],
-    policies: Iterable[str],
-    savings: Iterable[float],
-    seeds: Iterable[int],
-) -> None:
-    """Test the chosen plans of these policies after every recovery, seed by seed."""
-    names, savings = tuple(policies), tuple(savings)
-    for seed in seeds:
-        for saving in savings:
-            for b in benches:
-                b.test_plans(names, saving, seed, RECOVERIES[min(seed, 1) :])
+def every_plan(b: Bench, saving: float) -> None:
+    """Every policy's plans at a saving, predicted and measured, and their tests."""
+    plans(b, POLICIES, saving, ("predicted",))
+    plans(b, PUBLISHED, saving, ("measured",))
+    plans(b, ("optimal",), saving, ("measured", "measured 80"), ("all",))
+    b.test_plans(POLICIES, saving, 0, ("none",))
 
 
-def headlines(
-    bench: Bench,
-    hows: Iterable[str],
-    scopes: Iterable[str],
-    policies: Iterable[str] = PUBLISHED,
-) -> None:
-    """Plans where the better published policy comes to lose 3 pp, until that is between two of all.
-
-    The savings between are looked at one by one; better plans may move the place.
-    """
-    hows, scopes, policies = tuple(hows), tuple(scopes), tuple(policies)
-    done: set[float] = set()
-    while found := crossing(bench.cells, bench.name):
+def headlines(b: Bench) -> list[float]:
+    """Savings where a bisection looks for the published loss of 3 pp, with every plan there."""
+    tried = [*SAVINGS, *FAR]
+    while found := crossing(b.cells, b.name, tried):
         low, high = found
-        between = [s for s in SCAN if low < s < high]
-        wanted = [*between[len(between) // 2 :][:1], high, low]
-        todo = [s for s in wanted if s and s not in done]
-        if not todo:
-            return
-        saving = todo[0]
-        done.add(saving)
-        plans(bench, policies, (saving,), hows, scopes)
-        more = ("measured 80",) if "measured" in hows else ()
-        plans(bench, ("optimal",), (saving,), ("predicted", "measured", *more), ("all",))
-        bench.test_plans((*PUBLISHED, "optimal"), saving, 0, ("none",))
+        middle = round((low + high) / 2, 2)
+        if high - low <= CLOSE + 1e-9 or middle in tried:
+            break
+        every_plan(b, middle)
+        tried.append(middle)
+    return tried[len(SAVINGS) + len(FAR) :]
 
 
 def plans(
     bench: Bench,
     policies: Iterable[str],
-    savings: Iterable[float],
+    saving: float,
     hows: Iterable[str],
     scopes: Iterable[str] = SCOPES,
 ) -> None:
     """Plans of all these."""
-    for saving in savings:
-        for policy in policies:
-            for scope in scopes:
-                for how in hows:
-                    bench.plan_cell(policy, saving, scope, how)
-
-
-def tune(bench: Bench, epochs: float) -> None:
-    """Fine-tuning of uniform and optimal at three savings."""
-    for saving in reversed(TUNED):
-        for policy in ("uniform", "optimal"):
-            bench.tuned_cell(policy, saving, epochs)
+    for policy in policies:
+        for scope in scopes:
+            for how in hows:
+                bench.plan_cell(policy, saving, scope, how)
 
 
 def main() -> None:
@@ -195,6 +144,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the cells as one JSON object")
     parser.add_argument("--cache", default="cache/policies", help="folder of the store")
     parser.add_argument("--out", default=None, help="result file")
+    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
     parser.add_argument("--report", action="store_true", help="only write docs/results.md")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -210,7 +160,8 @@ def main() -> None:
     else:
         cells = Cells(path, head())
         store = Store(chosen.cache)
-        full_run([Bench(model, cells, store) for model in MODELS], cells)
+        for model in chosen.model or MODELS:
+            full_run(Bench(model, cells, store))
     if chosen.json:
         print(json.dumps({**cells.head, "cells": cells.cells}))
         return
@@ -230,7 +181,7 @@ def head() -> dict[str, Any]:
 def quick_run(bench: Bench, cells: Cells) -> None:
     """A minute's worth: predicted plans of one model at one saving, on few images."""
     cells.make(["baseline", bench.name], bench.baseline_cell)
-    plans(bench, POLICIES, (0.4,), ("predicted",))
+    plans(bench, POLICIES, 0.4, ("predicted",))
     bench.test_plans(POLICIES, 0.4, 0, ("none", "bn"))
 
 
