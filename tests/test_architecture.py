@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("surgery", "evaluate"),
     ("sensitivity", "planners", "recover", "finetune"),
     ("export", "custom"),
-    ("pareto", "demo", "jobs", "workspace", "cli_more", "cli", "__main__"),
+    ("pareto", "demo", "jobs", "workspace", "cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 SCREEN = {"streamlit", "plotly"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from psvit_core.cli import _parser
+from psvit_core.cli.arguments import make_parser
 from psvit_core.importance import CRITERIA
 from psvit_core.planners import POLICIES
 from psvit_core.zoo.cards import list_models, model_card
@@ -38,7 +38,7 @@ def test_commands_parse() -> None:
     }  # fmt: skip
     assert {c[0] for c in commands} == names
     for command in commands:
-        _parser().parse_args(command)
+        make_parser().parse_args(command)
 
 
 def test_everything_registered_is_named() -> None:

@@ -64,7 +64,7 @@ def test_code_stamp_sees_edits_new_and_gone_files(tmp_path: Path) -> None:
     (tmp_path / "z.py").unlink()
     assert code_stamp(tmp_path) == stamps[2]
     assert len(set(stamps)) == 4
-    assert {name for name, *_ in code_stamp()} >= {"cli.py", "jobs/stamps.py"}
+    assert {name for name, *_ in code_stamp()} >= {"workspace.py", "jobs/stamps.py"}
 
 
 def test_data_stamps(tmp_path: Path) -> None:

@@ -1,22 +1,20 @@
 """Commands for what stands around the main job: links, plans side by side, files, jobs.
 
-Each takes the options and returns (JSON object, text), as those of ``cli`` do.
+Each takes the options and returns (JSON object, text), as those of ``commands`` do.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from psvit_core import planners
+from psvit_core.cli.engine import Result, make_engine
 from psvit_core.errors import InvalidPlanError, UnknownNameError
 from psvit_core.files import check_writable, last_lines
 from psvit_core.jobs import client, opening, tasks
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Engine
 from psvit_core.plans import reached_ratios
 from psvit_core.records import Measurement, ModelSummary, PrunePlan, SensitivityTable
 from psvit_core.share import read_share, share_text
@@ -24,67 +22,13 @@ from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
 from psvit_core.zoo.cards import list_models, shipped_summary
 
-Result = dict[str, Any]
-Add = Callable[..., argparse.ArgumentParser]
-Arguments = Callable[..., None]
-_URL = "http://127.0.0.1:8501"  # where the app listens unless it is told otherwise
-_LOG_LINES = 60
-
-
-def add_commands(
-    add: Add,
-    model_arguments: Arguments,
-    data_arguments: Arguments,
-    engine: Callable[[argparse.Namespace], Engine],
-) -> None:
-    """Add the commands to the parser.
-
-    Args:
-        add: Adds one by name, function and help.
-        model_arguments: Adds the arguments that name a model.
-        data_arguments: Adds those that name images.
-        engine: Makes the engine of parsed options.
-    """
-
-    def command(name: str, run: Callable[..., tuple[Result, str]], text: str) -> Any:
-        return add(name, lambda options: run(options, engine), text)
-
-    link = command("link", _link, "a plan as a link that opens it in the app")
-    link.add_argument("plan", metavar="PLAN", help="plan file")
-    model_arguments(link, optional=True)
-    link.add_argument("--url", default=_URL, help=f"address of the app (default {_URL})")
-
-    open_link = command("open-link", _open_link, "the plan of a link as a file")
-    open_link.add_argument("link", metavar="LINK", help="a link, or its plan=TEXT alone")
-    model_arguments(open_link, optional=True)
-    open_link.add_argument("--out", required=True, help="JSON file for the plan")
-
-    compare = command("compare", _compare, "plans side by side; with --data measured, by class")
-    model_arguments(compare)
-    data_arguments(compare)
-    compare.add_argument("plans", metavar="PLAN", nargs="+", help="plan files")
-    compare.add_argument("--sweep", help="table written by sweep, for predicted drops")
-
-    inspect = command("inspect", _inspect, "what a checkpoint file holds, and as what it opens")
-    inspect.add_argument("file", metavar="FILE")
-
-    check = command("check-data", _check_data, "count a model's images and look at some")
-    model_arguments(check)
-    data_arguments(check)
-
-    jobs = command("jobs", _jobs, "the app's background work: list, cancel, stop, resume, log")
-    jobs.add_argument("action", choices=(*_ACTIONS, "list", "log"), metavar="ACTION")
-    jobs.add_argument("job", metavar="ID", nargs="?", help="for cancel, stop and resume")
-    jobs.add_argument("--device", default="cpu", help="whose log (default cpu)")
-    jobs.add_argument("--lines", type=int, default=_LOG_LINES, help=f"of it (last {_LOG_LINES})")
+URL = "http://127.0.0.1:8501"  # where the app listens unless it is told otherwise
 
 
 # ---- links -----------------------------------------------------------------------------------
 
 
-def _summary(
-    options: argparse.Namespace, engine: Callable[[argparse.Namespace], Engine], model: str
-) -> ModelSummary:
+def _summary(options: argparse.Namespace, model: str) -> ModelSummary:
     """The model of a plan or link: as named, else the one that it names itself."""
     if options.model is None:
         if model not in list_models() and not model.endswith(".safetensors"):
@@ -94,25 +38,23 @@ def _summary(
         options.model = model
     if options.checkpoint is None and (shipped := shipped_summary(options.model)):
         return shipped
-    return tasks.summarize_model(engine(options))
+    return tasks.summarize_model(make_engine(options))
 
 
-def _link(
-    options: argparse.Namespace, engine: Callable[[argparse.Namespace], Engine]
-) -> tuple[Result, str]:
+def link(options: argparse.Namespace) -> tuple[Result, str]:
+    """A plan as a link that opens it in the app."""
     plan = PrunePlan.load(options.plan)
-    text = share_text(_summary(options, engine, plan.model), plan)
+    text = share_text(_summary(options, plan.model), plan)
     link = f"{options.url.rstrip('/')}/compare?{urlencode({'plan': text})}"
     return {"text": text, "link": link}, link
 
 
-def _open_link(
-    options: argparse.Namespace, engine: Callable[[argparse.Namespace], Engine]
-) -> tuple[Result, str]:
+def open_link(options: argparse.Namespace) -> tuple[Result, str]:
+    """The plan of a link, as a file."""
     check_writable(options.out)
     text = parse_qs(urlsplit(options.link).query).get("plan", [options.link])[0]
     shared = read_share(text.removeprefix("plan="))
-    summary = _summary(options, engine, shared.model)
+    summary = _summary(options, shared.model)
     plan = shared.plan(summary)
     plan.save(options.out)
     saving = memory_saving(summary, plan)
@@ -123,13 +65,12 @@ def _open_link(
 # ---- plans side by side ----------------------------------------------------------------------
 
 
-def _compare(
-    options: argparse.Namespace, engine: Callable[[argparse.Namespace], Engine]
-) -> tuple[Result, str]:
+def compare(options: argparse.Namespace) -> tuple[Result, str]:
+    """Plans side by side, sizes and ratios; with images measured."""
     plans = [PrunePlan.load(path) for path in options.plans]
     table = SensitivityTable.load(options.sweep) if options.sweep else None
-    worker = engine(options) if options.data else None
-    summary = tasks.summarize_model(worker) if worker else _summary(options, engine, options.model)
+    worker = make_engine(options) if options.data else None
+    summary = tasks.summarize_model(worker) if worker else _summary(options, options.model)
     for plan in plans:
         plan.check(summary.groups, summary.weights_hash)
     ratios = [reached_ratios(summary, plan) for plan in plans]
@@ -194,7 +135,8 @@ def _plan_line(row: Result) -> str:
 # ---- files and images ------------------------------------------------------------------------
 
 
-def _inspect(options: argparse.Namespace, engine: object) -> tuple[Result, str]:
+def inspect(options: argparse.Namespace) -> tuple[Result, str]:
+    """What a checkpoint file holds."""
     report = opening.inspect_file(options.file)
     head = f"{report.path}: {report.n_tensors:,} tensors, {report.n_values:,} values"
     if report.pruned_from:
@@ -210,10 +152,9 @@ def _inspect(options: argparse.Namespace, engine: object) -> tuple[Result, str]:
     return report.to_dict(), "\n".join([found, *near.examples])
 
 
-def _check_data(
-    options: argparse.Namespace, engine: Callable[[argparse.Namespace], Engine]
-) -> tuple[Result, str]:
-    report = opening.check_data(engine(options))
+def check_data(options: argparse.Namespace) -> tuple[Result, str]:
+    """How many images there are, and whether some can be read."""
+    report = opening.check_data(make_engine(options))
     lines = [
         f"{s.split:6} {s.n_images:8,} images, {s.n_classes} classes of {s.fewest} to {s.most}"
         if not s.problem
@@ -230,10 +171,11 @@ def _check_data(
 
 # ---- jobs ------------------------------------------------------------------------------------
 
-_ACTIONS = {"cancel": client.cancel, "stop": client.stop, "resume": client.resume}
+ACTIONS = {"cancel": client.cancel, "stop": client.stop, "resume": client.resume}
 
 
-def _jobs(options: argparse.Namespace, engine: object) -> tuple[Result, str]:
+def jobs(options: argparse.Namespace) -> tuple[Result, str]:
+    """The app's background work."""
     store = Store()
     if options.action == "log":
         path = client.log_path(store, options.device)
@@ -246,7 +188,7 @@ def _jobs(options: argparse.Namespace, engine: object) -> tuple[Result, str]:
     known = [job.id for job in client.list_jobs(store)]
     if options.job not in known:
         raise UnknownNameError("job", options.job or "", known)
-    job = _ACTIONS[options.action](store, options.job)
+    job = ACTIONS[options.action](store, options.job)
     return _job(job), _job_line(job)
 
 
