@@ -1,0 +1,176 @@
+"""What every record is: frozen, JSON-able, versioned; ratios and how they round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from psvit_core.errors import InvalidRatioError, RecordError
+from psvit_core.files import write_text
+
+Axis = tuple[str, int]  # (tensor name, axis)
+
+Kept = tuple[int, ...]  # sorted unit indices that stay
+
+
+def check_ratio(prune_ratio: float) -> float:
+    """Return ``prune_ratio`` if it is in [0, 1), else raise ``InvalidRatioError``."""
+    if not (isinstance(prune_ratio, (int, float)) and 0 <= prune_ratio < 1):
+        raise InvalidRatioError(
+            f"A prune ratio is the fraction removed, in [0, 1); got {prune_ratio!r}. "
+            "Use for example 0.25 to remove a quarter of the channels."
+        )
+    return float(prune_ratio)
+
+
+def n_pruned(prune_ratio: float, n_units: int, heads: int | None = None, round_to: int = 1) -> int:
+    """How many units of a group a ratio removes: the one rounding rule.
+
+    Rounds down, then down to a multiple of ``heads`` (each head loses the same number); at least
+    one unit (one per head) stays.
+
+    Args:
+        prune_ratio: Fraction removed, in [0, 1).
+        n_units: Units in the group.
+        heads: Heads that must keep equal counts, or None.
+        round_to: Keep a multiple of lcm(round_to, heads), rounding the kept width up; a group that
+            no such width fits stays whole.
+    """
+    step = heads or 1
+    removed = math.floor(check_ratio(prune_ratio) * n_units + 1e-9)
+    removed = min(removed - removed % step, n_units - step)
+    if round_to > 1:
+        multiple = math.lcm(round_to, step)
+        kept = -(-(n_units - removed) // multiple) * multiple
+        removed = n_units - kept if kept <= n_units else 0
+    return removed
+
+
+class Record:
+    """``to_dict``/``from_dict`` for frozen dataclasses, nested and versioned."""
+
+    document: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, tagged with document type and version where the record has one."""
+        assert dataclasses.is_dataclass(self)
+        body = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        if not self.document:
+            return body
+        return {"document": self.document, "version": self.version, **body}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read back ``to_dict``'s data.
+
+        Raises:
+            RecordError: If ``data`` is not this document and version with exactly its fields.
+        """
+        if not isinstance(data, Mapping):
+            raise RecordError(f"A {cls._title()} is a JSON object, not {data!r:.40}.")
+        body = dict(data)
+        if cls.document:
+            found = (body.pop("document", None), body.pop("version", None))
+            if found != (cls.document, cls.version):
+                raise RecordError(
+                    f"Expected a {cls.document!r} document of version {cls.version}, found "
+                    f"{found[0]!r} of version {found[1]!r}."
+                )
+        hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+        if set(body) - set(hints):
+            raise RecordError(
+                f"Unknown fields in {cls.__name__}: {sorted(set(body) - set(hints))}."
+            )
+        try:
+            return cls(**{name: _typed(hints[name], value) for name, value in body.items()})
+        except (TypeError, ValueError, KeyError) as error:
+            raise RecordError(f"Not a valid {cls._title()}: {error}") from error
+
+    @classmethod
+    def _title(cls) -> str:
+        return cls.document or cls.__name__
+
+    def save(self, path: str | Path) -> Path:
+        """Write as JSON, whole or not at all; raises ``OutputError`` where it cannot."""
+        return write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a file written by ``save``.
+
+        Raises:
+            RecordError: If the file is missing, not JSON or another record.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecordError(f"Cannot read {path}: {error.strerror}.") from error
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{path} is not a JSON document ({error}).") from error
+        return cls.from_dict(data)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        if all(type(item) is int for item in value):
+            return list(value)  # kept units: by far the most values of a plan
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Turn JSON data into the annotated type: tuples, nested records, optional values."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _typed(next(a for a in arguments if a is not type(None)), value)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected a list, got {value!r:.40}")
+        if arguments == (int, ...) and all(type(item) is int for item in value):
+            return tuple(value)  # kept units: by far the most values of a plan
+        if arguments[-1] is Ellipsis:
+            return tuple(_typed(arguments[0], item) for item in value)
+        return tuple(_typed(a, item) for a, item in zip(arguments, value, strict=True))
+    if origin is dict:
+        return {str(key): _typed(arguments[1], item) for key, item in dict(value).items()}
+    if hint is Any:
+        return value
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
+    ):
+        raise TypeError(f"expected {hint.__name__}, got {value!r:.40}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval(Record):
+    """A measured number with its 95 % interval, in the unit that its owner says."""
+
+    value: float
+    low: float
+    high: float
