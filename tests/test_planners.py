@@ -95,6 +95,52 @@ def measured_as(
     return measure
 
 
+def coarse(table: SensitivityTable, *ratios: float) -> SensitivityTable:
+    """The table as a sweep of fewer ratios gives it."""
+    rows = tuple(r for r in table.rows if r.prune_ratio in ratios)
+    return dataclasses.replace(table, ratios=ratios, rows=rows)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_goes_where_nothing_was_measured(policy: str) -> None:
+    table = coarse(TABLE, 0.1, 0.2)
+    for how in (None, measured_as(TABLE)):
+        plan = make_plan(table, policy, max_drop=0.9, measure=how)
+        assert max(reached_ratios(TABLE.summary, plan).values()) == 0.2
+    with pytest.raises(TargetError, match=r"the most is 20\.0%"):
+        make_plan(table, policy, memory_saving=0.6)
+    by_hand = make_plan(table, policy, memory_saving=0.3, locked={"robust": 0.8})
+    assert reached_ratios(TABLE.summary, by_hand)["robust"] == 0.8
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_locks_that_leave_nothing_to_choose(policy: str) -> None:
+    everything = {g.group_id: 0.3 for g in TABLE.summary.groups}
+    assert set(
+        reached_ratios(
+            TABLE.summary, make_plan(TABLE, policy, memory_saving=0.3, locked=everything)
+        ).values()
+    ) == {0.3}
+    with pytest.raises(TargetError, match=r"the most is 30\.0%"):
+        make_plan(TABLE, policy, memory_saving=0.5, locked=everything)
+
+
+def test_locks_that_the_table_takes_for_too_much() -> None:
+    """Measured, they are within the limit; by the table nothing is."""
+    plan = make_plan(
+        TABLE, "optimal", max_drop=0.02, locked={"middle": 0.8}, measure=measured_as(TABLE, 0.3)
+    )
+    assert reached_ratios(TABLE.summary, plan)["middle"] == 0.8
+
+
+def test_beyond_the_grid_a_prediction_rises() -> None:
+    group = TABLE.summary.by_id["robust"]
+    assert group_drop(TABLE, group, 0.9) == pytest.approx(0.081)
+    assert group_drop(TABLE, group, 0.95) == pytest.approx((0.081 + 98) / 2)
+    everything = {g.group_id: 0.9 for g in TABLE.summary.groups}
+    assert predict_drop(TABLE, everything) == pytest.approx(98)  # all that is right, not 126
+
+
 def test_uniform_is_the_smallest_one_ratio() -> None:
     plan = make_plan(TABLE, "uniform", memory_saving=0.224)
     assert set(reached_ratios(TABLE.summary, plan).values()) == {0.25}  # 5 of 20; 4 are too few

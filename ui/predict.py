@@ -32,18 +32,14 @@ class Predictor:
     calibration: float = 1.0
 
     def drop(self, plan: PrunePlan) -> Interval:
-        """Predicted drop of a plan with the range in which it is expected, percentage points.
-
-        At most all that the model gets right: sums of single drops know no such end.
-        """
+        """Predicted drop of a plan with the range in which it is expected, percentage points."""
         reached = reached_ratios(self.table.summary, plan)
-        sums = planners.predict_drop_interval(self.table, reached, self.calibration)
-        return Interval(**{k: min(v, self.most) for k, v in sums.to_dict().items()})
+        return planners.predict_drop_interval(self.table, reached, self.calibration)
 
     @property
     def most(self) -> float:
         """The largest drop there can be, percentage points."""
-        return 100 * self.table.baseline_accuracy.value
+        return planners.largest_drop(self.table)
 
     def alone(self, group_id: str, ratio: float) -> float:
         """Predicted drop of one group at a reached ratio, the rest untouched."""
@@ -57,10 +53,10 @@ class Predictor:
 def predictor(table: SensitivityTable) -> Predictor:
     """A predictor over a table."""
     curves: dict[str, Curve] = {g.group_id: ([0.0], [0.0]) for g in table.summary.groups}
-    for row in sorted(table.rows, key=lambda row: row.n_pruned):
-        x, drop = curves[row.group_id]
-        x.append(row.n_pruned / table.summary.by_id[row.group_id].n_units)
-        drop.append(max(row.drop.value, 0.0))
+    for group in table.summary.groups:
+        if group.group_id in table.by_group:  # else its first cell is still to come
+            removed, drops = planners.group_curve(table, group)
+            curves[group.group_id] = ([n / group.n_units for n in removed], drops)
     return Predictor(table=table, curves=curves)
 
 

@@ -23,8 +23,10 @@ from psvit_core.planners._resources import CLOSED_FORMS, RESOURCES
 from psvit_core.planners.optimal import optimal
 from psvit_core.planners.predict import (
     calibrate,
+    group_curve,
     group_drop,
     group_kls,
+    largest_drop,
     predict_drop,
     predict_drop_interval,
     predicted_drops,
@@ -149,8 +151,10 @@ __all__ = [
     "Problem",
     "Target",
     "calibrate",
+    "group_curve",
     "group_drop",
     "group_kls",
+    "largest_drop",
     "make_plan",
     "predict_drop",
     "predict_drop_interval",

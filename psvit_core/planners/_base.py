@@ -123,15 +123,20 @@ class Problem:
 
     @cached_property
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Least and largest prune ratio of every group."""
+        """Least and largest prune ratio of every group.
+
+        Nothing was measured beyond the table's largest ratio: no group goes there unless it is
+        told to by hand.
+        """
         free = {g.group_id for g in self.groups()}
+        top = max(self.table.ratios)
         limits = {}
         for group in self.summary.groups:
             name = group.group_id
-            low, high = self.bounds.get(name, (0.0, 1.0))
+            low, high = self.bounds.get(name, (0.0, top))
             if name in self.locked:
                 low = high = self.locked[name]
-            limits[name] = (low, high if name in free else low)
+            limits[name] = (low, max(low, min(high, top)) if name in free else low)
         return limits
 
     def fit(self, ratios: Mapping[str, float]) -> Ratios:
@@ -256,10 +261,11 @@ def smallest_uniform(problem: Problem, saving: float) -> float:
     Raises:
         TargetError: If no ratio below 1 does.
     """
-    candidates = _steps(problem.groups())
+    candidates = _steps(problem.groups(), max(problem.table.ratios))
     most = problem.saving(problem.uniform_ratios(candidates[-1]))
     if most < saving - SLACK:
-        raise problem.unreachable(most, "by a uniform ratio over these groups")
+        top = max(problem.table.ratios)
+        raise problem.unreachable(most, f"by a uniform ratio of up to {top:.0%} over these groups")
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
@@ -270,9 +276,10 @@ def smallest_uniform(problem: Problem, saving: float) -> float:
     return candidates[high]
 
 
-def _steps(groups: Iterable[ChannelGroup]) -> list[float]:
-    """Every ratio at which some group loses one unit more."""
-    return sorted({0.0} | {k / g.n_units for g in groups for k in range(g.n_units)})
+def _steps(groups: Iterable[ChannelGroup], top: float) -> list[float]:
+    """Every ratio at which some group loses one unit more, and ``top``, the largest."""
+    steps = {k / g.n_units for g in groups for k in range(g.n_units)}
+    return sorted({0.0, top} | {ratio for ratio in steps if ratio < top})
 
 
 def largest_uniform(problem: Problem, max_drop: float, steps: int = 7) -> float:
@@ -281,7 +288,9 @@ def largest_uniform(problem: Problem, max_drop: float, steps: int = 7) -> float:
     Bisection takes the drop to grow with the ratio; noise may make the result one step off, but
     the drop of the returned ratio was really looked up and is within the limit.
     """
-    low, high = 0.0, 1.0
+    low, high = 0.0, max(problem.table.ratios)
+    if problem.drop(problem.uniform_ratios(high)) <= 100 * max_drop:
+        return high
     for _ in range(steps):
         middle = (low + high) / 2
         if problem.drop(problem.uniform_ratios(middle)) <= 100 * max_drop:

@@ -85,7 +85,6 @@ def _counts(problem: Problem, group: ChannelGroup) -> set[int]:
     grid = [0.0, *problem.table.ratios]
     fine = np.interp(np.arange(FINER * (len(grid) - 1) + 1) / FINER, range(len(grid)), grid)
     low, high = problem.limits[group.group_id]
-    high = max(low, min(high, grid[-1]))
     return {
         n_pruned(min(max(float(r), low), high), group.n_units, group.heads, problem.round_to)
         for r in fine

@@ -111,7 +111,8 @@ def _most_predicted(levels: Levels, starts: Iterable[Array], limit: float) -> Ar
     def within(choice: Array) -> bool:
         return bool(levels.drops[rows, choice].sum() <= limit + SLACK)
 
-    best = max((s for s in [levels.choice({}), *starts] if within(s)), key=saved)
+    least = levels.choice({})  # as little as locks and bounds allow; there may be nothing within
+    best = max((s for s in [least, *starts] if within(s)), key=saved, default=least)
     low, high = saved(best), levels.most()
     for _ in range(_BISECTIONS):
         found = solve(levels.knapsack(costs, (low + high) / 2), [best])

@@ -34,15 +34,26 @@ _CLIP = (0.25, 8.0)  # a calibration outside is not believed
 def group_drop(table: SensitivityTable, group: ChannelGroup, ratio: float) -> float:
     """One group's own drop at a ratio, percentage points.
 
-    Linear between measured cells, from 0 at ratio 0; gains count as 0.
+    Linear between measured cells, from 0 at ratio 0; gains count as 0. Beyond the last cell nothing
+    was measured: from there it rises to all that the model gets right, lost at ratio 1.
 
     Raises:
         TargetError: If the table has no cell of the group.
     """
-    reached = n_pruned(ratio, group.n_units, group.heads) / group.n_units
+    return float(np.interp(n_pruned(ratio, group.n_units, group.heads), *group_curve(table, group)))
+
+
+def group_curve(table: SensitivityTable, group: ChannelGroup) -> tuple[list[int], list[float]]:
+    """The points of ``group_drop``: units that go, rising, and the drop there."""
     rows = group_rows(table, group)
-    at = [0.0, *(r.n_pruned / group.n_units for r in rows)]
-    return float(np.interp(reached, at, [0.0, *(max(r.drop.value, 0.0) for r in rows)]))
+    drops = [max(r.drop.value, 0.0) for r in rows]
+    at = [0, *(r.n_pruned for r in rows), group.n_units]
+    return at, [0.0, *drops, max([largest_drop(table), *drops[-1:]])]
+
+
+def largest_drop(table: SensitivityTable) -> float:
+    """All that the unpruned model gets right, percentage points: no plan can lose more."""
+    return 100 * table.baseline_accuracy.value
 
 
 def group_rows(table: SensitivityTable, group: ChannelGroup) -> list[SensitivityRow]:
@@ -81,9 +92,10 @@ def predict_drop(
     """Predicted accuracy drop of these prune ratios together, percentage points.
 
     The sum of the groups' own measured drops, linear between measured ratios, gains counted as 0.
-    A prediction: groups interact, so the true drop of many groups is usually larger.
+    At most ``largest_drop``: sums know no such end. A prediction: groups interact, so the true drop
+    of many groups is usually larger.
     """
-    return sum(predicted_drops(table, ratios, calibration).values())
+    return min(sum(predicted_drops(table, ratios, calibration).values()), largest_drop(table))
 
 
 def predict_drop_interval(
@@ -94,7 +106,8 @@ def predict_drop_interval(
     Low and high stand off the sum of drops by the root of the summed squares of the half-widths of
     the cells' intervals. High is at least the drop that a cell of the joint KL would have, with the
     joint KL half-way (geometric mean) between independent and fully coherent groups; that
-    accounts for interaction and dominates in deep plans. A prediction, not a confidence interval.
+    accounts for interaction and dominates in deep plans. None is above ``largest_drop``. A
+    prediction, not a confidence interval.
     """
     value = predict_drop(table, ratios, calibration)
     below = above = 0.0
@@ -108,7 +121,8 @@ def predict_drop_interval(
     kls = list(group_kls(table, ratios).values())
     coherent = _drop_at(table, float(np.sqrt(joint_kl(kls, 1.0) * joint_kl(kls, 0.5))))
     high = max(value + calibration * float(np.sqrt(above)), coherent)
-    return Interval(value=value, low=max(value - calibration * float(np.sqrt(below)), 0), high=high)
+    low = max(value - calibration * float(np.sqrt(below)), 0.0)
+    return Interval(value=value, low=low, high=min(high, largest_drop(table)))
 
 
 def group_kls(table: SensitivityTable, ratios: Mapping[str, float]) -> dict[str, float]:
@@ -126,17 +140,19 @@ def kl_at(table: SensitivityTable, group: ChannelGroup, removed: int | Array) ->
 
     Between cells the root of the KL is linear (KL grows with the square of a small disturbance); a
     cell below an earlier one counts as that one (running maximum), so that luck is not trusted.
+    Beyond the last cell it rises to the largest KL of the table, at ratio 1.
     """
     rows = group_rows(table, group)
-    roots = np.sqrt(np.maximum.accumulate([0.0, *(max(r.kl, 0.0) for r in rows)]))
-    return np.asarray(np.interp(removed, [0, *(r.n_pruned for r in rows)], roots)) ** 2
+    kls = [0.0, *(max(r.kl, 0.0) for r in rows), max(r.kl for r in table.rows)]
+    roots = np.sqrt(np.maximum.accumulate(kls))
+    at = [0, *(r.n_pruned for r in rows), group.n_units]
+    return np.asarray(np.interp(removed, at, roots)) ** 2
 
 
 def drop_at(table: SensitivityTable, group: ChannelGroup, removed: Array) -> Array:
     """A group's own drop where ``removed`` units go, percentage points, never falling with it."""
-    rows = group_rows(table, group)
-    drops = np.maximum.accumulate([0.0, *(r.drop.value for r in rows)])
-    return np.interp(removed, [0, *(r.n_pruned for r in rows)], drops)
+    at, drops = group_curve(table, group)
+    return np.interp(removed, at, np.maximum.accumulate(drops))
 
 
 def joint_kl(kls: Sequence[float], power: float) -> float:

@@ -98,7 +98,7 @@ def _tolerances(ladders: dict[str, Ladder]) -> list[float]:
 def _reach_saving(
     problem: Problem, base: float, ladders: dict[str, Ladder], saving: float
 ) -> Ratios:
-    tolerances = _tolerances(ladders)
+    tolerances = _tolerances(ladders) or [0.0]  # none: every group is locked
     most = problem.saving(_raised(base, ladders, tolerances[-1]))
     if most < saving - SLACK:
         raise problem.unreachable(most, f"with ratios up to {max(problem.table.ratios):.0%}")
