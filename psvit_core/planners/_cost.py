@@ -18,7 +18,7 @@ from psvit_core.plans import plan_from_ratios, reached_ratios
 from psvit_core.records import PrunePlan, SensitivityTable, n_pruned
 from psvit_core.size import real_macs
 
-_STEPS = 7
+_STEPS = 9
 _TRIES = 3
 
 Policy = Callable[[Problem], PrunePlan]
@@ -93,9 +93,14 @@ def plan_by_proxy(problem: Problem, policy: Policy, resource: str, cost: Cost | 
     whole = look_up(plan_from_ratios(problem.summary, {}, criterion=problem.table.criterion))
     predicted = dataclasses.replace(problem, measure=None)
 
+    most = 0.0
+
     def at(base: Problem, saving: float) -> tuple[PrunePlan, float]:
+        nonlocal most
         plan = policy(dataclasses.replace(base, target=Target(saving=saving, resource="macs")))
-        return plan, 1 - look_up(plan) / whole
+        saved = 1 - look_up(plan) / whole
+        most = max(most, saved)
+        return plan, saved
 
     enough = _least(lambda saving: at(predicted, saving)[1] >= wanted - SLACK)
     for _ in range(_TRIES):
@@ -107,7 +112,7 @@ def plan_by_proxy(problem: Problem, policy: Policy, resource: str, cost: Cost | 
         enough = min(enough + 1.2 * (wanted - saved) + 0.002, 0.999)
     raise TargetError(
         f"Saving {wanted:.1%} of the {resource} is not reachable over these groups by MACs as a "
-        "proxy. Ask for less, or allow more groups."
+        f"proxy; the most of the plans tried is {most:.1%}. Ask for less, or allow more groups."
     )
 
 

@@ -30,8 +30,9 @@ from psvit_core.sensitivity.lifetimes import (
     constant_steps,
     steps_towards,
 )
-from psvit_core.sensitivity.program import Entry, Programs, UnsupportedError, agrees, unsupported
+from psvit_core.sensitivity.program import Programs, agrees, unsupported
 from psvit_core.sensitivity.spread import Network, Spread
+from psvit_core.sensitivity.writer import Entry, UnsupportedError
 from psvit_core.surgery import Silenced, silencing_edits
 from psvit_core.tape import Made, run_step
 from psvit_core.zoo.base import SpikingModel
