@@ -16,12 +16,6 @@ from matplotlib.figure import Figure
 
 from benchmarks._cells import Cells
 from benchmarks._policies_report import (
-    EPOCHS,
-    POLICIES,
-    RECOVERIES,
-    SETS,
-    TUNED,
-    Results,
     accuracy_tables,
     criteria_table,
     headline,
@@ -29,10 +23,18 @@ from benchmarks._policies_report import (
     recovered_there,
     size_table,
     smaller_table,
-    tuned,
     tuned_table,
     unstructured_table,
     verdicts,
+)
+from benchmarks._policies_results import (
+    EPOCHS,
+    POLICIES,
+    RECOVERIES,
+    SETS,
+    TUNED,
+    Results,
+    tuned,
 )
 from psvit_core.files import write_text
 

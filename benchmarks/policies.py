@@ -30,14 +30,16 @@ from benchmarks._cells import PUBLISHED, Cells, unpack
 from benchmarks._policies_bench import N_PLANNING, SCOPES, Bench
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import (
+    accuracy_tables,
+    headline,
+)
+from benchmarks._policies_results import (
     EPOCHS,
     LOSS,
     RECOVERIES,
     SEEDS,
     TUNED,
     Results,
-    accuracy_tables,
-    headline,
 )
 from benchmarks._report import RESULTS
 from psvit_core.importance import CRITERIA

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
-from psvit_core.planners import POLICIES, Problem, Target, group_drop, make_plan, predict_drop
+from psvit_core.planners import (
+    POLICIES,
+    Problem,
+    Target,
+    group_drop,
+    make_plan,
+    predict_drop,
+    predict_drop_interval,
+)
 from psvit_core.plans import reached_ratios
 from psvit_core.records import (
     ChannelGroup,
@@ -133,12 +141,21 @@ def test_locks_that_the_table_takes_for_too_much() -> None:
     assert reached_ratios(TABLE.summary, plan)["middle"] == 0.8
 
 
-def test_beyond_the_grid_a_prediction_rises() -> None:
+def test_beyond_the_grid_predictions_go_on_and_are_in_doubt() -> None:
     group = TABLE.summary.by_id["robust"]
     assert group_drop(TABLE, group, 0.9) == pytest.approx(0.081)
-    assert group_drop(TABLE, group, 0.95) == pytest.approx((0.081 + 98) / 2)
+    assert group_drop(TABLE, group, 0.95) == pytest.approx(0.081 + (0.081 - 0.064) / 2)
+    known, beyond = (predict_drop_interval(TABLE, {"robust": r}) for r in (0.9, 0.95))
+    assert known.high < 1
+    assert beyond.value < 1
+    assert beyond.high == pytest.approx(88)
+
+
+def test_predictions_end_at_a_guess() -> None:
     everything = {g.group_id: 0.9 for g in TABLE.summary.groups}
-    assert predict_drop(TABLE, everything) == pytest.approx(98)  # all that is right, not 126
+    assert predict_drop(TABLE, everything) == pytest.approx(98 - 10)  # of 10 classes; sum: 126
+    found = predict_drop_interval(TABLE, everything)
+    assert found.low == found.value == found.high == pytest.approx(88)
 
 
 def test_uniform_is_the_smallest_one_ratio() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks._cells import Cells, pack, unpack
 from benchmarks._policies_page import missing, write_page
-from benchmarks._policies_report import Results, at_loss, criteria_means, headline, paired, verdicts
+from benchmarks._policies_report import headline, verdicts
+from benchmarks._policies_results import Results, at_loss, criteria_means, paired
 from benchmarks._report import RESULTS
 from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA
 from psvit_core.plans import default_criterion

@@ -34,8 +34,8 @@ _CLIP = (0.25, 8.0)  # a calibration outside is not believed
 def group_drop(table: SensitivityTable, group: ChannelGroup, ratio: float) -> float:
     """One group's own drop at a ratio, percentage points.
 
-    Linear between measured cells, from 0 at ratio 0; gains count as 0. Beyond the last cell nothing
-    was measured: from there it rises to all that the model gets right, lost at ratio 1.
+    Linear between measured cells, from 0 at ratio 0; gains count as 0. Beyond the last cell, where
+    nothing was measured, the last slope goes on.
 
     Raises:
         TargetError: If the table has no cell of the group.
@@ -44,16 +44,24 @@ def group_drop(table: SensitivityTable, group: ChannelGroup, ratio: float) -> fl
 
 
 def group_curve(table: SensitivityTable, group: ChannelGroup) -> tuple[list[int], list[float]]:
-    """The points of ``group_drop``: units that go, rising, and the drop there."""
+    """The points of ``group_drop``: units that go, from none to all, and the drop there."""
     rows = group_rows(table, group)
-    drops = [max(r.drop.value, 0.0) for r in rows]
-    at = [0, *(r.n_pruned for r in rows), group.n_units]
-    return at, [0.0, *drops, max([largest_drop(table), *drops[-1:]])]
+    at = [0, *(r.n_pruned for r in rows)]
+    drops = [0.0, *(max(r.drop.value, 0.0) for r in rows)]
+    return [*at, group.n_units], [*drops, min(_gone_on(at, drops, group), largest_drop(table))]
+
+
+def _gone_on(at: Sequence[int], values: Sequence[float], group: ChannelGroup) -> float:
+    """The value where all units go, if the last slope goes on; never less than the last value."""
+    if len(at) < 2:
+        return values[-1]
+    slope = max(values[-1] - values[-2], 0.0) / (at[-1] - at[-2])
+    return float(values[-1] + slope * (group.n_units - at[-1]))
 
 
 def largest_drop(table: SensitivityTable) -> float:
-    """All that the unpruned model gets right, percentage points: no plan can lose more."""
-    return 100 * table.baseline_accuracy.value
+    """From the unpruned accuracy to that of a guess, percentage points: predictions end there."""
+    return 100 * max(table.baseline_accuracy.value - 1 / table.summary.num_classes, 0.0)
 
 
 def group_rows(table: SensitivityTable, group: ChannelGroup) -> list[SensitivityRow]:
@@ -106,23 +114,27 @@ def predict_drop_interval(
     Low and high stand off the sum of drops by the root of the summed squares of the half-widths of
     the cells' intervals. High is at least the drop that a cell of the joint KL would have, with the
     joint KL half-way (geometric mean) between independent and fully coherent groups; that
-    accounts for interaction and dominates in deep plans. None is above ``largest_drop``. A
-    prediction, not a confidence interval.
+    accounts for interaction and dominates in deep plans. Where a group goes beyond its last cell,
+    nothing was measured: high is ``largest_drop``, which none exceeds. A prediction, not a
+    confidence interval.
     """
     value = predict_drop(table, ratios, calibration)
     below = above = 0.0
+    beyond = False
     for group in table.summary.groups:
         reached = n_pruned(ratios.get(group.group_id, 0.0), group.n_units, group.heads)
         if reached:
             rows = group_rows(table, group)
-            row = next((r for r in rows if r.n_pruned >= reached), rows[-1])
-            below += (row.drop.value - row.drop.low) ** 2
-            above += (row.drop.high - row.drop.value) ** 2
+            beyond |= not rows or reached > rows[-1].n_pruned
+            for row in [r for r in rows if r.n_pruned >= reached][:1] or rows[-1:]:
+                below += (row.drop.value - row.drop.low) ** 2
+                above += (row.drop.high - row.drop.value) ** 2
     kls = list(group_kls(table, ratios).values())
     coherent = _drop_at(table, float(np.sqrt(joint_kl(kls, 1.0) * joint_kl(kls, 0.5))))
     high = max(value + calibration * float(np.sqrt(above)), coherent)
     low = max(value - calibration * float(np.sqrt(below)), 0.0)
-    return Interval(value=value, low=low, high=min(high, largest_drop(table)))
+    most = largest_drop(table)
+    return Interval(value=value, low=low, high=most if beyond else min(high, most))
 
 
 def group_kls(table: SensitivityTable, ratios: Mapping[str, float]) -> dict[str, float]:
@@ -140,13 +152,13 @@ def kl_at(table: SensitivityTable, group: ChannelGroup, removed: int | Array) ->
 
     Between cells the root of the KL is linear (KL grows with the square of a small disturbance); a
     cell below an earlier one counts as that one (running maximum), so that luck is not trusted.
-    Beyond the last cell it rises to the largest KL of the table, at ratio 1.
+    Beyond the last cell the last slope goes on.
     """
     rows = group_rows(table, group)
-    kls = [0.0, *(max(r.kl, 0.0) for r in rows), max(r.kl for r in table.rows)]
-    roots = np.sqrt(np.maximum.accumulate(kls))
-    at = [0, *(r.n_pruned for r in rows), group.n_units]
-    return np.asarray(np.interp(removed, at, roots)) ** 2
+    roots = list(np.sqrt(np.maximum.accumulate([0.0, *(max(r.kl, 0.0) for r in rows)])))
+    at = [0, *(r.n_pruned for r in rows)]
+    end = _gone_on(at, roots, group)
+    return np.asarray(np.interp(removed, [*at, group.n_units], [*roots, end])) ** 2
 
 
 def drop_at(table: SensitivityTable, group: ChannelGroup, removed: Array) -> Array:
