@@ -281,5 +281,5 @@ def tuned_table(r: Results) -> list[str]:
 def planner_table(path: Path) -> list[str]:
     """Planner time, from the planners' own benchmark."""
     rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    head = ("groups", "policy", "target", "CPU (s)")
+    head = ("groups", "policy", "target", "CPU (s)", "above bound")
     return table(head, [[str(row[c]) for c in head] for row in rows if row["groups"] == 120])

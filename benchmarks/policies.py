@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import torch
 
 from benchmarks._cells import PUBLISHED, Cells, unpack
-from benchmarks._policies_bench import N_PLANNING, SCOPES, Bench
+from benchmarks._policies_bench import CRITERION, N_PLANNING, SCOPES, Bench
 from benchmarks._policies_page import write_page
 from benchmarks._policies_report import (
     accuracy_tables,
@@ -176,7 +176,8 @@ def head() -> dict[str, Any]:
     return {
         "benchmark": "policies", "threads": 1, "machine": machine("cpu").processor,
         "versions": {p: version(p) for p in ("torch", "spikingjelly")},
-        "planning images": N_PLANNING, "test sets": ["digits", "digits:distorted"],
+        "criterion": CRITERION, "planning images": N_PLANNING,
+        "test sets": ["digits", "digits:distorted"],
     }  # fmt: skip
 
 

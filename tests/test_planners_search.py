@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from psvit_core.planners import (
     POLICIES,
     Problem,
     Target,
+    bound,
     calibrate,
     group_kls,
     make_plan,
@@ -24,9 +26,8 @@ from psvit_core.planners import (
     predict_drop_interval,
     predicted_drops,
 )
-from psvit_core.planners._resources import CLOSED_FORMS, width_form
+from psvit_core.planners._resources import CLOSED_FORMS, WidthForm, width_form
 from psvit_core.planners._search import Knapsack, dynamic_program, solve
-from psvit_core.planners.bound import lower_bound
 from psvit_core.plans import plan_from_ratios, reached_ratios
 from psvit_core.records import (
     ComputeTerm,
@@ -161,8 +162,33 @@ def test_close_to_brute_force_with_joint_sizes(seed: int, saving: float) -> None
     assert least - 1e-12 <= knapsack.cost(found) <= 1.01 * least
     plan = make_plan(table, "optimal", memory_saving=saving)  # finer levels: never worse
     assert cost(table, plan) <= 1.01 * least
-    bound = lower_bound(Problem(table=table, target=Target(saving=saving)))
-    assert 0 < bound <= cost(table, plan) + 1e-9
+    below = bound.lower_bound(knapsack)
+    assert below is not None
+    assert 0 < below <= least + 1e-9
+    gap = re.search(r"at most ([\d.]+)% above the least", plan.note)
+    assert gap is not None
+    assert cost(table, plan) / (1 + float(gap[1]) / 100) <= least + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_lagrangian_is_minimised_exactly(seed: int) -> None:
+    knapsack = coarse(joint_table(seed), 0.5)
+    choices = np.array(list(itertools.product(range(10), repeat=4)))
+    resource = knapsack.form.value(knapsack.at(choices)) - knapsack.limit
+    order = bound._order(knapsack)
+    assert order is not None
+    for multiplier in (0.0, 1e-6, 1e-4, 1e-2):
+        least, beyond = bound._least(knapsack, order, multiplier)
+        every = knapsack.cost(choices) + multiplier * resource
+        assert least == pytest.approx(every.min(), rel=1e-9, abs=1e-12)
+        assert every[np.isclose(resource, beyond)].min() == pytest.approx(every.min(), rel=1e-9)
+
+
+def test_no_bound_where_all_groups_are_tied() -> None:
+    n = 8
+    form = WidthForm(constant=0.0, linear=np.zeros(n), pairs=np.ones((n, n)))
+    widths = np.tile(np.arange(20.0, 0, -1), (n, 1))
+    assert bound.lower_bound(Knapsack(widths, 20 - widths, form, 1000.0)) is None
 
 
 def test_the_dynamic_program_is_exact() -> None:

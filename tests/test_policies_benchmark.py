@@ -18,7 +18,8 @@ from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA
 from psvit_core.plans import default_criterion
 
 HEAD = {
-    "benchmark": "policies", "threads": 1, "machine": "made", "versions": {"torch": "2"},
+    "benchmark": "policies", "threads": 1, "machine": "made", "criterion": "l1",
+    "versions": {"torch": "2"},
 }  # fmt: skip
 N = 200
 

@@ -1,66 +1,104 @@
-"""How good a predicted plan could be at best: a lower bound on the summed KL; no torch.
+"""How good a plan could be at best: a lower bound on the summed KL; no torch.
 
-For judging ``optimal``, not for planning: the linear program takes longer than the search.
+The Lagrangian of the knapsack behind ``optimal``: cost + multiplier x (resource - limit). For any
+multiplier its least over all choices is no more than the cost of any choice within the limit. That
+least is found exactly although resources are products of two widths: a layer ties a group to its
+residual stream and hardly to anything else, so groups can be minimised out one after another.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array, lil_array
 
-from psvit_core.errors import TargetError
-from psvit_core.planners._base import Problem
-from psvit_core.planners._levels import Levels, make_levels
 from psvit_core.planners._resources import Array
+from psvit_core.planners._search import Knapsack
+
+_DOUBLINGS = 200
+_BISECTIONS = 40
+_LARGEST = 5_000_000  # numbers in a table while groups are minimised out
+_CLOSE = 1e-4  # of the bound, where the bisection ends
 
 
-def lower_bound(problem: Problem) -> float:
-    """A number that no plan on the levels of ``optimal`` has less summed KL than.
+def lower_bound(problem: Knapsack) -> float | None:
+    """A number that no choice within the limit costs less than; None where it takes too much room.
 
-    A linear program: shares of levels instead of a choice (the convex hull of each group's costs),
-    and for each product of two widths its McCormick envelope from below.
-
-    Raises:
-        TargetError: If the target has no saving, or not even the program reaches it.
+    The best multiplier is found by bisection: the resource of the least choice falls with it.
     """
-    if problem.target.saving is None:
-        raise TargetError("A bound needs a saving as its target. Give saving=.")
-    levels = make_levels(problem, [])
-    costs, bounds, matrix, limits, equal = _program(levels, problem.target.saving)
-    result = linprog(
-        costs, A_ub=matrix, b_ub=limits, A_eq=equal, b_eq=np.ones(equal.shape[0]), bounds=bounds
-    )
-    if not result.success:
-        raise problem.unreachable(levels.most(), "on these levels")
-    return float(result.fun)
+    order = _order(problem)
+    if order is None:
+        return None
+    whole = problem.costs[:, -1].sum() / max(float(problem.form.value(problem.widths[:, 0])), 1.0)
+    low, high = 0.0, max(float(whole), 1e-30)
+    best, beyond = _least(problem, order, 0.0)
+    for _ in range(_DOUBLINGS):
+        value, beyond = _least(problem, order, high)
+        best = max(best, value)
+        if beyond <= 0:
+            break
+        low, high = high, 2 * high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        value, beyond = _least(problem, order, middle)
+        best = max(best, value)
+        low, high = (middle, high) if beyond > 0 else (low, middle)
+        if abs(beyond) * (high - low) <= _CLOSE * max(best, 1e-30):
+            break
+    return best
 
 
-def _program(
-    levels: Levels, saving: float
-) -> tuple[Array, list[tuple[float, float | None]], csr_array, Array, csr_array]:
-    """Costs, bounds and constraints over (a share a level, a product a pair of groups)."""
-    knapsack = levels.knapsack(levels.kls, saving)
-    form, widths = knapsack.form, knapsack.widths
-    n_groups, n_levels = widths.shape
-    shares = n_groups * n_levels
-    left, right = np.nonzero(np.triu(form.pairs, 1))
-    equal = lil_array((n_groups, shares + len(left)))
-    matrix = lil_array((1 + 2 * len(left), shares + len(left)))
-    own = np.diagonal(form.pairs)
-    for g in range(n_groups):
-        columns = slice(g * n_levels, (g + 1) * n_levels)
-        equal[g, columns] = 1
-        matrix[0, columns] = form.linear[g] * widths[g] + own[g] * widths[g] ** 2
-    limits = [knapsack.limit - form.constant]
-    for k, (g, h) in enumerate(zip(left.tolist(), right.tolist(), strict=True)):
-        matrix[0, shares + k] = 2 * form.pairs[g, h]
-        for a, b in ((widths[g].min(), widths[h].min()), (widths[g].max(), widths[h].max())):
-            line = len(limits)  # product >= b * x + a * y - a * b
-            matrix[line, g * n_levels : (g + 1) * n_levels] = b * widths[g]
-            matrix[line, h * n_levels : (h + 1) * n_levels] = a * widths[h]
-            matrix[line, shares + k] = -1
-            limits.append(a * b)
-    costs = np.concatenate([levels.kls.ravel(), np.zeros(len(left))])
-    bounds: list[tuple[float, float | None]] = [(0.0, None)] * len(costs)
-    return costs, bounds, matrix.tocsr(), np.array(limits), equal.tocsr()
+def _order(problem: Knapsack) -> list[tuple[int, list[int]]] | None:
+    """Groups in an order to minimise them out, each with those it is tied to by then."""
+    ties = [set(np.flatnonzero(row).tolist()) - {g} for g, row in enumerate(problem.form.pairs)]
+    left = set(range(len(ties)))
+    n_levels = problem.widths.shape[1]
+    order = []
+    while left:
+        g = min(left, key=lambda one: (len(ties[one]), one))
+        if n_levels ** (len(ties[g]) + 1) > _LARGEST:
+            return None
+        order.append((g, sorted(ties[g])))
+        left.remove(g)
+        for h in ties[g]:
+            ties[h] = (ties[h] | ties[g]) - {g, h}
+    return order
+
+
+def _least(
+    problem: Knapsack, order: Sequence[tuple[int, list[int]]], multiplier: float
+) -> tuple[float, float]:
+    """The least Lagrangian, and by how much its choice is beyond the limit."""
+    form, widths = problem.form, problem.widths
+    own = np.diagonal(form.pairs)[:, None]
+    alone = problem.costs + multiplier * (form.linear[:, None] * widths + own * widths**2)
+    tables: list[tuple[list[int], Array]] = [([g], alone[g]) for g in range(len(widths))]
+    chosen: list[tuple[int, list[int], Array]] = []
+    for g, ties in order:
+        axes = [*ties, g]
+        total = np.zeros((widths.shape[1],) * len(axes))
+        for h in ties:
+            if form.pairs[g, h]:
+                product = 2 * multiplier * form.pairs[g, h] * widths[h][:, None] * widths[g]
+                total = total + _spread(product, [h, g], axes)
+        for groups, table in [t for t in tables if g in t[0]]:
+            total = total + _spread(table, groups, axes)
+        tables = [t for t in tables if g not in t[0]]
+        chosen.append((g, ties, np.argmin(total, axis=-1)))
+        tables.append((ties, total.min(axis=-1)))
+    level = np.zeros(len(widths), dtype=int)
+    for g, ties, at in reversed(chosen):
+        level[g] = at[tuple(level[ties])]
+    least = math.fsum(float(table) for groups, table in tables if not groups)
+    beyond = float(form.value(problem.at(level))) - problem.limit
+    return least + multiplier * (form.constant - problem.limit), beyond
+
+
+def _spread(table: Array, groups: Sequence[int], axes: Sequence[int]) -> Array:
+    """A table over some groups as one over ``axes``."""
+    order = sorted(range(len(groups)), key=lambda i: axes.index(groups[i]))
+    shape = [1] * len(axes)
+    for i in order:
+        shape[axes.index(groups[i])] = table.shape[i]
+    return np.transpose(table, order).reshape(shape)

@@ -5,7 +5,8 @@ number; levels between the grid's ratios are interpolated), or for an accuracy l
 their own drops. What it saves is the true joint size. ``_search`` solves that; the plans of the
 other policies are starting points, so that none of them is better by this cost. With ``measure``
 the table's costs are corrected by measured plans (``_trust``), and what counts is the measured KL,
-for an accuracy limit the measured drop.
+for an accuracy limit the measured drop. A predicted plan's note says how far its cost can be above
+the least (``bound``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from psvit_core.planners._levels import Levels, make_levels
 from psvit_core.planners._resources import Array
 from psvit_core.planners._search import solve
 from psvit_core.planners._trust import TrustRegion, least_kl, most_saving
+from psvit_core.planners.bound import lower_bound
 from psvit_core.planners.prime import prime
 from psvit_core.planners.psvit import psvit
 from psvit_core.planners.uniform import uniform
@@ -53,7 +55,19 @@ def optimal(problem: Problem) -> PrunePlan:
         found = _within_drop(levels, choices, problem.target.max_drop)
     else:
         found = _at_saving(levels, choices, problem.target.saving or 0.0)
-    return problem.plan(levels.ratios(found), "optimal", problem.note())
+    note = problem.note()
+    if problem.measure is None and problem.target.saving is not None:
+        note += _gap(levels, found, problem.target.saving)
+    return problem.plan(levels.ratios(found), "optimal", note)
+
+
+def _gap(levels: Levels, choice: Array, saving: float) -> str:
+    """How far the summed KL of a choice can be above that of the best one, for the note."""
+    bound = lower_bound(levels.knapsack(levels.kls, saving - SLACK))
+    if not bound:
+        return ""
+    gap = max(_summed(levels, choice) / bound - 1, 0.0)
+    return f"; its summed KL is at most {gap:.2%} above the least"
 
 
 def _other_policies(problem: Problem) -> list[Ratios]:
