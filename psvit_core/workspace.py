@@ -74,13 +74,21 @@ class Workspace:
 
     def summary(self) -> ModelSummary | None:
         """The model's summary, shipped or kept; None until ``request_summary`` is done."""
-        if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
+        if shipped := self._shipped_summary():
             return shipped
         known = client.results(self.store, "summary", ModelSummary)
         for job in client.list_jobs(self.store) if known else []:
             if job.id in known and self._same_model(job):
                 return known[job.id]
         return None
+
+    def _shipped_summary(self) -> ModelSummary | None:
+        """The summary that ships with the model's weights, if the subject is that very model."""
+        s, shipped = self.subject, shipped_summary(self.subject.model)
+        if shipped is None or self.card is None or s.checkpoint is not None:
+            return None
+        same_heads = s.num_heads in (None, self.card.arguments["num_heads"])
+        return shipped if same_heads and s.image_size in (None, shipped.input_shape[1]) else None
 
     def _same_model(self, job: Job) -> bool:
         """Whether a job was on this very model, whatever the images."""

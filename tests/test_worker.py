@@ -290,6 +290,14 @@ def test_summary_and_measurement_survive_foreign_records(store: Store) -> None:
         assert Workspace(dataclasses.replace(asked, **other), store).summary() is None
 
 
+def test_the_shipped_summary_is_of_the_very_model_only(store: Store) -> None:
+    subject = Subject(model=MODEL)
+    for same in ({}, {"num_heads": 8, "image_size": 32}, {"limit": 9, "data": "npz:a.npz"}):
+        assert Workspace(dataclasses.replace(subject, **same), store).summary() == summary()
+    for other in ({"num_heads": 1}, {"image_size": 64}, {"checkpoint": "c"}):
+        assert Workspace(dataclasses.replace(subject, **other), store).summary() is None
+
+
 def test_measurements_are_found_whatever_was_left_to_the_card(store: Store) -> None:
     subject = Subject(model=MODEL, limit=10)
     Worker(store, "cpu").run_job(Workspace(subject, store).measure(None))
