@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from psvit_core.data import EvalSet
 from psvit_core.data.evalset import stratified_order
@@ -21,11 +22,11 @@ from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import (
     Array,
     Outcome,
+    add_outcome,
     batches_key,
     kl_divergence,
     load_outcome,
     outcome_key,
-    save_outcome,
 )
 from psvit_core.records import (
     Conditions,
@@ -162,12 +163,11 @@ class Baseline:
             precision=run.precision, form="silenced",
             batches=batches_key(model.batch_coupled, run.batch, data.ids),
         )  # fmt: skip
-        self._logits: dict[str, Array] = {}
-        known = store.get_arrays(self._logits_key) if store else None
-        if known:
-            self._logits = dict(zip(known["ids"].tolist(), known["logits"], strict=True))
-        outcome = load_outcome(store, self.key) if store and known else None
-        todo = outcome.missing(data.ids) if outcome else list(range(len(data)))
+        self._logits = self._kept_logits(store) if store else {}
+        outcome = load_outcome(store, self.key) if store else None
+        # Logits and outcome are two files: whoever was stopped between them has written one.
+        there = self._logits.keys() & set(outcome.ids.tolist() if outcome else ())
+        todo = [i for i, name in enumerate(data.ids) if name not in there]
         self._n_run = 0
         if todo:
 
@@ -181,16 +181,25 @@ class Baseline:
             fresh = outcome_of(part, prediction, prediction.logits)
             outcome = outcome.joined(fresh) if outcome else fresh
             if store:
-                names = np.array(list(self._logits))
-                stacked = np.stack(list(self._logits.values()))
-                store.put_arrays(self._logits_key, {"ids": names, "logits": stacked})
-                save_outcome(store, self.key, outcome)
+                self._keep_logits(store)
+                add_outcome(store, self.key, fresh)
         assert outcome is not None
         self.outcome = outcome.select(data.ids)
 
     @property
     def _logits_key(self) -> str:
         return digest(["logits", self.key])
+
+    def _kept_logits(self, store: Store) -> dict[str, Array]:
+        known = store.get_arrays(self._logits_key)
+        return dict(zip(known["ids"].tolist(), known["logits"], strict=True)) if known else {}
+
+    def _keep_logits(self, store: Store) -> None:
+        """Add ours to those in the store; images that are there stay as they are."""
+        with FileLock(store.place("locks", f"outcome-{self._logits_key[:2]}.lock")):
+            whole = {**self._logits, **self._kept_logits(store)}
+            names, logits = np.array(list(whole)), np.stack(list(whole.values()))
+            store.put_arrays(self._logits_key, {"ids": names, "logits": logits})
 
     def logits(self, data: EvalSet) -> Array:
         """The baseline's logits on images of the set that this was made for."""

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from psvit_core import evaluate
 from psvit_core.errors import CancelledError, DataError, InvalidRatioError, StoreError
-from psvit_core.evaluate import measure
+from psvit_core.evaluate import Baseline, Prediction, measure
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
 from psvit_core.metrics.spikes import count_spikes
-from psvit_core.outcomes import kl_divergence
+from psvit_core.outcomes import kl_divergence, load_outcome, save_outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
@@ -256,6 +257,45 @@ def test_measuring_a_plan(tmp_path: Path) -> None:
     assert result.drop.low < result.drop.value < result.drop.high
     model.register_forward_hook(lambda *_: pytest.fail("it is run again"))
     assert measure(model, data, plan, store=store) == result
+
+
+def test_two_make_one_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins and ends while this one runs its images."""
+    model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 9)
+    ours, theirs = data.take(range(6)), data.take(range(3, 9))
+    run_images, begun = evaluate.predict, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Prediction:
+        if not begun:
+            begun.append(True)
+            Baseline(model, theirs, Run(), Store(tmp_path))
+        return run_images(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "predict", interrupted)
+    Baseline(model, ours, Run(), Store(tmp_path))
+
+    def not_again(*arguments: Any, **options: Any) -> Prediction:
+        raise AssertionError("all is in the store")
+
+    monkeypatch.setattr(evaluate, "predict", not_again)
+    for images in (ours, theirs, data):
+        base = Baseline(model, images, Run(), Store(tmp_path))
+        assert base.logits(images).argmax(axis=1).tolist() == base.outcome.predictions.tolist()
+
+
+def test_a_baseline_without_its_other_half_is_run_again(tmp_path: Path) -> None:
+    """As a stopped process left it: logits of some images, outcomes of others."""
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
+    whole = Baseline(model, data, Run(), store)
+    save_outcome(store, whole.key, whole.outcome.select(data.ids[:2]))
+    store.put_arrays(
+        whole._logits_key, {"ids": np.array(data.ids[1:4]), "logits": whole.logits(data)[1:4]}
+    )
+    again = Baseline(model, data, Run(), store)
+    np.testing.assert_allclose(again.logits(data), whole.logits(data), atol=1e-5)
+    assert again.outcome.ids.tolist() == list(data.ids)
+    kept = load_outcome(store, whole.key)
+    assert kept is not None and sorted(kept.ids.tolist()) == sorted(data.ids)
 
 
 def test_more_classes_than_outputs_is_refused() -> None:
