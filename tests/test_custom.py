@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -418,9 +419,7 @@ def test_other_parameters_are_another_model() -> None:
     assert code() == code()
     assert len({code(), code(tau=4.0), code(scale=0.5)}) == 3
 
-    tau = 2.0
-
-    def build() -> nn.Module:
+    def build(tau: float) -> nn.Module:
         torch.manual_seed(0)
         net = Silent()
         net.lif.tau = tau
@@ -428,7 +427,9 @@ def test_other_parameters_are_another_model() -> None:
 
     hashes = []
     for tau in (2.0, 2.0, 4.0):
-        psvit.register_model("own_tau", build, input_shape=SHAPE, num_classes=CLASSES)
+        psvit.register_model(
+            "own_tau", functools.partial(build, tau), input_shape=SHAPE, num_classes=CLASSES
+        )
         hashes.append(summarize(psvit.load_model("own_tau"), {}).weights_hash)
     assert hashes[0] == hashes[1] != hashes[2]
 
