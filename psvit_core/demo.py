@@ -2,8 +2,8 @@
 
 A bundle is one file per model: a finished sweep, image by image, and the archive of measured plans,
 made by ``scripts/make_demo_store.py``. ``DemoStore`` shows it beneath a store of one's own: read
-only, behind whatever stands under the same key there, and only while the bundle is of this engine
-and these weights.
+only, behind whatever stands under the same key there (image by image where it is an outcome), and
+only while the bundle is of this engine and these weights.
 """
 
 from __future__ import annotations
@@ -174,8 +174,13 @@ class DemoStore(Store):
         return times
 
     def get_arrays(self, key: str) -> Arrays | None:
-        """The arrays under ``key``, or None."""
+        """The arrays under ``key``, or None; of an outcome, shipped images stand behind one's own.
+
+        One's own may hold a few images only: the shipped ones are of the same cell.
+        """
         own = super().get_arrays(key)
-        if own is not None:
-            return own
-        return next((a for b in shipped_bundles() if (a := b.arrays(key)) is not None), None)
+        shipped = next((a for b in shipped_bundles() if (a := b.arrays(key)) is not None), None)
+        if own is None or shipped is None:
+            return own or shipped
+        more = ~np.isin(shipped["ids"], own["ids"])
+        return {name: np.concatenate([own[name], shipped[name][more]]) for name in own}
