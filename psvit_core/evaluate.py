@@ -208,6 +208,8 @@ class Baseline:
 
 def conditions_of(model: SpikingModel, data: EvalSet, run: Run) -> Conditions:
     """How a number measured with these is measured."""
+    # Where images of a batch influence each other, their order is part of which they are.
+    names = list(data.ids) if model.batch_coupled else sorted(data.ids)
     return Conditions(
         data=data.spec,
         split=data.split,
@@ -217,6 +219,7 @@ def conditions_of(model: SpikingModel, data: EvalSet, run: Run) -> Conditions:
         precision=run.precision,
         device=run.device,
         transform=data.transform,
+        images=digest(names),
     )
 
 
@@ -285,8 +288,11 @@ def measure(
         if store:
             store.put(key, found.to_dict())
     if profile:
-        parts = [ENGINE_VERSION, summary.weights_hash, kept, model.T, run.precision, run.batch]
-        measured = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
+        parts = [
+            ENGINE_VERSION, summary.weights_hash, kept, model.T, list(model.input_shape),
+            data.transform, run.precision, run.batch, len(data),
+        ]  # fmt: skip
+        measured = _profiled(model, data, plan, run, store, parts, tick)
         found = dataclasses.replace(found, profile=measured)
     return found
 

@@ -31,6 +31,7 @@ class Conditions(Record):
     precision: str  # float32 or float64
     device: str
     transform: str
+    images: str = ""  # digest of their names, so which they are; empty: before it was kept
 
 
 @dataclass(frozen=True, kw_only=True)
