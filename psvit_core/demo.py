@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from psvit_core.files import write_whole
-from psvit_core.outcomes import Outcome
+from psvit_core.outcomes import Outcome, ran_with
 from psvit_core.store import ENGINE_VERSION, Arrays, Store
 from psvit_core.zoo.cards import list_models, shipped_summary
 
@@ -55,6 +55,8 @@ class Bundle:
         self._row = {key: i for i, key in enumerate(keys)}
         self._ids, self._labels = ids, labels
         self._predictions, self._kl, self._sops = predictions, kl, sops
+        swept = (e["spec"]["conditions"] for e in entries.values() if "spec" in e)
+        self._ran = next((ran_with(c["device"], c["batch"]) for c in swept), np.array(b""))
 
     def arrays(self, key: str) -> Arrays | None:
         """The outcome under ``key`` as a store keeps it, or None."""
@@ -67,6 +69,7 @@ class Bundle:
             "predictions": self._predictions[row].astype(np.int64),
             "kl": self._kl[row].astype(np.float64),
             "sops": self._sops[row].astype(np.float64),
+            "ran": np.full(len(self._ids), self._ran),
         }
 
 

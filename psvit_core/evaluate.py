@@ -23,10 +23,12 @@ from psvit_core.outcomes import (
     Array,
     Outcome,
     add_outcome,
+    as_run,
     batches_key,
     kl_divergence,
     load_outcome,
     outcome_key,
+    ran_with,
 )
 from psvit_core.records import (
     Conditions,
@@ -126,7 +128,7 @@ def check_labels(model: SpikingModel, data: EvalSet) -> None:
         )
 
 
-def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array) -> Outcome:
+def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array, run: Run) -> Outcome:
     """Per-image results of a prediction over ``data`` beside the baseline's logits."""
     return Outcome(
         ids=np.array(data.ids),
@@ -134,6 +136,7 @@ def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array) ->
         predictions=prediction.logits.argmax(axis=1),
         kl=kl_divergence(baseline_logits, prediction.logits),
         sops=prediction.sops,
+        ran=ran_with(run.device, run.batch),
     )
 
 
@@ -178,7 +181,7 @@ class Baseline:
             part = data.take(todo)
             prediction = predict(model, part, run, tick=tick, seen=count)
             self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
-            fresh = outcome_of(part, prediction, prediction.logits)
+            fresh = outcome_of(part, prediction, prediction.logits, run)
             outcome = outcome.joined(fresh) if outcome else fresh
             if store:
                 self._keep_logits(store)
@@ -319,7 +322,7 @@ def _measured(
     seen = watch.subject(visited, base, cluster) if watch else keep_nothing
     prediction = predict(place(subject, run), visited, run, tick=tick, seen=seen)
     logits = base.logits(visited) if base else prediction.logits
-    outcome = outcome_of(visited, prediction, logits).select(data.ids)
+    outcome = outcome_of(visited, prediction, logits, run).select(data.ids)
     size = plan_size(summary, plan)
     sops, macs_real = float(outcome.sops.mean()), real_macs(summary, plan)
     if plan:
@@ -329,7 +332,9 @@ def _measured(
     return Measurement(
         model=summary.model,
         weights_hash=summary.weights_hash,
-        conditions=conditions_of(model, data, run),
+        conditions=as_run(
+            conditions_of(model, data, run), outcome.runs | (base.outcome.runs if base else set())
+        ),
         accuracy=outcome.accuracy(cluster),
         size=size,
         sops=sops,

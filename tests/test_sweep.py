@@ -16,7 +16,7 @@ from psvit_core.evaluate import Baseline, Prediction, measure
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
 from psvit_core.metrics.spikes import count_spikes
-from psvit_core.outcomes import kl_divergence, load_outcome, save_outcome
+from psvit_core.outcomes import as_run, kl_divergence, load_outcome, ran_with, save_outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
@@ -132,6 +132,34 @@ def test_other_images_and_ratios_reuse_cells(tmp_path: Path, runs: Any) -> None:
     # 0.26 removes as many units as 0.25 of all groups but the 128-wide MLPs (33 against 32).
     sweep(model, data, ratios=(0.26,), store=store)
     assert images_of(runs) == 10 * (24 + 2)
+
+
+def test_a_table_tells_what_its_cells_were_run_with(tmp_path: Path) -> None:
+    """Not what the last one to ask for them would have taken."""
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 8), Store(tmp_path)
+    first = sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store)
+    assert (first.conditions.batch, first.conditions.device) == (4, "cpu")
+    again = sweep(model, data, ratios=(0.5,), run=Run(batch=2), store=store)
+    assert again == first
+    more = sweep(model, data, ratios=(0.25, 0.5), run=Run(batch=2), store=store)
+    assert (more.conditions.batch, more.conditions.device) == (0, "cpu")
+    assert sweep(model, data, ratios=(0.5,), run=Run(batch=2), store=store) == first
+
+    conditions = replace(first.conditions, batch=9)  # results of before it was kept tell nothing
+    assert as_run(conditions, set()) == conditions
+    both = {ran_with("cpu", 9).item(), ran_with("cuda:1", 9).item()}
+    assert as_run(conditions, both) == replace(conditions, device="mixed")
+
+
+def test_a_measurement_tells_if_its_baseline_was_run_with_another_batch(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 8), Store(tmp_path)
+    plan = plan_from_ratios(
+        summarize(model, {"l2": rank(model, "l2")}), {"stream": 0.5}, criterion="l2"
+    )
+    for batch, told in ((4, 4), (2, 0), (4, 4)):
+        found = measure(model, data, plan, run=Run(batch=batch), store=store)
+        assert found.conditions.batch == told
+        assert measure(model, data, run=Run(batch=batch), store=store).conditions.batch == batch
 
 
 def test_removing_nothing_costs_nothing_and_says_so(tmp_path: Path, runs: Any) -> None:
@@ -267,7 +295,8 @@ def test_two_make_one_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Another process begins and ends while this one runs its images."""
     model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 9)
     ours, theirs = data.take(range(6)), data.take(range(3, 9))
-    run_images, begun = evaluate.predict, []
+    begun: list[bool] = []
+    run_images = evaluate.predict
 
     def interrupted(*arguments: Any, **options: Any) -> Prediction:
         if not begun:

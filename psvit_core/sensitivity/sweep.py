@@ -313,7 +313,8 @@ class _Work:
         logits, reached = self._cells.whole(x)
         sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
         prediction = Prediction(logits=logits, sops=sops, firing={})
-        self._baseline.add(chunk, logits, reached, outcome_of(part, prediction, logits))
+        outcome = outcome_of(part, prediction, logits, self._run)
+        self._baseline.add(chunk, logits, reached, outcome)
         self._costs |= {
             key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
             for key, cell in self._open.items()
@@ -362,7 +363,9 @@ class _Work:
         prediction = Prediction(
             logits=logits, sops=reached @ self._fans.at(self._baseline.readers, widths), firing={}
         )
-        outcome = outcome_of(part.take(place.tolist()), prediction, self._baseline.logits[images])
+        outcome = outcome_of(
+            part.take(place.tolist()), prediction, self._baseline.logits[images], self._run
+        )
         self._board.add(cell.key, outcome)
         self._write_if_due()
         self._advance(cell, len(images))
