@@ -83,7 +83,7 @@ class Bench:
         """The unpruned model's logits and results."""
         if id(data) not in self._baselines:
             prediction = predict(self.model, data, self.run)
-            found = outcome_of(data, prediction, prediction.logits)
+            found = outcome_of(data, prediction, prediction.logits, self.run)
             self._baselines[id(data)] = (prediction.logits, found)
         return self._baselines[id(data)]
 
@@ -95,7 +95,7 @@ class Bench:
         prediction = Prediction(
             logits=torch.cat(found).numpy(), sops=np.zeros(len(data)), firing={}
         )
-        return outcome_of(data, prediction, self.baseline(data)[0])
+        return outcome_of(data, prediction, self.baseline(data)[0], self.run)
 
     def measured(self, plan: PrunePlan) -> Measurement:
         """A plan on the planning images; each distinct plan once."""

@@ -2,8 +2,8 @@
 
 A bundle is one file per model: a finished sweep, image by image, and the archive of measured plans,
 made by ``scripts/make_demo_store.py``. ``DemoStore`` shows it beneath a store of one's own: read
-only, behind whatever stands under the same key there, and only while the bundle is of this engine
-and these weights.
+only, behind whatever stands under the same key there (image by image where it is an outcome), and
+only while the bundle is of this engine and these weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from psvit_core.files import write_whole
-from psvit_core.outcomes import Outcome
+from psvit_core.outcomes import Outcome, ran_with
 from psvit_core.store import ENGINE_VERSION, Arrays, Store
 from psvit_core.zoo.cards import list_models, shipped_summary
 
@@ -55,6 +55,8 @@ class Bundle:
         self._row = {key: i for i, key in enumerate(keys)}
         self._ids, self._labels = ids, labels
         self._predictions, self._kl, self._sops = predictions, kl, sops
+        swept = (e["spec"]["conditions"] for e in entries.values() if "spec" in e)
+        self._ran = next((ran_with(c["device"], c["batch"]) for c in swept), np.array(b""))
 
     def arrays(self, key: str) -> Arrays | None:
         """The outcome under ``key`` as a store keeps it, or None."""
@@ -67,6 +69,7 @@ class Bundle:
             "predictions": self._predictions[row].astype(np.int64),
             "kl": self._kl[row].astype(np.float64),
             "sops": self._sops[row].astype(np.float64),
+            "ran": np.full(len(self._ids), self._ran),
         }
 
 
@@ -174,8 +177,13 @@ class DemoStore(Store):
         return times
 
     def get_arrays(self, key: str) -> Arrays | None:
-        """The arrays under ``key``, or None."""
+        """The arrays under ``key``, or None; of an outcome, shipped images stand behind one's own.
+
+        One's own may hold a few images only: the shipped ones are of the same cell.
+        """
         own = super().get_arrays(key)
-        if own is not None:
-            return own
-        return next((a for b in shipped_bundles() if (a := b.arrays(key)) is not None), None)
+        shipped = next((a for b in shipped_bundles() if (a := b.arrays(key)) is not None), None)
+        if own is None or shipped is None:
+            return own or shipped
+        more = ~np.isin(shipped["ids"], own["ids"])
+        return {name: np.concatenate([own[name], shipped[name][more]]) for name in own}

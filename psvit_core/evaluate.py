@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from psvit_core.data import EvalSet
 from psvit_core.data.evalset import stratified_order
@@ -21,11 +22,13 @@ from psvit_core.metrics.spikes import count_spikes
 from psvit_core.outcomes import (
     Array,
     Outcome,
+    add_outcome,
+    as_run,
     batches_key,
     kl_divergence,
     load_outcome,
     outcome_key,
-    save_outcome,
+    ran_with,
 )
 from psvit_core.records import (
     Conditions,
@@ -125,7 +128,7 @@ def check_labels(model: SpikingModel, data: EvalSet) -> None:
         )
 
 
-def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array) -> Outcome:
+def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array, run: Run) -> Outcome:
     """Per-image results of a prediction over ``data`` beside the baseline's logits."""
     return Outcome(
         ids=np.array(data.ids),
@@ -133,6 +136,7 @@ def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array) ->
         predictions=prediction.logits.argmax(axis=1),
         kl=kl_divergence(baseline_logits, prediction.logits),
         sops=prediction.sops,
+        ran=ran_with(run.device, run.batch),
     )
 
 
@@ -162,12 +166,11 @@ class Baseline:
             precision=run.precision, form="silenced",
             batches=batches_key(model.batch_coupled, run.batch, data.ids),
         )  # fmt: skip
-        self._logits: dict[str, Array] = {}
-        known = store.get_arrays(self._logits_key) if store else None
-        if known:
-            self._logits = dict(zip(known["ids"].tolist(), known["logits"], strict=True))
-        outcome = load_outcome(store, self.key) if store and known else None
-        todo = outcome.missing(data.ids) if outcome else list(range(len(data)))
+        self._logits = self._kept_logits(store) if store else {}
+        outcome = load_outcome(store, self.key) if store else None
+        # Logits and outcome are two files: whoever was stopped between them has written one.
+        there = self._logits.keys() & set(outcome.ids.tolist() if outcome else ())
+        todo = [i for i, name in enumerate(data.ids) if name not in there]
         self._n_run = 0
         if todo:
 
@@ -178,19 +181,28 @@ class Baseline:
             part = data.take(todo)
             prediction = predict(model, part, run, tick=tick, seen=count)
             self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
-            fresh = outcome_of(part, prediction, prediction.logits)
+            fresh = outcome_of(part, prediction, prediction.logits, run)
             outcome = outcome.joined(fresh) if outcome else fresh
             if store:
-                names = np.array(list(self._logits))
-                stacked = np.stack(list(self._logits.values()))
-                store.put_arrays(self._logits_key, {"ids": names, "logits": stacked})
-                save_outcome(store, self.key, outcome)
+                self._keep_logits(store)
+                add_outcome(store, self.key, fresh)
         assert outcome is not None
         self.outcome = outcome.select(data.ids)
 
     @property
     def _logits_key(self) -> str:
         return digest(["logits", self.key])
+
+    def _kept_logits(self, store: Store) -> dict[str, Array]:
+        known = store.get_arrays(self._logits_key)
+        return dict(zip(known["ids"].tolist(), known["logits"], strict=True)) if known else {}
+
+    def _keep_logits(self, store: Store) -> None:
+        """Add ours to those in the store; images that are there stay as they are."""
+        with FileLock(store.place("locks", f"outcome-{self._logits_key[:2]}.lock")):
+            whole = {**self._logits, **self._kept_logits(store)}
+            names, logits = np.array(list(whole)), np.stack(list(whole.values()))
+            store.put_arrays(self._logits_key, {"ids": names, "logits": logits})
 
     def logits(self, data: EvalSet) -> Array:
         """The baseline's logits on images of the set that this was made for."""
@@ -199,6 +211,8 @@ class Baseline:
 
 def conditions_of(model: SpikingModel, data: EvalSet, run: Run) -> Conditions:
     """How a number measured with these is measured."""
+    # Where images of a batch influence each other, their order is part of which they are.
+    names = list(data.ids) if model.batch_coupled else sorted(data.ids)
     return Conditions(
         data=data.spec,
         split=data.split,
@@ -208,6 +222,7 @@ def conditions_of(model: SpikingModel, data: EvalSet, run: Run) -> Conditions:
         precision=run.precision,
         device=run.device,
         transform=data.transform,
+        images=digest(names),
     )
 
 
@@ -276,8 +291,11 @@ def measure(
         if store:
             store.put(key, found.to_dict())
     if profile:
-        parts = [ENGINE_VERSION, summary.weights_hash, kept, model.T, run.precision, run.batch]
-        measured = _profiled(model, data, plan, run, store, [*parts, len(data)], tick)
+        parts = [
+            ENGINE_VERSION, summary.weights_hash, kept, model.T, list(model.input_shape),
+            data.transform, run.precision, run.batch, len(data),
+        ]  # fmt: skip
+        measured = _profiled(model, data, plan, run, store, parts, tick)
         found = dataclasses.replace(found, profile=measured)
     return found
 
@@ -304,7 +322,7 @@ def _measured(
     seen = watch.subject(visited, base, cluster) if watch else keep_nothing
     prediction = predict(place(subject, run), visited, run, tick=tick, seen=seen)
     logits = base.logits(visited) if base else prediction.logits
-    outcome = outcome_of(visited, prediction, logits).select(data.ids)
+    outcome = outcome_of(visited, prediction, logits, run).select(data.ids)
     size = plan_size(summary, plan)
     sops, macs_real = float(outcome.sops.mean()), real_macs(summary, plan)
     if plan:
@@ -314,7 +332,9 @@ def _measured(
     return Measurement(
         model=summary.model,
         weights_hash=summary.weights_hash,
-        conditions=conditions_of(model, data, run),
+        conditions=as_run(
+            conditions_of(model, data, run), outcome.runs | (base.outcome.runs if base else set())
+        ),
         accuracy=outcome.accuracy(cluster),
         size=size,
         sops=sops,

@@ -6,15 +6,15 @@ agreement and per-class changes follow without running a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from psvit_core.errors import StoreError
-from psvit_core.records import Interval
+from psvit_core.records import Conditions, Interval
 from psvit_core.stats import cluster_interval, paired_drop_interval, wilson_interval
 from psvit_core.store import ENGINE_VERSION, Store, digest
 
@@ -30,6 +30,11 @@ class Outcome:
     predictions: Array  # int
     kl: Array  # float64, nats, from the baseline's outputs; 0 for the baseline
     sops: Array  # float64, accumulates triggered by spikes, all T
+    ran: Array = field(default_factory=lambda: np.array(b""))  # ``ran_with``; empty: not known
+
+    def __post_init__(self) -> None:
+        if not self.ran.ndim:  # the same for all
+            object.__setattr__(self, "ran", np.full(len(self.ids), self.ran))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,6 +63,11 @@ class Outcome:
                 for f in fields(self)
             }
         )
+
+    @property
+    def runs(self) -> frozenset[bytes]:
+        """With what these were run (``ran_with``), as far as it is known."""
+        return frozenset(self.ran.tolist()) - {b""}
 
     @property
     def correct(self) -> Array:
@@ -127,6 +137,30 @@ def _cluster_interval(values: Array, cluster: int) -> tuple[float, float]:
     return cluster_interval([float(p.sum()) for p in parts], [len(p) for p in parts])
 
 
+def ran_with(device: str, batch: int) -> Array:
+    """What no key names and results are still told with: the device and the batch, as bytes."""
+    return np.array(f"{device} {batch}".encode())
+
+
+def as_run(conditions: Conditions, runs: Collection[bytes]) -> Conditions:
+    """Conditions with the device and batch that results were run with, whoever asks for them.
+
+    Args:
+        conditions: As asked for; kept where no result tells.
+        runs: ``Outcome.runs`` of all results; of several the device is ``mixed`` or the batch 0.
+    """
+    if not runs:
+        return conditions
+    devices, batches = (
+        set(found) for found in zip(*(run.decode().split() for run in runs), strict=True)
+    )
+    return replace(
+        conditions,
+        device=devices.pop() if len(devices) == 1 else "mixed",
+        batch=int(batches.pop()) if len(batches) == 1 else 0,
+    )
+
+
 def kl_divergence(baseline_logits: Array, logits: Array) -> Array:
     """KL(baseline || model) of the softmax outputs per image, nats, (n_images,) float64."""
     p, q = _log_softmax(baseline_logits), _log_softmax(logits)
@@ -180,10 +214,10 @@ def load_outcome(store: Store, key: str) -> Outcome | None:
     arrays = store.get_arrays(key)
     if arrays is None:
         return None
-    names = [f.name for f in fields(Outcome)]
-    if any(name not in arrays for name in names):
+    names = {f.name for f in fields(Outcome)}
+    if names - arrays.keys() - {"ran"}:  # which was not kept at first
         raise StoreError(f"Entry {key} in {store.folder} lacks arrays. Delete it; it is made anew.")
-    return Outcome(**{name: arrays[name] for name in names})
+    return Outcome(**{name: arrays[name] for name in names & arrays.keys()})
 
 
 def save_outcome(store: Store, key: str, outcome: Outcome) -> None:

@@ -152,15 +152,17 @@ class ParetoArchive(Record):
     precision: str
     n_images: int
     batch: int | None = None  # where an image's results depend on its batch
+    images: str = ""  # digest of their names; empty: before it was kept
     points: tuple[ParetoPoint, ...] = ()
     unreached: tuple[Unreached, ...] = ()  # of the run that this file was written by
 
     @property
     def key(self) -> str:
-        """What keeps archives apart; the number of images is part of it."""
+        """What keeps archives apart; which images were measured is part of it."""
         return archive_key(
             self.weights_hash, data=self.data, split=self.split, transform=self.transform,
             T=self.T, precision=self.precision, n_images=self.n_images, batch=self.batch,
+            images=self.images,
         )  # fmt: skip
 
     def front(self, axis: str = "bytes") -> tuple[FrontPoint, ...]:
@@ -297,11 +299,11 @@ def _overlap(a: ParetoPoint, b: ParetoPoint) -> bool:
 
 def archive_key(
     weights_hash: str, *, data: str, split: str, transform: str, T: int, precision: str,
-    n_images: int, batch: int | None,
+    n_images: int, batch: int | None, images: str = "",
 ) -> str:  # fmt: skip
     """Where the points of one model and set of images are kept."""
     parts = [weights_hash, data, split, transform, T, precision, n_images, batch]
-    return _PREFIX + digest(parts)
+    return _PREFIX + digest([*parts, images] if images else parts)
 
 
 def empty_archive(
@@ -320,7 +322,7 @@ def empty_archive(
     return ParetoArchive(
         model=model, weights_hash=weights_hash, data=c.data, split=c.split, transform=c.transform,
         T=c.T, precision=c.precision, n_images=c.n_images,
-        batch=c.batch if batch_coupled else None,
+        batch=c.batch if batch_coupled else None, images=c.images,
     )  # fmt: skip
 
 
@@ -371,7 +373,7 @@ def read_archive(
 def find_archives(
     store: Store, weights_hash: str, warn: Callable[[str], None] = log.warning
 ) -> list[ParetoArchive]:
-    """The archives of a model, without their points, most images first.
+    """The archives of a model, without their points, most images first, then the newest.
 
     Args:
         store: Where.
@@ -379,7 +381,8 @@ def find_archives(
         warn: Told in a sentence of every damaged entry, which is left out.
     """
     found = []
-    for key in sorted(store.keys(_HEAD_PREFIX)):
+    changes = store.changes(_HEAD_PREFIX)
+    for key in sorted(changes, key=lambda key: changes[key], reverse=True):
         try:
             head = ParetoArchive.from_dict(store.get(key))
         except (RecordError, ValueError, zlib.error) as error:

@@ -16,10 +16,12 @@ from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
+from psvit_core.jobs.stamps import data_stamp, model_stamp
 from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
 from psvit_core.plans import default_criterion, plan_from_ratios
 from psvit_core.records import (
+    Conditions,
     EpochRecord,
     FinetuneSettings,
     Measurement,
@@ -51,6 +53,11 @@ def _readable(kind: type[R], data: object) -> R | None:
         return None
 
 
+def _unchanged(job: Job, what: str, stamp: list[float]) -> bool:
+    """Whether files are as they were when a job was asked for; told by no job of old versions."""
+    return bool(job.params.get("stamps", {}).get(what, stamp) == stamp)
+
+
 class Workspace:
     """One model on one data set.
 
@@ -74,7 +81,7 @@ class Workspace:
 
     def summary(self) -> ModelSummary | None:
         """The model's summary, shipped or kept; None until ``request_summary`` is done."""
-        if self.subject.checkpoint is None and (shipped := shipped_summary(self.subject.model)):
+        if shipped := self._shipped_summary():
             return shipped
         known = client.results(self.store, "summary", ModelSummary)
         for job in client.list_jobs(self.store) if known else []:
@@ -82,17 +89,32 @@ class Workspace:
                 return known[job.id]
         return None
 
+    def _shipped_summary(self) -> ModelSummary | None:
+        """The summary that ships with the model's weights, if the subject is that very model."""
+        s, shipped = self.subject, shipped_summary(self.subject.model)
+        if shipped is None or self.card is None or s.checkpoint is not None:
+            return None
+        same_heads = s.num_heads in (None, self.card.arguments["num_heads"])
+        return shipped if same_heads and s.image_size in (None, shipped.input_shape[1]) else None
+
     def _same_model(self, job: Job) -> bool:
         """Whether a job was on this very model, whatever the images."""
         theirs = self._subject_of(job)
-        return theirs is not None and all(
-            getattr(theirs, name) == getattr(self.subject, name) for name in _OF_THE_MODEL
+        return (
+            theirs is not None
+            and all(getattr(theirs, name) == getattr(self.subject, name) for name in _OF_THE_MODEL)
+            and _unchanged(job, "model", model_stamp(theirs))
         )
 
     def _same_numbers(self, job: Job) -> bool:
         """Whether what a job measured holds for this subject: same model, images and run."""
         theirs = self._subject_of(job)
-        return theirs is not None and self._decided(theirs) == self._decided(self.subject)
+        return (
+            theirs is not None
+            and self._decided(theirs) == self._decided(self.subject)
+            and _unchanged(job, "model", model_stamp(theirs))
+            and _unchanged(job, "data", data_stamp(theirs.data))
+        )
 
     def _subject_of(self, job: Job) -> Subject | None:
         """The subject of a job on a model of this name; None for others and older versions'."""
@@ -151,20 +173,49 @@ class Workspace:
         return self._submit("sweep", title, {"settings": settings.to_dict()})
 
     def sweep_key(self) -> str | None:
-        """The sweep of this model, split and images that was started last; None without one."""
-        summary = self.summary()
-        for key in sweep_keys(self.store) if summary else []:
-            if self._is_mine(load_spec(self.store, key), summary):
-                return key
-        return None
+        """The sweep of this model, split and images; None without one.
 
-    def _is_mine(self, spec: SweepSpec, summary: ModelSummary | None) -> bool:
-        assert summary is not None
-        s, c = self.subject, spec.conditions
-        data = s.data or (self.card.data if self.card else None)
-        return (spec.summary.weights_hash, c.split, c.precision, c.data) == (
-            summary.weights_hash, s.split, s.precision, data or c.data,
-        )  # fmt: skip
+        The one that a job of this subject started last; else, of those on as many images as the
+        limit says (without a limit: on the most), the one started last.
+        """
+        summary = self.summary()
+        if summary is None:
+            return None
+        asked = {job.result.get("sweep_key") for job in self.jobs("sweep")}
+        n_images: dict[str, int] = {}
+        for key in sweep_keys(self.store):
+            spec = load_spec(self.store, key)
+            same = spec.summary.weights_hash == summary.weights_hash
+            batch = spec.cluster  # the batch, where it matters
+            if not same or not self._is_run_so(spec.conditions, batch, summary.T):
+                continue
+            if key in asked:
+                return key
+            if self.subject.limit in (None, spec.conditions.n_images):
+                n_images[key] = spec.conditions.n_images
+        return max(n_images, key=lambda key: n_images[key], default=None)
+
+    def _is_run_so(
+        self, c: Conditions | ParetoArchive, batch: int | None, T: int, split: str | None = None
+    ) -> bool:
+        """Whether numbers were made as this subject makes its own, but for the number of images.
+
+        Args:
+            c: How they were made.
+            batch: Their batch size, where it matters.
+            T: The model's time steps; frames bring their own.
+            split: Another split than the subject's.
+        """
+        s = self._decided(self.subject)
+        frames = c.transform.startswith("frames")
+        transform = self.card.at(s.image_size).transform.name if self.card else c.transform
+        return (
+            (c.split, c.precision) == (split or s.split, s.precision)
+            and c.data == (s.data or c.data)
+            and (frames or c.transform == transform)
+            and ((s.time_steps or T) == c.T or (frames and s.time_steps is None))
+            and (s.batch is None or batch in (None, s.batch))
+        )
 
     def table(self, spec: SweepSpec) -> SensitivityTable | None:
         """The sweep's table of the cells finished so far; None before its baseline is there."""
@@ -246,29 +297,22 @@ class Workspace:
         """All measured plans of this model and data so far; None without one.
 
         Where several numbers of images were measured, the subject's limit decides, else the
-        archive of most images; they are never mixed.
+        archive of most images, then the newest; they are never mixed.
 
         Args:
             split: Another split than the subject's: ``test`` to judge what was planned.
             improved: Also what became of plans by recovery and fine-tuning; predictions do not
                 speak of those.
         """
-        summary, s = self.summary(), self._decided(self.subject)
+        summary = self.summary()
         if summary is None:
             return None
-        transform = self.card.at(s.image_size).transform.name if self.card else None
-        steps = s.time_steps or summary.T
         heads = [
             head
             for head in find_archives(self.store, summary.weights_hash)
-            if (head.split, head.precision) == (split or s.split, s.precision)
-            and head.data == (s.data or head.data)
-            and head.transform == (transform or head.transform)
-            and head.batch in (None, s.batch)
-            and s.limit in (None, head.n_images)
-            and (s.time_steps is None or steps == head.T)  # frames bring their own
+            if self._is_run_so(head, head.batch, summary.T, split)
+            and self.subject.limit in (None, head.n_images)
         ]
-        heads.sort(key=lambda head: steps != head.T)
         if not heads:
             return None
         found = read_archive(self.store, heads[0])
@@ -312,5 +356,6 @@ class Workspace:
         ]
 
     def _submit(self, task: str, title: str, params: dict[str, Any]) -> Job:
-        params = {"subject": self.subject.to_dict(), **params}
+        stamps = {"model": model_stamp(self.subject), "data": data_stamp(self.subject.data)}
+        params = {"subject": self.subject.to_dict(), "stamps": stamps, **params}
         return client.submit(self.store, task, title, params, device=self.subject.device)

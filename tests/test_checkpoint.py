@@ -15,15 +15,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from psvit_core.data import load_data
-from psvit_core.errors import CheckpointError, ModelError, OutputError, UnknownNameError
+from psvit_core.errors import (
+    CheckpointError,
+    InvalidPlanError,
+    ModelError,
+    OutputError,
+    UnknownNameError,
+)
+from psvit_core.evaluate import measure
 from psvit_core.export.pruned import save_pruned
 from psvit_core.groups import find_groups, plan_from_kept
+from psvit_core.store import Store
 from psvit_core.surgery import apply_plan
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.cards import WEIGHTS, list_models, model_card
+from psvit_core.zoo.cards import WEIGHTS, list_models, model_card, shipped_summary
 from psvit_core.zoo.checkpoint import METADATA_KEY, load_model, weights_hash
 from psvit_core.zoo.registry import build_model
-from tests.tiny import tiny_input, tiny_model
+from tests.tiny import tiny_input, tiny_model, vector
 
 NAME = "sdt_v1_digits"
 
@@ -45,6 +53,50 @@ def test_shipped_weights(name: str) -> None:
     assert not model.training
     assert sum(p.numel() for p in model.parameters()) == card.training["parameters"]
     assert card.training["val_correct"] / card.training["val_images"] >= 0.97
+
+
+def test_what_no_tensor_tells_is_in_the_hash(tmp_path: Path) -> None:
+    """Other heads make another function of the same weights; the card's own change no hash."""
+    name = "e_spikeformer_digits"
+    card, other = load_model(name), load_model(name, num_heads=1)
+    summary = shipped_summary(name)
+    assert summary is not None
+    assert weights_hash(card) == weights_hash(load_model(name, num_heads=8)) == summary.weights_hash
+    assert weights_hash(other) != weights_hash(card)
+    data = load_data("digits", transform=model_card(name).transform).limit(8)
+    store = Store(tmp_path / "store")
+    assert measure(card, data, store=store).sops != measure(other, data, store=store).sops
+    with pytest.raises(InvalidPlanError, match="not for weights"):
+        apply_plan(other, plan_from_kept(card, {}))
+
+    small = half(other)
+    kept = load_model(save_pruned(small, tmp_path / "small.safetensors"))
+    assert weights_hash(kept) == weights_hash(small) != weights_hash(half(card))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("spikformer_cifar", {"num_heads": 1}),
+        ("sdt_v1", {"pooling_stat": "1110"}),
+        ("sdt_v2", {"num_heads": 1}),
+        ("sdt_v3", {"num_heads": 1}),
+        ("qkformer_imagenet", {"num_heads": 1}),
+        ("qkformer_cifar", {"batch_coupled": False}),
+    ],
+)
+def test_arguments_that_change_the_function_change_the_hash(
+    name: str, changed: dict[str, Any]
+) -> None:
+    model, meta = tiny_model(name), vector(name).meta
+    arguments = {**meta["constructor"], "T": meta["T"], **changed}
+    other = build_model(meta["family"], **arguments)
+    other.load_state_dict(model.state_dict())  # all shapes are the same
+    other.name = model.name
+    with torch.no_grad():
+        x = tiny_input(name)
+        assert not torch.equal(model(x), other(x))
+    assert weights_hash(model) != weights_hash(other)
 
 
 def test_round_trip_in_a_fresh_process(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -33,7 +34,7 @@ from psvit_core.workspace import Workspace
 from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
 from tests import own_models
-from tests.own_models import CLASSES, SHAPE, Mixed, Tokens, spikformer, warmed
+from tests.own_models import CLASSES, SHAPE, Mixed, Silent, Tokens, spikformer, warmed
 
 cards._own_cards.clear()  # other tests go over all registered models
 PLUGIN = Path(own_models.__file__)
@@ -398,6 +399,39 @@ def test_changed_code_is_another_model(tmp_path: Path) -> None:
         load_plugin(str(path))
         hashes.append(summarize(psvit.load_model("own_tokens"), {}).weights_hash)
     assert hashes[0] != hashes[1]
+
+
+def test_other_parameters_are_another_model() -> None:
+    """They may come from a file that holds no module, so the code alone does not tell them."""
+
+    class Net(Tokens):
+        def __init__(self, tau: float = 2.0, scale: float = 1.0) -> None:
+            super().__init__()
+            self.attn_lif.tau = tau
+            self.scale = scale  # no part of what a module prints
+
+        def extra_repr(self) -> str:
+            return f"made by {object()!r}"  # an address, another one each time
+
+    def code(**parameters: float) -> str:
+        return plugins._code_of(Net(**parameters), Net)
+
+    assert code() == code()
+    assert len({code(), code(tau=4.0), code(scale=0.5)}) == 3
+
+    def build(tau: float) -> nn.Module:
+        torch.manual_seed(0)
+        net = Silent()
+        net.lif.tau = tau
+        return net
+
+    hashes = []
+    for tau in (2.0, 2.0, 4.0):
+        psvit.register_model(
+            "own_tau", functools.partial(build, tau), input_shape=SHAPE, num_classes=CLASSES
+        )
+        hashes.append(summarize(psvit.load_model("own_tau"), {}).weights_hash)
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 @pytest.fixture

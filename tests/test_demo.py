@@ -13,7 +13,7 @@ import pytest
 from psvit_core import demo
 from psvit_core.demo import DemoStore, bundle_path, read_bundle, shipped_bundles, write_bundle
 from psvit_core.jobs.tasks import Engine, Subject
-from psvit_core.outcomes import Outcome, load_outcome, save_outcome
+from psvit_core.outcomes import Outcome, add_outcome, load_outcome, save_outcome
 from psvit_core.records import Measurement, ModelSummary, SensitivityTable
 from psvit_core.sensitivity.table import SweepSpec, load_spec, read_table, row_of, sweep_keys
 from psvit_core.store import Store
@@ -117,7 +117,10 @@ def test_ones_own_comes_first(store: DemoStore) -> None:
     )  # fmt: skip
     save_outcome(store, cell.key, own)
     found = load_outcome(store, cell.key)
-    assert found is not None and len(found) == 2
+    assert found is not None and len(found) == len(shipped)
+    ids = shipped.ids.tolist()
+    np.testing.assert_equal(vars(found.select(ids[:2])), vars(own))
+    np.testing.assert_equal(vars(found.select(ids[2:])), vars(shipped.select(ids[2:])))
     plain = Store(store.folder)
     assert load_outcome(plain, spec.baseline_key) is None, "a bundle was written into the folder"
     assert list(plain.keys("")) == []
@@ -125,6 +128,20 @@ def test_ones_own_comes_first(store: DemoStore) -> None:
                          "saved": 1.0})  # fmt: skip
     assert sweep_keys(store) == [spec.key]
     assert load_spec(store, spec.key).mode == "progressive"
+
+
+def test_a_small_sweep_of_ones_own_leaves_the_shipped_one_finished(store: DemoStore) -> None:
+    """It has the same baseline and the same cells, on a few of the images."""
+    spec, table = swept(store)
+    few = spec.ids[:30]
+    for key in (spec.baseline_key, *(spec.cell(g, 0.5).key for g in spec.summary.groups)):
+        shipped = load_outcome(store, key)
+        assert shipped is not None
+        add_outcome(Store(store.folder), key, shipped.select(few))
+    assert swept(store)[1] == table
+    small = dataclasses.replace(spec, ids=few, ratios=(0.5,))
+    rows = read_table(store, small)
+    assert rows is not None and rows.finished and {row.n_images for row in rows.rows} == {30}
 
 
 def test_of_another_engine_or_weights_nothing_is_shown(

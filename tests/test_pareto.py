@@ -19,7 +19,7 @@ from psvit_core import fused, pareto
 from psvit_core.cli import main
 from psvit_core.data import EvalSet
 from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
-from psvit_core.evaluate import measure, predict
+from psvit_core.evaluate import conditions_of, measure, predict
 from psvit_core.jobs.fronts import ParetoSettings, engine_archive, predicted_plans, run_pareto
 from psvit_core.jobs.tasks import (
     Engine,
@@ -52,6 +52,7 @@ from psvit_core.records import (
     Quartiles,
     Size,
 )
+from psvit_core.runtime import Run
 from psvit_core.sensitivity.table import load_spec, read_table
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
@@ -206,7 +207,7 @@ def test_chosen_leaves_out_what_was_only_tried() -> None:
     "change",
     [
         {"split": "test"}, {"n_images": 50}, {"data": "other"}, {"T": 2},
-        {"precision": "float64"}, {"transform": "another"},
+        {"precision": "float64"}, {"transform": "another"}, {"images": "of another file"},
     ],
 )  # fmt: skip
 def test_other_conditions_are_kept_apart(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -217,6 +218,25 @@ def test_other_conditions_are_kept_apart(tmp_path: Path, change: dict[str, Any])
         [point] = read_archive(store, empty_archive("m", "ab", conditions)).points
         assert point.measurement.accuracy.value == accuracy
     assert len(find_archives(store, "ab")) == 2
+
+
+def test_which_images_are_measured_is_told() -> None:
+    model, data, run = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4), Run()
+    turned, others = data.take([3, 1, 2, 0]), tiny_data("sdt_v1", 4, seed=1)
+    images = conditions_of(model, data, run).images
+    assert images == conditions_of(model, turned, run).images
+    assert images != conditions_of(model, others, run).images
+    coupled = tiny_model("qkformer_cifar")  # the order decides the batches
+    assert conditions_of(coupled, data, run) != conditions_of(coupled, turned, run)
+
+
+def test_of_equal_archives_the_newest_is_found_first(tmp_path: Path) -> None:
+    """A file of images was replaced by another with as many."""
+    store = Store(tmp_path)
+    for images in ("a", "c", "b"):
+        conditions = dataclasses.replace(CONDITIONS, images=images)
+        add_point(store, dataclasses.replace(measurement(0, 0.5, 3), conditions=conditions), Made())
+    assert [head.images for head in find_archives(store, "ab")] == ["b", "c", "a"]
 
 
 def test_batches_matter_only_where_images_are_coupled() -> None:

@@ -153,7 +153,7 @@ def test_latencies_in_turns_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> 
     assert order[-6:] in ([0.2, 0.4] * 3, [0.4, 0.2] * 3)
 
 
-def test_a_profile_is_kept_for_its_machine_only(
+def test_a_profile_is_kept_for_its_machine_and_images_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, data, store = tiny_model("sdt_v1").eval(), tiny_data("sdt_v1", 4), Store(tmp_path)
@@ -179,6 +179,12 @@ def test_a_profile_is_kept_for_its_machine_only(
     monkeypatch.setattr("psvit_core.evaluate.machine", lambda device: other)
     measure(model, data, plan, run=Run(batch=2), store=store, profile=True)
     assert len(taken) == 2
+    prepared = dataclasses.replace(data, transform="resized to another size")
+    measure(model, prepared, plan, run=Run(batch=2), store=store, profile=True)
+    assert len(taken) == 3
+    model.arguments |= {"img_size_h": 32, "img_size_w": 32}  # same weights, other activations
+    measure(model, data, plan, run=Run(batch=2), store=store, profile=True)
+    assert len(taken) == 4
     assert Measurement.from_dict(with_profile.to_dict()) == with_profile
 
 

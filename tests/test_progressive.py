@@ -50,7 +50,13 @@ def test_a_progressive_sweep_stops_where_enough_is_known(tmp_path: Path) -> None
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 200), Store(tmp_path)
     spec = make_spec(model, data, ratios=RATIOS)
     assert spec.looks == (64, 128, 200)
-    early = sweep(model, data, ratios=RATIOS, store=store, mode="progressive")
+    told: list[tuple[int, int]] = []
+    early = sweep(model, data, ratios=RATIOS, store=store, mode="progressive",
+                  progress=lambda done, total, what: told.append((done, total)))  # fmt: skip
+    whole = 16 * 200  # whatever is left alone before it has seen all images
+    assert {total for _, total in told} == {whole}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == whole
     assert early.mode == "progressive"
     assert early.finished
     assert {row.n_images for row in early.rows} <= {64, 128, 200}

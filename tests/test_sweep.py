@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from psvit_core import evaluate
 from psvit_core.errors import CancelledError, DataError, InvalidRatioError, StoreError
-from psvit_core.evaluate import measure
+from psvit_core.evaluate import Baseline, Prediction, measure
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
 from psvit_core.metrics.spikes import count_spikes
-from psvit_core.outcomes import kl_divergence
+from psvit_core.outcomes import as_run, kl_divergence, load_outcome, ran_with, save_outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
@@ -133,6 +134,34 @@ def test_other_images_and_ratios_reuse_cells(tmp_path: Path, runs: Any) -> None:
     assert images_of(runs) == 10 * (24 + 2)
 
 
+def test_a_table_tells_what_its_cells_were_run_with(tmp_path: Path) -> None:
+    """Not what the last one to ask for them would have taken."""
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 8), Store(tmp_path)
+    first = sweep(model, data, ratios=(0.5,), run=Run(batch=4), store=store)
+    assert (first.conditions.batch, first.conditions.device) == (4, "cpu")
+    again = sweep(model, data, ratios=(0.5,), run=Run(batch=2), store=store)
+    assert again == first
+    more = sweep(model, data, ratios=(0.25, 0.5), run=Run(batch=2), store=store)
+    assert (more.conditions.batch, more.conditions.device) == (0, "cpu")
+    assert sweep(model, data, ratios=(0.5,), run=Run(batch=2), store=store) == first
+
+    conditions = replace(first.conditions, batch=9)  # results of before it was kept tell nothing
+    assert as_run(conditions, set()) == conditions
+    both = {ran_with("cpu", 9).item(), ran_with("cuda:1", 9).item()}
+    assert as_run(conditions, both) == replace(conditions, device="mixed")
+
+
+def test_a_measurement_tells_if_its_baseline_was_run_with_another_batch(tmp_path: Path) -> None:
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 8), Store(tmp_path)
+    plan = plan_from_ratios(
+        summarize(model, {"l2": rank(model, "l2")}), {"stream": 0.5}, criterion="l2"
+    )
+    for batch, told in ((4, 4), (2, 0), (4, 4)):
+        found = measure(model, data, plan, run=Run(batch=batch), store=store)
+        assert found.conditions.batch == told
+        assert measure(model, data, run=Run(batch=batch), store=store).conditions.batch == batch
+
+
 def test_removing_nothing_costs_nothing_and_says_so(tmp_path: Path, runs: Any) -> None:
     model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4)
     table = sweep(model, data, ratios=(0.1,), store=Store(tmp_path))
@@ -169,7 +198,11 @@ def test_progress_is_the_share_of_the_work(tmp_path: Path) -> None:
           progress=lambda done, total, what: told.append((done, total)))  # fmt: skip
     assert {total for _, total in told} == {16 * 6}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1][0] >= 16 * 6 - 1
+    assert told[-1][0] == 16 * 6
+    told.clear()
+    sweep(model, data, ratios=RATIOS, store=store,
+          progress=lambda done, total, what: told.append((done, total)))  # fmt: skip
+    assert told == [(16 * 6, 16 * 6)]  # all is there
 
 
 def test_a_network_that_cannot_be_written_down_is_run_in_full(
@@ -256,6 +289,46 @@ def test_measuring_a_plan(tmp_path: Path) -> None:
     assert result.drop.low < result.drop.value < result.drop.high
     model.register_forward_hook(lambda *_: pytest.fail("it is run again"))
     assert measure(model, data, plan, store=store) == result
+
+
+def test_two_make_one_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process begins and ends while this one runs its images."""
+    model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 9)
+    ours, theirs = data.take(range(6)), data.take(range(3, 9))
+    begun: list[bool] = []
+    run_images = evaluate.predict
+
+    def interrupted(*arguments: Any, **options: Any) -> Prediction:
+        if not begun:
+            begun.append(True)
+            Baseline(model, theirs, Run(), Store(tmp_path))
+        return run_images(*arguments, **options)
+
+    monkeypatch.setattr(evaluate, "predict", interrupted)
+    Baseline(model, ours, Run(), Store(tmp_path))
+
+    def not_again(*arguments: Any, **options: Any) -> Prediction:
+        raise AssertionError("all is in the store")
+
+    monkeypatch.setattr(evaluate, "predict", not_again)
+    for images in (ours, theirs, data):
+        base = Baseline(model, images, Run(), Store(tmp_path))
+        assert base.logits(images).argmax(axis=1).tolist() == base.outcome.predictions.tolist()
+
+
+def test_a_baseline_without_its_other_half_is_run_again(tmp_path: Path) -> None:
+    """As a stopped process left it: logits of some images, outcomes of others."""
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
+    whole = Baseline(model, data, Run(), store)
+    save_outcome(store, whole.key, whole.outcome.select(data.ids[:2]))
+    store.put_arrays(
+        whole._logits_key, {"ids": np.array(data.ids[1:4]), "logits": whole.logits(data)[1:4]}
+    )
+    again = Baseline(model, data, Run(), store)
+    np.testing.assert_allclose(again.logits(data), whole.logits(data), atol=1e-5)
+    assert again.outcome.ids.tolist() == list(data.ids)
+    kept = load_outcome(store, whole.key)
+    assert kept is not None and sorted(kept.ids.tolist()) == sorted(data.ids)
 
 
 def test_more_classes_than_outputs_is_refused() -> None:

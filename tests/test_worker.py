@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,11 +22,12 @@ from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.jobs.worker import Worker
 from psvit_core.outcomes import Outcome
-from psvit_core.records import ModelSummary
+from psvit_core.records import Conditions, ModelSummary
 from psvit_core.sensitivity.board import Board
+from psvit_core.sensitivity.table import SweepSpec, save_spec
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
-from psvit_core.zoo.cards import shipped_summary
+from psvit_core.zoo.cards import model_card, shipped_summary
 
 MODEL = "e_spikeformer_digits"
 SUBJECT = Subject(model=MODEL, data="digits", limit=20, batch=5)
@@ -290,6 +292,14 @@ def test_summary_and_measurement_survive_foreign_records(store: Store) -> None:
         assert Workspace(dataclasses.replace(asked, **other), store).summary() is None
 
 
+def test_the_shipped_summary_is_of_the_very_model_only(store: Store) -> None:
+    subject = Subject(model=MODEL)
+    for same in ({}, {"num_heads": 8, "image_size": 32}, {"limit": 9, "data": "npz:a.npz"}):
+        assert Workspace(dataclasses.replace(subject, **same), store).summary() == summary()
+    for other in ({"num_heads": 1}, {"image_size": 64}, {"checkpoint": "c"}):
+        assert Workspace(dataclasses.replace(subject, **other), store).summary() is None
+
+
 def test_measurements_are_found_whatever_was_left_to_the_card(store: Store) -> None:
     subject = Subject(model=MODEL, limit=10)
     Worker(store, "cpu").run_job(Workspace(subject, store).measure(None))
@@ -298,6 +308,72 @@ def test_measurements_are_found_whatever_was_left_to_the_card(store: Store) -> N
         assert Workspace(same, store).measurement(None) is not None
     for other in ({"limit": 20}, {"split": "test"}, {"batch": 5}, {"precision": "float64"}):
         assert Workspace(dataclasses.replace(subject, **other), store).measurement(None) is None
+
+
+def test_a_measurement_of_a_replaced_file_is_not_shown(store: Store, tmp_path: Path) -> None:
+    place = tmp_path / "images.npz"
+
+    def write(seed: int) -> None:
+        pixels = np.random.RandomState(seed).randint(256, size=(4, 28, 28), dtype=np.uint8)
+        np.savez(place, images=pixels, labels=np.arange(4))
+        os.utime(place, (seed, seed))
+
+    write(1)
+    workspace = Workspace(Subject(model=MODEL, data=f"npz:{place}", batch=4), store)
+    work = Worker(store, "cpu")
+    work.run_job(workspace.measure(None))
+    old = workspace.measurement(None)
+    assert old is not None
+    write(2)
+    assert workspace.measurement(None) is None
+    job = workspace.measure(None)
+    work.run_job(job)
+    new = workspace.measurement(None)
+    assert new is not None and new.conditions.images != old.conditions.images
+    client.save(store, dataclasses.replace(client.find_job(store, job.id), params={
+        "subject": workspace.subject.to_dict(), "plan": None}))  # fmt: skip
+    assert workspace.measurement(None) == new  # a job of an old version tells no stamps
+
+
+def test_the_workspace_finds_the_sweep_of_its_subject(store: Store) -> None:
+    subject = Subject(model="sdt_v1_digits")
+    model, card = shipped_summary(subject.model), model_card(subject.model)
+    assert model is not None
+
+    def swept(**conditions: Any) -> str:
+        how = {
+            "data": "digits", "split": "val", "n_images": 30, "T": 4, "batch": 9, "device": "cpu",
+            "precision": "float32", "transform": card.transform.name, **conditions,
+        }  # fmt: skip
+        ids = tuple(map(str, range(how["n_images"])))
+        spec = SweepSpec(
+            summary=model, criterion="l2", ratios=(0.5,), conditions=Conditions(**how), ids=ids
+        )
+        save_spec(store, spec)
+        return spec.key
+
+    def found(**changes: Any) -> str | None:
+        return Workspace(dataclasses.replace(subject, **changes), store).sweep_key()
+
+    two_steps = swept(T=2)
+    assert found() is None
+    assert found(time_steps=2) == two_steps
+    larger = swept(transform=card.at(64).transform.name)
+    assert found() is None
+    assert found(data="npz:other") is None
+    frames = swept(transform="frames", T=10)
+    assert found(time_steps=4) is None
+    assert found() == frames
+    whole, part = swept(n_images=40), swept(n_images=20)
+    assert found() == whole
+    assert found(limit=20) == part
+    assert found(limit=10) is None
+    assert len({two_steps, larger, frames, whole, part}) == 5
+    workspace = Workspace(dataclasses.replace(subject, limit=100), store)
+    assert workspace.sweep_key() is None
+    job = workspace.start_sweep(SweepSettings())  # of a data set that has no 100 images
+    client.save(store, dataclasses.replace(job, result={"sweep_key": whole}))
+    assert workspace.sweep_key() == whole
 
 
 def test_a_pareto_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

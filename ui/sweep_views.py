@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import streamlit as st
@@ -9,7 +10,7 @@ import streamlit as st
 from psvit_core.errors import RecordError
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import SweepSettings
-from psvit_core.outcomes import Outcome, load_outcome
+from psvit_core.outcomes import Outcome, as_run, load_outcome
 from psvit_core.records import (
     Conditions,
     Interval,
@@ -75,6 +76,7 @@ class _Reader:
     cells: list[Cell] = field(default_factory=list)
     rows: dict[str, SensitivityRow] = field(default_factory=dict)
     stamps: dict[str, tuple[int, int]] = field(default_factory=dict)
+    runs: set[bytes] = field(default_factory=set)  # with what the cells were run
     finished: SweepView | None = None  # of a complete sweep: it does not change any more
 
     def __post_init__(self) -> None:
@@ -98,21 +100,23 @@ class _Reader:
             stamp = store.arrays_stamp(cell.key)
             if stamp != self.stamps.get(name):
                 outcome = load_outcome(store, cell.key)
-                if outcome is not None and len(outcome.among(seen)):
+                if outcome is not None and len(chosen := outcome.among(seen)):
                     self.rows[name] = row_of(spec, cell, outcome, whole)
+                    self.runs |= chosen.runs
                 if outcome is None or len(outcome.among(spec.ids)) <= len(seen):
                     self.stamps[name] = stamp  # else the baseline is the older: look again
         names = (f"{cell.group.group_id}|{cell.prune_ratio}" for cell in self.cells)
         rows = tuple(self.rows[name] for name in names if name in self.rows)
-        view = view_of(spec, rows, whole)
+        view = view_of(spec, rows, whole, self.runs)
         if view.complete and len(seen) == len(spec.ids):
             self.finished = view
         return view
 
 
 def view_of(
-    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Outcome | None = None
-) -> SweepView:
+    spec: SweepSpec, rows: tuple[SensitivityRow, ...] = (), baseline: Outcome | None = None,
+    runs: Set[bytes] = frozenset(),
+) -> SweepView:  # fmt: skip
     """The view of a sweep with these rows."""
     return SweepView(
         summary=spec.summary,
@@ -120,7 +124,7 @@ def view_of(
         criterion=spec.criterion,
         rows=rows,
         baseline=baseline.accuracy(spec.cluster) if baseline else None,
-        conditions=spec.conditions,
+        conditions=as_run(spec.conditions, runs | (baseline.runs if baseline else set())),
         key=spec.key,
         mode=spec.mode,
         baseline_sops=float(baseline.sops.mean()) if baseline else None,

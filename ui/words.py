@@ -123,8 +123,9 @@ def energy(picojoules: float) -> str:
 
 def conditions_line(c: Conditions) -> str:
     """How a number was measured, in one line."""
+    batch = c.batch or "mixed"
     return (
-        f"{c.data}, {c.split} split · {c.n_images:,} images · T = {c.T} · batch {c.batch} · "
+        f"{c.data}, {c.split} split · {c.n_images:,} images · T = {c.T} · batch {batch} · "
         f"{c.precision} · {c.device}"
     )
 

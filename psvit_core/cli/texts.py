@@ -23,7 +23,7 @@ def measurement_text(m: Measurement) -> str:
     """A measurement and how it was made, some lines."""
     c = m.conditions
     energy = f"{m.energy_pj / 1e6:.2f} uJ"
-    how = f"T={c.T}, batch {c.batch}, {c.precision}, {c.device}"
+    how = f"T={c.T}, batch {c.batch or 'mixed'}, {c.precision}, {c.device}"
     lines = [
         f"accuracy  {percent(m.accuracy)} (95 %)",
         f"measured  {c.data} {c.split}, {c.n_images} images, {how}",

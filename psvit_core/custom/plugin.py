@@ -32,6 +32,7 @@ from psvit_core.store import ENGINE_VERSION, Store, digest
 from psvit_core.zoo.cards import ModelCard, list_models, model_card, register_card
 from psvit_core.zoo.checkpoint import CUSTOM, weights_hash
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object without a text of its own
 _LIBRARIES = ("torch", "torchvision", "spikingjelly", "timm", "psvit_core")
 
 
@@ -165,7 +166,11 @@ class Registered:
 
 
 def _code_of(net: nn.Module, build: Callable[[], nn.Module]) -> str:
-    """Digest of the user's files that make the network: a changed forward is another model."""
+    """Digest of the user's files that make the network, and of what it was made with.
+
+    A changed forward is another model, and so is another ``tau`` from a file that holds no module:
+    what the network prints of itself counts, and every number that a module keeps.
+    """
     modules = {type(module).__module__ for module in net.modules()}
     modules.add(getattr(build, "__module__", ""))
     total = hashlib.blake2b(digest_size=8)
@@ -174,6 +179,10 @@ def _code_of(net: nn.Module, build: Callable[[], nn.Module]) -> str:
         if name.partition(".")[0] in _LIBRARIES or not file:
             continue
         total.update(Path(file).read_bytes())
+    total.update(_ADDRESS.sub("", repr(net)).encode())
+    for path, module in net.named_modules():
+        numbers = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float))}
+        total.update(f"{path}{sorted(numbers.items())}".encode())
     return total.hexdigest()
 
 

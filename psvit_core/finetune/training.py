@@ -223,7 +223,7 @@ class Training:
         self.model.eval()
         prediction = predict(self.model, self.val, self.run, tick=tick)
         cluster = self.run.batch if self.model.batch_coupled else None
-        accuracy = outcome_of(self.val, prediction, prediction.logits).accuracy(cluster)
+        accuracy = outcome_of(self.val, prediction, prediction.logits, self.run).accuracy(cluster)
         logits, labels = torch.from_numpy(prediction.logits), torch.tensor(self.val.labels)
         loss = float(F.cross_entropy(logits.double(), labels))
         record = self._note(started, train_loss, val_loss=loss, val_accuracy=accuracy)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from psvit_core.jobs.tasks import Subject
+
 CodeStamp = frozenset[tuple[str, int, int]]
 
 _LEVELS = 2  # split and class folders
@@ -46,6 +48,13 @@ def data_stamp(spec: str | None) -> list[float]:
         for folder in sorted(_folders(Path(place), _LEVELS)):
             stamp += file_stamp(folder)
     return stamp
+
+
+def model_stamp(subject: Subject) -> list[float]:
+    """Sizes and times of the files that a subject's model is made of."""
+    return [
+        *file_stamp(subject.model), *file_stamp(subject.checkpoint), *file_stamp(subject.plugin)
+    ]  # fmt: skip
 
 
 def _folders(root: Path, levels: int) -> Iterator[str]:

@@ -132,7 +132,8 @@ def _teacher(
     else:
         origin = small.provenance
         try:
-            teacher = load_model(origin["origin"], engine.subject.checkpoint)
+            heads = small.arguments.get("num_heads")
+            teacher = load_model(origin["origin"], engine.subject.checkpoint, num_heads=heads)
             same = weights_hash(teacher) == origin["origin_weights_hash"]
         except PsvitError:  # no such name, no such file, or other weights than that model's
             same = False

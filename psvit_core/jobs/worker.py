@@ -23,7 +23,7 @@ from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
 from psvit_core.jobs.opening import check_data, inspect_file
-from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, file_stamp
+from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, model_stamp
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
@@ -172,10 +172,7 @@ class Worker:
         One whose checkpoint or images have changed on the disk is loaded anew.
         """
         key = digest(subject.to_dict())
-        stamp = [
-            *file_stamp(subject.model), *file_stamp(subject.checkpoint),
-            *file_stamp(subject.plugin), *data_stamp(subject.data),
-        ]  # fmt: skip
+        stamp = [*model_stamp(subject), *data_stamp(subject.data)]
         known = self._engines.pop(key, None)
         if known is None or known[0] != stamp:
             while len(self._engines) >= _ENGINES:

@@ -27,10 +27,11 @@ class Conditions(Record):
     split: str
     n_images: int
     T: int
-    batch: int
+    batch: int  # 0: of results that were run with different ones
     precision: str  # float32 or float64
-    device: str
+    device: str  # or mixed
     transform: str
+    images: str = ""  # digest of their names, so which they are; empty: before it was kept
 
 
 @dataclass(frozen=True, kw_only=True)

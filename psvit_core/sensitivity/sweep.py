@@ -226,7 +226,7 @@ class _Work:
         self._fans = _Fans(model)
         self._costs: dict[str, float] = {}
         self._spent = self._to_do = 0.0
-        self._told = 0
+        self._told, self._total = 0, len(self._open) * len(spec.ids)  # images of cells
 
     def write(self) -> None:
         """Write all results so far."""
@@ -246,9 +246,8 @@ class _Work:
             self.write()
             self._settle()
             before = look
-        total = len(self._costs) * len(self._spec.ids)
-        if self._told < total:  # settled cells leave images that nobody needs
-            self._progress(total, total, "")
+        if self._told < self._total:  # settled cells leave images that nobody needs
+            self._progress(self._total, self._total, "")
 
     def _settle(self) -> None:
         """Leave alone the cells of which enough is known."""
@@ -314,8 +313,9 @@ class _Work:
         logits, reached = self._cells.whole(x)
         sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
         prediction = Prediction(logits=logits, sops=sops, firing={})
-        self._baseline.add(chunk, logits, reached, outcome_of(part, prediction, logits))
-        self._costs = {
+        outcome = outcome_of(part, prediction, logits, self._run)
+        self._baseline.add(chunk, logits, reached, outcome)
+        self._costs |= {
             key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
             for key, cell in self._open.items()
         }
@@ -363,7 +363,9 @@ class _Work:
         prediction = Prediction(
             logits=logits, sops=reached @ self._fans.at(self._baseline.readers, widths), firing={}
         )
-        outcome = outcome_of(part.take(place.tolist()), prediction, self._baseline.logits[images])
+        outcome = outcome_of(
+            part.take(place.tolist()), prediction, self._baseline.logits[images], self._run
+        )
         self._board.add(cell.key, outcome)
         self._write_if_due()
         self._advance(cell, len(images))
@@ -375,10 +377,9 @@ class _Work:
         self._spent += self._costs[cell.key] * n_images
         share = self._spent / max(self._spent + self._to_do, self._spent, 1e-9)
         self._to_do -= self._costs[cell.key] * n_images
-        total = len(self._costs) * len(self._spec.ids)
         # Estimates change, but progress never goes back.
-        self._told = max(self._told, int(total * min(share, 1.0) + 1e-6))
-        self._progress(self._told, total, cell.group.label)
+        self._told = max(self._told, int(self._total * min(share, 1.0) + 1e-6))
+        self._progress(self._told, self._total, cell.group.label)
 
     def _count_work(self) -> None:
         """What is to do at most, and at first what earlier runs have done."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from psvit_core.errors import InvalidRatioError, StoreError
-from psvit_core.outcomes import Outcome, batches_key, load_outcome, outcome_key
+from psvit_core.outcomes import Outcome, as_run, batches_key, load_outcome, outcome_key
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import (
     ChannelGroup,
@@ -243,17 +243,18 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
     whole = baseline.among(spec.ids)
     if not len(whole):
         return None
-    rows = []
+    rows, runs = [], set(whole.runs)
     for group in spec.summary.groups:
         for ratio in spec.ratios:
             cell = spec.cell(group, ratio)
             outcome = load_outcome(store, cell.key)
-            if outcome is not None and len(outcome.among(whole.ids.tolist())):
+            if outcome is not None and len(seen := outcome.among(whole.ids.tolist())):
                 rows.append(row_of(spec, cell, outcome, whole))
+                runs |= seen.runs
     return SensitivityTable(
         summary=spec.summary,
         criterion=spec.criterion,
-        conditions=spec.conditions,
+        conditions=as_run(spec.conditions, runs),
         ratios=spec.ratios,
         baseline_accuracy=whole.accuracy(spec.cluster),
         rows=tuple(rows),

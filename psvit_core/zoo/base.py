@@ -67,6 +67,9 @@ class SpikingModel(nn.Module):
     family: str = ""
     #: Tensors that official checkpoints hold and no computation reads.
     unused: tuple[str, ...] = ()
+    #: Arguments that change the function and that no tensor's shape tells, with their defaults;
+    #: without those that every result's key names: time steps, size of the images.
+    unseen: Mapping[str, Any] = {}
     #: Whether an image's logits depend on the batch around it.
     batch_coupled: bool = False
 

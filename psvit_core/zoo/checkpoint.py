@@ -26,13 +26,36 @@ _MAX_DEPTH = 1_000
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of all weights and buffers: sorted names, dtypes, shapes, bytes."""
+    """Hash of all weights and buffers: sorted names, dtypes, shapes, bytes.
+
+    And of the arguments that change the function but no tensor, where they are not the card's:
+    other heads make another model of the same weights.
+    """
     total = hashlib.blake2b(digest_size=16)
+    if unseen := _unseen(model):
+        total.update(json.dumps(unseen, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         plain = tensor.detach().cpu().contiguous()
         total.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def _unseen(model: torch.nn.Module) -> dict[str, Any]:
+    """Arguments that no tensor tells, where they are not those of the card.
+
+    The card is that of the first ancestor, so that a pruned model has one hash in memory and in its
+    file; a model without one is compared with its family's defaults.
+    """
+    if not isinstance(model, SpikingModel):
+        return {}
+    origin = model.provenance.get("origin", model.name)
+    usual = model_card(origin).arguments if origin in list_models() else {}
+    return {
+        name: model.arguments[name]
+        for name, default in model.unseen.items()
+        if model.arguments[name] != usual.get(name, default)
+    }
 
 
 def load_model(

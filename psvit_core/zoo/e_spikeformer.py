@@ -175,6 +175,7 @@ class ESpikeFormer(SpikingModel):
     """
 
     family = "sdt_v3"
+    unseen = {"embed_dim": [64, 128, 256, 360], "num_heads": 8}  # widths decide the scale
 
     def __init__(
         self,

@@ -190,6 +190,7 @@ class MetaSpikeFormer(SpikingModel):
     """
 
     family = "sdt_v2"
+    unseen = {"num_heads": 8}
 
     def __init__(
         self,

@@ -241,6 +241,7 @@ class QKFormer(SpikingModel):
         unused: Official arguments without effect here.
     """
 
+    unseen = {"num_heads": 6, "batch_coupled": True}
     imagenet = True
 
     def __init__(

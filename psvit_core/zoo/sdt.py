@@ -135,6 +135,7 @@ class SpikeDrivenTransformer(SpikingModel):
     """
 
     family = "sdt_v1"
+    unseen = {"pooling_stat": "1111"}
 
     def __init__(
         self,

@@ -172,6 +172,7 @@ class Spikformer(SpikingModel):
         unused: Official arguments without effect here.
     """
 
+    unseen = {"num_heads": 8}
     layer = "conv"
     pooling = (True, True, True, True)
 
