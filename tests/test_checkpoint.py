@@ -89,7 +89,7 @@ def test_unpruned_models_are_not_exported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["missing/x.safetensors", "."])
+@pytest.mark.parametrize("place", ["missing/x.safetensors", ".", "x.pt", "x", ".safetensors"])
 def test_unwritable_places(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError):
         save_pruned(half(load_model(NAME)), tmp_path / place)

@@ -147,7 +147,7 @@ def test_a_killed_sweep_resumes(
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.json"
+    out, small = tmp_path / "out.json", tmp_path / "out.safetensors"
     empty = tmp_path / "empty"
     empty.mkdir()
     foreign = tmp_path / "foreign.safetensors"
@@ -178,9 +178,14 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("nothing",), "invalid choice"),
         (("sweep", "sdt_v1_digits", "--mode", "fast", "--out", out), "No sweep mode 'fast'"),
         (
-            ("prune", "sdt_v1_digits", "--plan", "p.json", "--recover", "all", "--out", out),
+            ("prune", "sdt_v1_digits", "--plan", "p.json", "--recover", "all", "--out", small),
             "No recovery 'all'",
         ),
+        (
+            ("prune", "sdt_v1_digits", "--plan", "p.json", "--out", tmp_path / "x.pt"),
+            "x.safetensors",
+        ),
+        (("finetune", "none.safetensors", "--out", tmp_path / "x.pt"), "written as a .safetensors"),
     ]
     if not torch.cuda.is_available():
         cases.append((("evaluate", "sdt_v1_digits", "--device", "cuda"), "no device 'cuda'"))

@@ -22,7 +22,7 @@ from psvit_core.errors import (
     InvalidPlanError,
     UnknownNameError,
 )
-from psvit_core.files import check_writable
+from psvit_core.files import check_model_file, check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
 from psvit_core.jobs.tasks import (
@@ -187,7 +187,7 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
 
 def prune(options: argparse.Namespace) -> tuple[Result, str]:
     """The pruned checkpoint."""
-    check_writable(options.out)
+    check_model_file(options.out)
     recovery = _recovery(options)
     plan = PrunePlan.load(options.plan)
     engine = make_engine(options)
@@ -208,6 +208,7 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
 
 def finetune(options: argparse.Namespace) -> tuple[Result, str]:
     """The pruned model, trained further."""
+    check_model_file(options.out)
     settings = _finetune_settings(options)
     options.batch = None  # of the validation: the card's
     engine = make_engine(options)

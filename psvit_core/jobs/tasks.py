@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psvit_core.errors import DataError, ModelError, UnknownNameError
-from psvit_core.files import check_writable
+from psvit_core.files import check_model_file
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.plans import default_criterion
@@ -484,6 +484,6 @@ def prune(
     """Apply a plan, recover, and write the pruned checkpoint, whose provenance tells of both."""
     from psvit_core.export.pruned import save_pruned
 
-    check_writable(out)
+    check_model_file(out)
     small, report = pruned(engine, plan, recovery, tick)
     return save_pruned(small, out), report

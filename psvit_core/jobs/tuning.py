@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psvit_core.errors import CheckpointError, ModelError, PsvitError
-from psvit_core.files import check_writable
+from psvit_core.files import check_model_file
 from psvit_core.jobs.improved import measure_trained
 from psvit_core.jobs.tasks import (
     Engine,
@@ -79,8 +79,8 @@ def run_finetune(
     from psvit_core.export.pruned import save_pruned
     from psvit_core.finetune import CURVE_FILE, STATE_FILE, check_settings, finetune, finetune_key
 
-    out = check_writable(out)
-    last = check_writable(out.with_name(f"{out.stem}.last{out.suffix}"))
+    out = check_model_file(out)
+    last = check_model_file(out.with_name(f"{out.stem}.last{out.suffix}"))
     check_settings(settings)
     if plan is None and not engine.model.provenance:
         raise CheckpointError(
