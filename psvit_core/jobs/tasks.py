@@ -464,7 +464,10 @@ def pruned(
 def measure_file(engine: Engine, path: Path, tick: Tick = lambda: None) -> Measurement:
     """Measure a pruned file that was just written, on the engine's images."""
     data = engine.subject.data or engine.card.data
-    subject = dataclasses.replace(engine.subject, model=str(path), checkpoint=None, data=data)
+    subject = dataclasses.replace(  # the file says itself what led to its weights
+        engine.subject, model=str(path), checkpoint=None, image_size=None, num_heads=None,
+        ema=False, data=data,
+    )  # fmt: skip
     return evaluate(Engine(subject, engine.store), None, tick)
 
 
