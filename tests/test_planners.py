@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.planners import (
     POLICIES,
     Problem,
@@ -162,6 +163,18 @@ def test_uniform_is_the_smallest_one_ratio() -> None:
     plan = make_plan(TABLE, "uniform", memory_saving=0.224)
     assert set(reached_ratios(TABLE.summary, plan).values()) == {0.25}  # 5 of 20; 4 are too few
     assert memory_saving(TABLE.summary, plan) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_counts_below_one_are_refused(policy: str) -> None:
+    for round_to in (0, -8):
+        with pytest.raises(InvalidRatioError, match=f"multiples of round_to.* got {round_to}"):
+            make_plan(TABLE, policy, memory_saving=0.2, round_to=round_to)
+        with pytest.raises(InvalidRatioError, match="multiples of round_to"):
+            ParetoSettings(round_to=round_to)
+    for budget in (0, -3):
+        with pytest.raises(InvalidRatioError, match=f"at least 1; got {budget}"):
+            make_plan(TABLE, policy, memory_saving=0.2, budget=budget, measure=measured_as(TABLE))
 
 
 def test_psvit_prunes_unequally_and_hurts_less() -> None:

@@ -26,7 +26,7 @@ from psvit_core.jobs.tasks import (
     warm_up,
 )
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
-from psvit_core.planners import POLICIES, SCOPES, Target, make_plan
+from psvit_core.planners import POLICIES, SCOPES, Target, check_counts, make_plan
 from psvit_core.records import RECOVERIES, PrunePlan, Record, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, SweepSpec
 from psvit_core.store import Store, digest
@@ -42,7 +42,7 @@ class ParetoSettings(Record):
 
     Raises:
         UnknownNameError: If there is no such policy, scope or recovery.
-        InvalidRatioError: If there is no target, or one outside (0, 1).
+        InvalidRatioError: If there is no target, or one outside (0, 1), or ``round_to`` is below 1.
     """
 
     policies: tuple[str, ...] = ("uniform", "psvit")
@@ -71,6 +71,7 @@ class ParetoSettings(Record):
             Target(saving=saving)
         for drop in self.max_drops:
             Target(max_drop=drop)
+        check_counts(round_to=self.round_to)
         if not (self.policies and self.scopes and (self.savings or self.max_drops)):
             raise InvalidRatioError(
                 "A front needs a policy, a scope and a target; for example uniform, all and a "
