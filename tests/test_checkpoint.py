@@ -160,6 +160,12 @@ def header_of(path: Path) -> dict[str, Any]:
     return header
 
 
+def widen(header: dict[str, Any], width: int) -> None:
+    """Say in every place that the residual stream is so wide."""
+    header["widths"]["stream"] = width
+    header["provenance"]["kept"]["stream"] = list(range(width))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -168,10 +174,29 @@ def header_of(path: Path) -> dict[str, Any]:
         (lambda h: h["arguments"].update(depths=10**9), "format"),
         (lambda h: h["arguments"].update(embed_dims=10**9), "format"),
         (lambda h: h["arguments"].update(pooling_stat="xx"), "fits no model"),
-        (lambda h: h["widths"].update(stream=0), "fits no model"),
-        (lambda h: h["widths"].update(stream=3), "does not fit|wrongly shaped"),
+        (lambda h: widen(h, 0), "fits no model"),
+        (lambda h: widen(h, 3), "does not fit|wrongly shaped"),
+        (lambda h: h["widths"].update(stream=3), "contradicts itself"),
         (lambda h: h.pop("provenance"), "damaged"),
         (lambda h: h.update(arguments=[1]), "damaged"),
+        (lambda h: h["arguments"].update(img_size_h=100_000), "format"),
+        (lambda h: h["arguments"].update(img_size_w=[32]), "format"),
+        (lambda h: h["arguments"].update(in_channels=0), "format"),
+        (lambda h: h["arguments"].update(num_classes="10"), "format"),
+        (lambda h: h["widths"].update(stream=True), "format"),
+        (lambda h: h["provenance"].update(origin_bytes="x"), "format"),
+        (lambda h: h["provenance"].update(origin_bytes=0), "format"),
+        (lambda h: h.update(provenance={"origin": NAME}), "damaged"),
+        (lambda h: h["provenance"].update(origin=["x"]), "format"),
+        (lambda h: h["provenance"].update(plans=[]), "format"),
+        (lambda h: h["provenance"].update(plans=[{"kept": 1}]), "damaged"),
+        (lambda h: h["provenance"].update(recoveries="x"), "damaged"),
+        (lambda h: h["provenance"].update(finetunes=[1]), "damaged"),
+        (lambda h: h["provenance"].update(kept=[0]), "damaged"),
+        (lambda h: h["provenance"]["kept"].update(stream=[0]), "format"),
+        (lambda h: h["provenance"]["kept"].update(other=[0]), "damaged"),
+        (lambda h: h["provenance"]["kept"]["stream"].reverse(), "format"),
+        (lambda h: h["provenance"]["kept"]["stream"].__setitem__(0, -1), "format"),
     ],
 )
 def test_hostile_metadata(tmp_path: Path, change: Any, message: str) -> None:
@@ -181,6 +206,13 @@ def test_hostile_metadata(tmp_path: Path, change: Any, message: str) -> None:
     save_file(load_file(path), tmp_path / "b.safetensors", {METADATA_KEY: json.dumps(header)})
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "b.safetensors")
+
+
+def test_metadata_nested_without_end(tmp_path: Path) -> None:
+    deep = {METADATA_KEY: "[" * 200_000 + "]" * 200_000}
+    save_file({"x": torch.zeros(1)}, tmp_path / "deep.safetensors", deep)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path / "deep.safetensors")
 
 
 def test_names_and_files() -> None:
