@@ -243,6 +243,8 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
             finetune(small, train, val, settings=dataclasses.replace(QUICK, **changes), run=RUN)
     for wrong in (
         (train, dataclasses.replace(val, split="test")),
+        (train, dataclasses.replace(val, split="train")),
+        (train, dataclasses.replace(val, split="calib")),
         (dataclasses.replace(train, split="val"), val),
     ):
         with pytest.raises(DataError, match="could not be judged"):

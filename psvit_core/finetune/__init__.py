@@ -33,6 +33,7 @@ __all__ = [
     "CURVE_FILE",
     "STATE_FILE",
     "FinetuneResult",
+    "check_images",
     "check_settings",
     "distillation",
     "finetune",
@@ -63,7 +64,7 @@ def finetune(
     Args:
         model: A pruned model (or any other); stays untouched.
         train: Training images, as the network sees them; augmented here.
-        val: Images that choose the best epoch and stop early; never the test split.
+        val: Images that choose the best epoch and stop early, of the split ``val``.
         epochs: In place of those of ``settings``.
         teacher: What is distilled from, usually the unpruned model; None: labels only.
         settings: How; the defaults when None.
@@ -75,7 +76,7 @@ def finetune(
         stop: Asked before each step; true ends the training there, as if it were the last one.
 
     Raises:
-        DataError: If the images do not fit, or ``val`` is the test split.
+        DataError: If the images do not fit, or ``val`` is not the split ``val``.
         CheckpointError: If ``folder`` holds another training.
         JobError: If the loss is no number any more.
     """
@@ -83,7 +84,7 @@ def finetune(
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     check_settings(settings)
-    _check_data(model, train, val, settings)
+    check_images(model, train, val, settings)
     with own_randomness(settings.seed):
         training = Training(model, train, val, teacher, settings, run or Run(), folder)
         training.begin(resume, tick)
@@ -119,13 +120,14 @@ def check_settings(settings: FinetuneSettings) -> None:
         raise UnknownNameError("augmentation", s.augment, AUGMENTATIONS)
 
 
-def _check_data(
+def check_images(
     model: SpikingModel, train: EvalSet, val: EvalSet, settings: FinetuneSettings
 ) -> None:
-    if train.split in ("val", "test") or val.split == "test":
+    """Raise ``DataError`` at images that a model cannot be trained on and chosen by."""
+    if train.split in ("val", "test") or val.split != "val":
         raise DataError(
             f"Fine-tuning trains on the split train and chooses on val, not on {train.split} and "
-            f"{val.split}: accuracy could not be judged on them any more."
+            f"{val.split}: accuracy could not be judged on them any more. Use --split val."
         )
     if max((*train.labels, *val.labels)) >= model.num_classes:
         raise DataError(
