@@ -186,6 +186,27 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "x.safetensors",
         ),
         (("finetune", "none.safetensors", "--out", tmp_path / "x.pt"), "written as a .safetensors"),
+        (
+            ("finetune", "none.safetensors", "--recover", "bn", "--out", small),
+            "comes right after pruning",
+        ),
+        (
+            (
+                "plan",
+                "--sweep",
+                "none.json",
+                "--memory-saving",
+                "0.2",
+                "--measure",
+                "5",
+                "--data",
+                "folder:/nowhere",
+                "--out",
+                out,
+            ),
+            "so --data, --measure would do nothing",
+        ),
+        (("check-data", "sdt_v1_digits", "--split", "bogus"), "unrecognized arguments: --split"),
     ]
     if not torch.cuda.is_available():
         cases.append((("evaluate", "sdt_v1_digits", "--device", "cuda"), "no device 'cuda'"))

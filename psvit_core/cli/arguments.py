@@ -190,7 +190,7 @@ def _around_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     check = add("check-data", around.check_data, "count a model's images and look at some")
     _model_arguments(check)
-    _data_arguments(check)
+    _data_argument(check)
 
     jobs = add("jobs", around.jobs, "the app's background work: list, cancel, stop, resume, log")
     jobs.add_argument("action", choices=(*around.ACTIONS, "list", "log"), metavar="ACTION")
@@ -284,9 +284,7 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
 def _data_arguments(
     command: argparse.ArgumentParser, limit: bool = True, batch: str = "the model card's"
 ) -> None:
-    command.add_argument(
-        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
-    )
+    _data_argument(command)
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:
         command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
@@ -297,6 +295,12 @@ def _data_arguments(
     command.add_argument("--workers", type=int, default=0, metavar="N", help="decoding processes")
     command.add_argument(
         "--bad-images", default="stop", metavar="WAY", help="stop (default) or skip unreadable ones"
+    )
+
+
+def _data_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
     )
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from psvit_core.errors import InvalidPlanError, InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
 from psvit_core.jobs.improved import measure_recovered
 from psvit_core.jobs.tasks import (
     Engine,
@@ -19,6 +19,7 @@ from psvit_core.jobs.tasks import (
     RecoverySettings,
     SweepSettings,
     Tick,
+    check_table,
     evaluate,
     made_by,
     run_plan,
@@ -117,7 +118,7 @@ def run_pareto(
 
     Raises:
         DataError: If the images are a test split.
-        InvalidPlanError: If ``table`` is of other weights.
+        InvalidPlanError: If ``table`` is of other weights or was measured otherwise.
     """
     from psvit_core.sensitivity.sweep import refuse_test
 
@@ -134,11 +135,8 @@ def run_pareto(
             ),
             tick=tick,
         )  # fmt: skip
-    elif table.summary.weights_hash != engine.description.weights_hash:
-        raise InvalidPlanError(
-            f"The sweep is of {table.summary.model} with other weights than {engine.model.name}. "
-            "Sweep this model, or name the one that was swept."
-        )
+    else:
+        check_table(table, engine)
     if not settings.measured_planning:
         for _ in warm_up(engine):
             tick()
