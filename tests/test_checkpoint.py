@@ -315,6 +315,23 @@ def test_a_small_file_that_declares_a_huge_tensor(tmp_path: Path) -> None:
         load_model(NAME, tmp_path / "huge.pth")
 
 
+def test_double_precision_reloads_as_it_was_saved(tmp_path: Path) -> None:
+    small = half(tiny_model("sdt_v3", torch.float64))
+    small.provenance["origin"] = NAME
+    again = load_model(save_pruned(small, tmp_path / "a.safetensors"))
+    assert weights_hash(again) == weights_hash(small)
+    x = tiny_input("sdt_v3", torch.float64)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+    single = {k: t.float() if t.is_floating_point() else t for k, t in small.state_dict().items()}
+    save_file(
+        {**single, "head.bias": small.state_dict()["head.bias"]}, tmp_path / "mixed.safetensors",
+        {METADATA_KEY: json.dumps(header_of(tmp_path / "a.safetensors"))},
+    )  # fmt: skip
+    mixed = load_model(tmp_path / "mixed.safetensors")
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+
+
 def test_weights_of_every_family_reload_pruned(tmp_path: Path) -> None:
     for name in ("spikformer_imagenet", "spikformer_cifar", "sdt_v2_kd", "qkformer_cifar"):
         model = tiny_model(name)

@@ -269,6 +269,8 @@ def _load_pruned(path: Path) -> SpikingModel:
     except PsvitError as error:
         raise CheckpointError(f"{path}: its metadata fits no model: {error}") from error
     tensors, _ = read_tensors(path)
+    if all(t.dtype == torch.float64 for t in tensors.values() if t.is_floating_point()):
+        model = model.double()  # as it was saved; of another precision it would be another model
     _assign(model, tensors, path)
     model.name = str(path)
     model.provenance = header["provenance"]
