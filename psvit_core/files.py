@@ -87,4 +87,4 @@ def last_lines(path: Path, n_lines: int) -> list[str]:
         file.seek(start)
         text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
     lines = text.splitlines()
-    return lines[1 if start else 0 :][-n_lines:]
+    return lines[1 if start else 0 :][-n_lines:] if n_lines > 0 else []

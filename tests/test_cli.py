@@ -172,6 +172,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("evaluate", "sdt_v1_digits", "--device", "gpu"), "no device"),
         (("sweep", "sdt_v1_digits", "--out", tmp_path / "no" / "s.json"), "no folder"),
         (("sweep", "sdt_v1_digits", "--out", tmp_path), "it is a folder"),
+        (("sweep", "sdt_v1_digits", "--memory-budget", "infMB", "--out", out), "got 'infMB'"),
+        (("finetune", "none.safetensors", "--epochs", "inf", "--out", small), "got inf"),
         (("plan", "--sweep", foreign, "--memory-saving", "0.2", "--out", out), "not a JSON"),
         (("plan", "--sweep", "none.json", "--memory-saving", "0.2", "--out", out), "Cannot read"),
         (("plan", "--sweep", "none.json", "--out", out), "required"),

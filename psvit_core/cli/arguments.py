@@ -309,7 +309,7 @@ def _bytes(text: str) -> int:
     number, unit = text[:-2], text[-2:].upper()
     try:
         size = int(float(number) * units[unit])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
         raise DataError(f"--memory-budget is a size such as 256MB or 2GB; got {text!r}.")

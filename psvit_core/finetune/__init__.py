@@ -97,18 +97,18 @@ def check_settings(settings: FinetuneSettings) -> None:
     """Raise ``DataError`` or ``UnknownNameError`` at settings that nothing can be trained with."""
     s = settings
     rules: tuple[tuple[str, bool, str], ...] = (
-        ("epochs", s.epochs > 0, "above 0, e.g. 0.5"),
+        ("epochs", 0 < s.epochs < math.inf, "above 0, e.g. 0.5"),
         ("lr", 0 < s.lr < math.inf, "above 0, e.g. 0.001"),
         ("batch", s.batch >= 1, "at least 1"),
         ("accumulate", s.accumulate >= 1, "at least 1"),
-        ("weight_decay", s.weight_decay >= 0, "at least 0"),
+        ("weight_decay", 0 <= s.weight_decay < math.inf, "at least 0"),
         ("warmup", 0 <= s.warmup < 1, "in [0, 1)"),
         ("clip", s.clip >= 0, "at least 0"),
         ("label_smoothing", 0 <= s.label_smoothing < 1, "in [0, 1)"),
-        ("mixup", s.mixup >= 0, "at least 0"),
+        ("mixup", 0 <= s.mixup < math.inf, "at least 0"),
         ("erase", 0 <= s.erase <= 1, "in [0, 1]"),
         ("alpha", 0 <= s.alpha <= 1, "in [0, 1]"),
-        ("temperature", s.temperature > 0, "above 0"),
+        ("temperature", 0 < s.temperature < math.inf, "above 0"),
         ("patience", s.patience is None or s.patience >= 1, "at least 1"),
         ("train_images", s.train_images is None or s.train_images >= 1, "at least 1"),
         ("batch", s.mixup == 0 or s.batch % 2 == 0, "even with mixup"),
