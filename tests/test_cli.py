@@ -235,6 +235,10 @@ def test_a_sweep_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     message = fails(capsys, "plan", "e_spikeformer_digits", "--sweep", tmp_path / "s.json",
                     "--memory-saving", "0.2", "--out", tmp_path / "plan.json")  # fmt: skip
     assert "other weights" in message
+    plan = plan_file(tmp_path, "e_spikeformer_digits", 0.25)
+    message = fails(capsys, "compare", "e_spikeformer_digits", plan, "--sweep", tmp_path / "s.json")
+    assert "other weights" in message
+    plan.unlink()
     message = fails(capsys, "plan", "--sweep", tmp_path / "s.json", "--memory-saving", "0.95",
                     "--out", tmp_path / "plan.json")  # fmt: skip
     assert "the most is" in message
