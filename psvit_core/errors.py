@@ -36,7 +36,7 @@ class InvalidEnergyError(PsvitError):
 
 
 class InvalidPlanError(PsvitError):
-    """A plan that does not fit the model that it is used on."""
+    """A plan, or a sweep to plan from, that does not fit what it is used on."""
 
 
 class RecordError(PsvitError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from psvit_core.errors import OutputError
 
+MODEL_SUFFIX = ".safetensors"  # readers take a file of any other name for a pickle
 _TAIL_BYTES = 32_000  # that are read from a file's end
 
 
@@ -30,6 +31,17 @@ def check_writable(path: str | Path) -> Path:
             f"Cannot write {path!s:.80}: {_reason(error)}. Choose another place or name."
         ) from error
     return path
+
+
+def check_model_file(path: str | Path) -> Path:
+    """``check_writable`` for a model that is to be read again: its name ends in .safetensors."""
+    path = Path(path)
+    if path.suffix != MODEL_SUFFIX:
+        raise OutputError(
+            f"A model is written as a {MODEL_SUFFIX} file, by which it is known when it is opened; "
+            f"got {str(path)!r:.80}. Name it {path.stem or 'model'}{MODEL_SUFFIX}, for example."
+        )
+    return check_writable(path)
 
 
 def _reason(error: Exception) -> str:
@@ -75,4 +87,4 @@ def last_lines(path: Path, n_lines: int) -> list[str]:
         file.seek(start)
         text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
     lines = text.splitlines()
-    return lines[1 if start else 0 :][-n_lines:]
+    return lines[1 if start else 0 :][-n_lines:] if n_lines > 0 else []

@@ -141,7 +141,7 @@ def test_unpruned_models_are_not_exported(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["missing/x.safetensors", "."])
+@pytest.mark.parametrize("place", ["missing/x.safetensors", ".", "x.pt", "x", ".safetensors"])
 def test_unwritable_places(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError):
         save_pruned(half(load_model(NAME)), tmp_path / place)
@@ -212,6 +212,12 @@ def header_of(path: Path) -> dict[str, Any]:
     return header
 
 
+def widen(header: dict[str, Any], width: int) -> None:
+    """Say in every place that the residual stream is so wide."""
+    header["widths"]["stream"] = width
+    header["provenance"]["kept"]["stream"] = list(range(width))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -220,10 +226,29 @@ def header_of(path: Path) -> dict[str, Any]:
         (lambda h: h["arguments"].update(depths=10**9), "format"),
         (lambda h: h["arguments"].update(embed_dims=10**9), "format"),
         (lambda h: h["arguments"].update(pooling_stat="xx"), "fits no model"),
-        (lambda h: h["widths"].update(stream=0), "fits no model"),
-        (lambda h: h["widths"].update(stream=3), "does not fit|wrongly shaped"),
+        (lambda h: widen(h, 0), "fits no model"),
+        (lambda h: widen(h, 3), "does not fit|wrongly shaped"),
+        (lambda h: h["widths"].update(stream=3), "contradicts itself"),
         (lambda h: h.pop("provenance"), "damaged"),
         (lambda h: h.update(arguments=[1]), "damaged"),
+        (lambda h: h["arguments"].update(img_size_h=100_000), "format"),
+        (lambda h: h["arguments"].update(img_size_w=[32]), "format"),
+        (lambda h: h["arguments"].update(in_channels=0), "format"),
+        (lambda h: h["arguments"].update(num_classes="10"), "format"),
+        (lambda h: h["widths"].update(stream=True), "format"),
+        (lambda h: h["provenance"].update(origin_bytes="x"), "format"),
+        (lambda h: h["provenance"].update(origin_bytes=0), "format"),
+        (lambda h: h.update(provenance={"origin": NAME}), "damaged"),
+        (lambda h: h["provenance"].update(origin=["x"]), "format"),
+        (lambda h: h["provenance"].update(plans=[]), "format"),
+        (lambda h: h["provenance"].update(plans=[{"kept": 1}]), "damaged"),
+        (lambda h: h["provenance"].update(recoveries="x"), "damaged"),
+        (lambda h: h["provenance"].update(finetunes=[1]), "damaged"),
+        (lambda h: h["provenance"].update(kept=[0]), "damaged"),
+        (lambda h: h["provenance"]["kept"].update(stream=[0]), "format"),
+        (lambda h: h["provenance"]["kept"].update(other=[0]), "damaged"),
+        (lambda h: h["provenance"]["kept"]["stream"].reverse(), "format"),
+        (lambda h: h["provenance"]["kept"]["stream"].__setitem__(0, -1), "format"),
     ],
 )
 def test_hostile_metadata(tmp_path: Path, change: Any, message: str) -> None:
@@ -233,6 +258,13 @@ def test_hostile_metadata(tmp_path: Path, change: Any, message: str) -> None:
     save_file(load_file(path), tmp_path / "b.safetensors", {METADATA_KEY: json.dumps(header)})
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "b.safetensors")
+
+
+def test_metadata_nested_without_end(tmp_path: Path) -> None:
+    deep = {METADATA_KEY: "[" * 200_000 + "]" * 200_000}
+    save_file({"x": torch.zeros(1)}, tmp_path / "deep.safetensors", deep)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path / "deep.safetensors")
 
 
 def test_names_and_files() -> None:
@@ -333,6 +365,23 @@ def test_a_small_file_that_declares_a_huge_tensor(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "huge.pth")
     with pytest.raises(CheckpointError, match="wrongly shaped"):
         load_model(NAME, tmp_path / "huge.pth")
+
+
+def test_double_precision_reloads_as_it_was_saved(tmp_path: Path) -> None:
+    small = half(tiny_model("sdt_v3", torch.float64))
+    small.provenance["origin"] = NAME
+    again = load_model(save_pruned(small, tmp_path / "a.safetensors"))
+    assert weights_hash(again) == weights_hash(small)
+    x = tiny_input("sdt_v3", torch.float64)
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+    single = {k: t.float() if t.is_floating_point() else t for k, t in small.state_dict().items()}
+    save_file(
+        {**single, "head.bias": small.state_dict()["head.bias"]}, tmp_path / "mixed.safetensors",
+        {METADATA_KEY: json.dumps(header_of(tmp_path / "a.safetensors"))},
+    )  # fmt: skip
+    mixed = load_model(tmp_path / "mixed.safetensors")
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
 
 
 def test_weights_of_every_family_reload_pruned(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_killed_sweep_resumes(
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.json"
+    out, small = tmp_path / "out.json", tmp_path / "out.safetensors"
     empty = tmp_path / "empty"
     empty.mkdir()
     foreign = tmp_path / "foreign.safetensors"
@@ -172,15 +172,43 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("evaluate", "sdt_v1_digits", "--device", "gpu"), "no device"),
         (("sweep", "sdt_v1_digits", "--out", tmp_path / "no" / "s.json"), "no folder"),
         (("sweep", "sdt_v1_digits", "--out", tmp_path), "it is a folder"),
+        (("sweep", "sdt_v1_digits", "--memory-budget", "infMB", "--out", out), "got 'infMB'"),
+        (("finetune", "none.safetensors", "--epochs", "inf", "--out", small), "got inf"),
         (("plan", "--sweep", foreign, "--memory-saving", "0.2", "--out", out), "not a JSON"),
         (("plan", "--sweep", "none.json", "--memory-saving", "0.2", "--out", out), "Cannot read"),
         (("plan", "--sweep", "none.json", "--out", out), "required"),
         (("nothing",), "invalid choice"),
         (("sweep", "sdt_v1_digits", "--mode", "fast", "--out", out), "No sweep mode 'fast'"),
         (
-            ("prune", "sdt_v1_digits", "--plan", "p.json", "--recover", "all", "--out", out),
+            ("prune", "sdt_v1_digits", "--plan", "p.json", "--recover", "all", "--out", small),
             "No recovery 'all'",
         ),
+        (
+            ("prune", "sdt_v1_digits", "--plan", "p.json", "--out", tmp_path / "x.pt"),
+            "x.safetensors",
+        ),
+        (("finetune", "none.safetensors", "--out", tmp_path / "x.pt"), "written as a .safetensors"),
+        (
+            ("finetune", "none.safetensors", "--recover", "bn", "--out", small),
+            "comes right after pruning",
+        ),
+        (
+            (
+                "plan",
+                "--sweep",
+                "none.json",
+                "--memory-saving",
+                "0.2",
+                "--measure",
+                "5",
+                "--data",
+                "folder:/nowhere",
+                "--out",
+                out,
+            ),
+            "so --data, --measure would do nothing",
+        ),
+        (("check-data", "sdt_v1_digits", "--split", "bogus"), "unrecognized arguments: --split"),
     ]
     if not torch.cuda.is_available():
         cases.append((("evaluate", "sdt_v1_digits", "--device", "cuda"), "no device 'cuda'"))
@@ -207,6 +235,10 @@ def test_a_sweep_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     message = fails(capsys, "plan", "e_spikeformer_digits", "--sweep", tmp_path / "s.json",
                     "--memory-saving", "0.2", "--out", tmp_path / "plan.json")  # fmt: skip
     assert "other weights" in message
+    plan = plan_file(tmp_path, "e_spikeformer_digits", 0.25)
+    message = fails(capsys, "compare", "e_spikeformer_digits", plan, "--sweep", tmp_path / "s.json")
+    assert "other weights" in message
+    plan.unlink()
     message = fails(capsys, "plan", "--sweep", tmp_path / "s.json", "--memory-saving", "0.95",
                     "--out", tmp_path / "plan.json")  # fmt: skip
     assert "the most is" in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -23,11 +24,15 @@ from psvit_core.cli import main
 from psvit_core.custom import CustomModel, load_plugin
 from psvit_core.custom import plugin as plugins
 from psvit_core.errors import CheckpointError, InvalidPlanError, ModelError
+from psvit_core.evaluate import measure
 from psvit_core.groups import plan_from_kept, summarize
 from psvit_core.jobs import client
 from psvit_core.jobs.tasks import Subject
 from psvit_core.metrics.spikes import count_spikes
+from psvit_core.plans import plan_from_ratios
 from psvit_core.records import ChannelGroup, ModelSummary
+from psvit_core.runtime import Run
+from psvit_core.sensitivity.sweep import sweep
 from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
@@ -35,6 +40,7 @@ from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
 from tests import own_models
 from tests.own_models import CLASSES, SHAPE, Mixed, Silent, Tokens, spikformer, warmed
+from tests.tiny import tiny_data
 
 cards._own_cards.clear()  # other tests go over all registered models
 PLUGIN = Path(own_models.__file__)
@@ -336,6 +342,42 @@ def test_time_steps_are_chosen_only_where_the_model_repeats_images(own: Own) -> 
         assert torch.equal(sequence(x), frames)
     assert sequence.T == 2
     assert sequence.real_fed() == {"net.good": 2, "net.head": 2}
+
+
+class Unread(nn.Module):
+    """Its spikes go into a product with a bare matrix, which is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.first_bn = nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.second, self.second_bn = nn.Conv2d(4, 2, 3, bias=False), nn.BatchNorm2d(2)
+        self.lif = neuron.LIFNode()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 32 * CLASSES).view(32, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second_bn(self.second(torch.relu(self.first_bn(self.first(x)))))
+        return self.lif(x).flatten(1) @ self.weight
+
+
+def test_a_network_of_which_no_layer_reads_spikes() -> None:
+    psvit.register_model(
+        "own_unread", lambda: warmed(Unread()), input_shape=SHAPE, num_classes=CLASSES
+    )
+    model = psvit.load_model("own_unread")
+    x = images(model, 6)
+    data = dataclasses.replace(
+        tiny_data("sdt_v1", 6), labels=(0, 1, 2, 3, 4, 5), load=lambda i: x[i]
+    )
+    run = Run(batch=4)
+    measured = measure(model, data, run=run)
+    assert measured.sops == 0
+    assert measured.energy_pj > 0  # of the layers that read real values
+    table = sweep(model, data, ratios=(0.5,), run=run, memory_budget=1)
+    [row] = table.rows
+    assert (row.group_id, row.sops, table.baseline_sops) == ("first", 0, 0)
+    plan = plan_from_ratios(table.summary, {"first": 0.5}, criterion=table.criterion)
+    assert row.accuracy == measure(model, data, plan, run=run).accuracy
+    assert row.kl == pytest.approx(measure(model, data, plan, run=run).kl, rel=1e-4)
 
 
 # ---- registering, plugins, files ---------------------------------------------------------------

@@ -43,6 +43,16 @@ def test_npz_grey(tmp_path: Path) -> None:
     assert torch.equal(same.load(1), image)
 
 
+def test_an_image_that_is_there_twice_has_two_ids(tmp_path: Path) -> None:
+    images, labels = GREY[[0, 1, 0, 2, 0]], np.array([2, 0, 2, 1, 2])
+    once = load_data(write_npz(tmp_path / "x.npz", images=GREY, labels=LABELS))
+    data = load_data(write_npz(tmp_path / "y.npz", images=images, labels=labels))
+    first, second, third = once.ids
+    assert data.ids == (first, second, f"{first}/2", third, f"{first}/3")
+    some = load_data(f"npz:{tmp_path / 'y.npz'}", limit=4)
+    assert len(set(some.ids)) == 4 and set(some.ids) <= set(data.ids)
+
+
 def test_npz_colour(tmp_path: Path) -> None:
     spec = write_npz(tmp_path / "x.npz", images=RGB, labels=LABELS)
     image = load_data(spec, transform=COLOUR).load(2)

@@ -167,3 +167,4 @@ def test_the_tail_of_a_long_log(tmp_path: Path) -> None:
     lines = last_lines(log, 3)
     assert [line.split()[1] for line in lines] == ["4997", "4998", "4999"]
     assert last_lines(log, 10_000)[0].startswith("line ")
+    assert last_lines(log, 0) == last_lines(log, -2) == []

@@ -231,6 +231,8 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
     train, val = train_set("sdt_v3"), tiny_data("sdt_v3", 4)
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"epochs": 0.0}, "epochs above 0"),
+        ({"epochs": float("inf")}, "epochs above 0.* got inf"),
+        ({"temperature": float("inf")}, "temperature above 0.* got inf"),
         ({"lr": -1.0}, "lr above 0"),
         ({"accumulate": 0}, "accumulate at least 1"),
         ({"alpha": 1.5}, r"alpha in \[0, 1\]"),
@@ -243,6 +245,8 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
             finetune(small, train, val, settings=dataclasses.replace(QUICK, **changes), run=RUN)
     for wrong in (
         (train, dataclasses.replace(val, split="test")),
+        (train, dataclasses.replace(val, split="train")),
+        (train, dataclasses.replace(val, split="calib")),
         (dataclasses.replace(train, split="val"), val),
     ):
         with pytest.raises(DataError, match="could not be judged"):

@@ -18,7 +18,12 @@ from hypothesis import strategies as st
 from psvit_core import fused, pareto
 from psvit_core.cli import main
 from psvit_core.data import EvalSet
-from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.errors import (
+    InvalidPlanError,
+    InvalidRatioError,
+    TargetError,
+    UnknownNameError,
+)
 from psvit_core.evaluate import conditions_of, measure, predict
 from psvit_core.jobs.fronts import ParetoSettings, engine_archive, predicted_plans, run_pareto
 from psvit_core.jobs.tasks import (
@@ -26,6 +31,7 @@ from psvit_core.jobs.tasks import (
     PlanSettings,
     Subject,
     SweepSettings,
+    check_table,
     evaluate,
     pruned,
     run_plan,
@@ -383,6 +389,37 @@ def test_a_run_fills_the_archive_and_resumes(tmp_path: Path) -> None:
     ticks: list[int] = []
     assert run_pareto(again, settings, tick=lambda: ticks.append(1)) == archive
     assert ticks == []  # nothing was run twice
+
+
+def test_a_sweep_under_other_conditions_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    table = run_sweep(tiny_engine(store), SweepSettings(ratios=(0.5,), criterion="l2"))
+    settings = PlanSettings(policy="uniform", memory_saving=0.2)
+    here = table.conditions.to_dict()
+    others = {
+        "split": "train",
+        "data": "folder:b",
+        "precision": "float64",
+        "transform": "x",
+        "T": 7,
+    }
+    for name, value in others.items():
+        conditions = Conditions.from_dict({**here, name: value})
+        engine, other = tiny_engine(store), dataclasses.replace(table, conditions=conditions)
+        message = f"{name} {value}, here {here[name]} "
+        with pytest.raises(InvalidPlanError, match=message):
+            run_plan(engine, other, settings)
+        with pytest.raises(InvalidPlanError, match=message):
+            run_pareto(engine, ParetoSettings(policies=("uniform",), savings=(0.3,)), other)
+    same = dataclasses.replace(table.conditions, batch=99, device="cuda", n_images=3)
+    plan, measured = run_plan(
+        tiny_engine(store), dataclasses.replace(table, conditions=same), settings
+    )
+    assert measured is not None and measured.memory_saving >= 0.2
+    engine = tiny_engine(store)
+    engine._data = dataclasses.replace(engine.data, spec=f"npz:{tmp_path}/b.npz")
+    spelt = dataclasses.replace(table.conditions, data=f"npz:{tmp_path}/a/../b.npz")
+    check_table(dataclasses.replace(table, conditions=spelt), engine)
 
 
 def test_planned_from_the_sweep_only_the_result_is_measured(tmp_path: Path) -> None:

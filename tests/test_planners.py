@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.errors import InvalidRatioError, RecordError, TargetError, UnknownNameError
+from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.planners import (
     POLICIES,
     Problem,
@@ -21,6 +27,7 @@ from psvit_core.planners import (
 from psvit_core.plans import reached_ratios
 from psvit_core.records import (
     ChannelGroup,
+    ComputeTerm,
     Conditions,
     Interval,
     Measurement,
@@ -61,7 +68,10 @@ def hand_made(slopes: dict[str, float]) -> SensitivityTable:
     summary = ModelSummary(
         model="made", family="made", weights_hash="0", T=4, input_shape=(1, 8, 8), num_classes=10,
         real_fed={}, batch_coupled=False, groups=groups,
-        shapes=ShapeTable(tensors=tensors, terms=()),
+        shapes=ShapeTable(
+            tensors=tensors,
+            terms=tuple(ComputeTerm(layer=n, factor=50.0, groups=(n,)) for n in slopes),
+        ),
         rankings={"l2": {name: tuple(range(N)) for name in slopes}},
     )  # fmt: skip
     rows = tuple(
@@ -77,6 +87,68 @@ def hand_made(slopes: dict[str, float]) -> SensitivityTable:
         summary=summary, criterion="l2", conditions=CONDITIONS, ratios=RATIOS,
         baseline_accuracy=exactly(0.98), rows=rows,
     )  # fmt: skip
+
+
+def edited(*steps: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    """An edit of a table's document: the value at these steps becomes another, or goes (None)."""
+
+    def edit(document: Any) -> None:
+        for step in steps[:-1]:
+            document = document[step]
+        if to is None:
+            del document[steps[-1]]
+        else:
+            document[steps[-1]] = to
+
+    return edit
+
+
+SHAPES = ("summary", "shapes")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (edited("ratios", to=[]), "prune ratios"),
+        (edited("ratios", to=[5.0]), "prune ratios"),
+        (edited("ratios", 0, to=math.nan), "prune ratios"),
+        (edited("criterion", to="l1"), "no ranking by its criterion"),
+        (edited("summary", "groups", to=[]), "no channel group"),
+        (edited("summary", "groups", 0, "group_id", to="middle"), "one of them twice"),
+        (edited("summary", "groups", 0, "n_units", to=0), "0 units"),
+        (edited("summary", "groups", 0, "n_units", to=10**12), "ranking by 'l2'"),
+        (edited("summary", "groups", 0, "heads", to=3), "20 units in 3 heads"),
+        (edited("summary", "rankings", "l2", "middle", to=None), "ranking by 'l2'"),
+        (edited("summary", "rankings", "l2", "middle", to=[0]), "ranking by 'l2'"),
+        (edited("summary", "rankings", "l2", "middle", 0, to=1), "ranking by 'l2'"),
+        (edited(*SHAPES, "tensors", to=[]), "no tensor with weights"),
+        (edited(*SHAPES, "tensors", 0, "groups", 0, to="zzz"), "do not agree"),
+        (edited(*SHAPES, "tensors", 0, "groups", to=["robust"]), "do not agree"),
+        (edited(*SHAPES, "tensors", 0, "sizes", 0, to=3), "do not agree"),
+        (edited(*SHAPES, "tensors", 0, "sizes", 1, to=10**400), "do not agree"),
+        (edited(*SHAPES, "terms", to=[]), "amount of operations"),
+        (edited(*SHAPES, "terms", 0, "groups", to=["zzz", "zzz"]), "amount of operations"),
+        (edited(*SHAPES, "terms", 0, "factor", to=math.nan), "amount of operations"),
+        (edited("rows", 0, "drop", "value", to=math.nan), "infinite or none"),
+        (edited("rows", 0, "kl", to=math.nan), "infinite or none"),
+        (edited("rows", 0, "kl", to=math.inf), "infinite or none"),
+        (edited("rows", 0, "group_id", to="zzz"), "cell of 'zzz'"),
+        (edited("rows", 0, "n_pruned", to=20), "20 units removed"),
+        (edited("rows", 0, "n_images", to=0), "on 0 images"),
+        (edited("baseline_accuracy", "value", to=math.nan), "baseline"),
+        (edited("baseline_sops", to=math.inf), "baseline"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = hand_made({"robust": 0.1, "middle": 0.2}).save(tmp_path / "t.json")
+    document = json.loads(path.read_text())
+    assert SensitivityTable.load(path).to_dict() == document
+    edit(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match=f"t.json is no sound.*{message}.*Sweep again"):
+        SensitivityTable.load(path)
 
 
 TABLE = hand_made({"robust": 0.001, "middle": 0.05, "fragile": 0.5, "stream": 1.0})
@@ -162,6 +234,18 @@ def test_uniform_is_the_smallest_one_ratio() -> None:
     plan = make_plan(TABLE, "uniform", memory_saving=0.224)
     assert set(reached_ratios(TABLE.summary, plan).values()) == {0.25}  # 5 of 20; 4 are too few
     assert memory_saving(TABLE.summary, plan) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("policy", list(POLICIES))
+def test_counts_below_one_are_refused(policy: str) -> None:
+    for round_to in (0, -8):
+        with pytest.raises(InvalidRatioError, match=f"multiples of round_to.* got {round_to}"):
+            make_plan(TABLE, policy, memory_saving=0.2, round_to=round_to)
+        with pytest.raises(InvalidRatioError, match="multiples of round_to"):
+            ParetoSettings(round_to=round_to)
+    for budget in (0, -3):
+        with pytest.raises(InvalidRatioError, match=f"at least 1; got {budget}"):
+            make_plan(TABLE, policy, memory_saving=0.2, budget=budget, measure=measured_as(TABLE))
 
 
 def test_psvit_prunes_unequally_and_hurts_less() -> None:

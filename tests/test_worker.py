@@ -22,12 +22,14 @@ from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
 from psvit_core.jobs.tasks import Subject, SweepSettings
 from psvit_core.jobs.worker import Worker
 from psvit_core.outcomes import Outcome
-from psvit_core.records import Conditions, ModelSummary
+from psvit_core.plans import plan_from_ratios
+from psvit_core.records import Conditions, Measurement, ModelSummary
 from psvit_core.sensitivity.board import Board
 from psvit_core.sensitivity.table import SweepSpec, save_spec
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import model_card, shipped_summary
+from psvit_core.zoo.checkpoint import load_model
 
 MODEL = "e_spikeformer_digits"
 SUBJECT = Subject(model=MODEL, data="digits", limit=20, batch=5)
@@ -374,6 +376,19 @@ def test_the_workspace_finds_the_sweep_of_its_subject(store: Store) -> None:
     job = workspace.start_sweep(SweepSettings())  # of a data set that has no 100 images
     client.save(store, dataclasses.replace(job, result={"sweep_key": whole}))
     assert workspace.sweep_key() == whole
+
+
+def test_an_export_stays_in_its_folder_and_is_measured_as_it_is(store: Store) -> None:
+    subject = dataclasses.replace(SUBJECT, limit=5, num_heads=1, image_size=32)
+    plan = plan_from_ratios(summary(), {"stage3.stream": 0.5}, criterion="l2")
+    job = Workspace(subject, store).export(plan, "../../../../x.safetensors", measure=True)
+    Worker(store, "cpu").run_job(job)
+    ended = client.find_job(store, job.id)
+    assert ended.state == "done", ended.error
+    assert Path(ended.result["path"]) == store.place("exports", job.id, "x.safetensors")
+    assert load_model(ended.result["path"]).arguments["num_heads"] == 1
+    found = Measurement.from_dict(ended.result["file_measurement"])
+    assert found.conditions.n_images == 5
 
 
 def test_a_pareto_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def _around_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     check = add("check-data", around.check_data, "count a model's images and look at some")
     _model_arguments(check)
-    _data_arguments(check)
+    _data_argument(check)
 
     jobs = add("jobs", around.jobs, "the app's background work: list, cancel, stop, resume, log")
     jobs.add_argument("action", choices=(*around.ACTIONS, "list", "log"), metavar="ACTION")
@@ -284,9 +284,7 @@ def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -
 def _data_arguments(
     command: argparse.ArgumentParser, limit: bool = True, batch: str = "the model card's"
 ) -> None:
-    command.add_argument(
-        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
-    )
+    _data_argument(command)
     command.add_argument("--split", default="val", help="train, calib, val (default) or test")
     if limit:
         command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
@@ -300,12 +298,18 @@ def _data_arguments(
     )
 
 
+def _data_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
+    )
+
+
 def _bytes(text: str) -> int:
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     number, unit = text[:-2], text[-2:].upper()
     try:
         size = int(float(number) * units[unit])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         size = 0
     if size < 1:
         raise DataError(f"--memory-budget is a size such as 256MB or 2GB; got {text!r}.")

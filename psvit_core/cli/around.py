@@ -71,6 +71,8 @@ def compare(options: argparse.Namespace) -> tuple[Result, str]:
     table = SensitivityTable.load(options.sweep) if options.sweep else None
     worker = make_engine(options) if options.data else None
     summary = tasks.summarize_model(worker) if worker else _summary(options, options.model)
+    if table:
+        tasks.check_swept(table, summary)
     for plan in plans:
         plan.check(summary.groups, summary.weights_hash)
     ratios = [reached_ratios(summary, plan) for plan in plans]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from psvit_core.cli.engine import Result, make_engine
+from psvit_core.cli.engine import Result, given, make_engine
 from psvit_core.cli.texts import (
     archive_text,
     measurement_text,
@@ -18,11 +18,8 @@ from psvit_core.cli.texts import (
     recovery_text,
     size_text,
 )
-from psvit_core.errors import (
-    InvalidPlanError,
-    UnknownNameError,
-)
-from psvit_core.files import check_writable
+from psvit_core.errors import PsvitError, UnknownNameError
+from psvit_core.files import check_model_file, check_writable
 from psvit_core.jobs import tasks
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
 from psvit_core.jobs.tasks import (
@@ -146,6 +143,11 @@ def sweep(options: argparse.Namespace) -> tuple[Result, str]:
 def plan(options: argparse.Namespace) -> tuple[Result, str]:
     """A plan from a table, as a file; with a model, measured."""
     check_writable(options.out)
+    if options.model is None and (idle := given(options, "measure")):
+        raise PsvitError(
+            f"Without MODEL nothing is measured, so {idle} would do nothing. Name the model, or "
+            "leave that away."
+        )
     table = SensitivityTable.load(options.sweep)
     settings = PlanSettings(
         policy=options.policy,
@@ -163,11 +165,6 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
     if options.model is not None:
         options.limit = options.measure
         engine = make_engine(options)
-        if tasks.summarize_model(engine).weights_hash != table.summary.weights_hash:
-            raise InvalidPlanError(
-                f"{options.sweep} was swept on {table.summary.model} with other weights than "
-                f"{options.model}. Sweep this model, or name the one that was swept."
-            )
     with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
         plan, measured = tasks.run_plan(engine, table, settings, progress=_on(bar))
     plan.save(options.out)
@@ -187,7 +184,7 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
 
 def prune(options: argparse.Namespace) -> tuple[Result, str]:
     """The pruned checkpoint."""
-    check_writable(options.out)
+    check_model_file(options.out)
     recovery = _recovery(options)
     plan = PrunePlan.load(options.plan)
     engine = make_engine(options)
@@ -208,6 +205,7 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
 
 def finetune(options: argparse.Namespace) -> tuple[Result, str]:
     """The pruned model, trained further."""
+    check_model_file(options.out)
     settings = _finetune_settings(options)
     options.batch = None  # of the validation: the card's
     engine = make_engine(options)

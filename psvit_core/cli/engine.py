@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ def make_engine(options: argparse.Namespace) -> Engine:
         plugin=_absolute(options.plugin),
     )
     return Engine(subject, Store(), warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
+
+
+def given(options: argparse.Namespace, *others: str) -> str:
+    """Options about a model and its images that are not at their defaults, in words; or nothing.
+
+    Args:
+        options: Of a command.
+        others: Further options to look for, with None as default.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(Subject) if f.name != "model"}
+    defaults |= dict.fromkeys(others)
+    there = [n for n, default in defaults.items() if getattr(options, n, default) != default]
+    return ", ".join(f"--{name.replace('_', '-')}" for name in there)
 
 
 def _absolute(plugin: str | None) -> str | None:

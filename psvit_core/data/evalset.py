@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -125,7 +126,7 @@ class Source:
             spec=spec,
             split=split,
             transform=self.transform,
-            ids=tuple(self.identify(i) for i in positions),
+            ids=_distinct([self.identify(i) for i in positions]),
             labels=tuple(self.labels[i] for i in positions),
             classes=self.classes,
             load=_chosen(self.load, tuple(positions)),
@@ -150,6 +151,19 @@ def limited(labels: Sequence[int], n_images: int | None, seed: int = 0) -> list[
     if n_images < 1:
         raise DataError(f"A limit keeps at least one image; got {n_images}.")
     return sorted(stratified_order(labels, seed)[:n_images])
+
+
+def _distinct(ids: Sequence[str]) -> tuple[str, ...]:
+    """``ids`` where an image that is there again has the number of its occurrence added.
+
+    Results are kept by id; those of equal images are equal, whichever of them is in a subset.
+    """
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in ids:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name}/{seen[name]}")
+    return tuple(distinct)
 
 
 def stratified_order(labels: Sequence[int], seed: int = 0) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from psvit_core.errors import CheckpointError
-from psvit_core.files import write_whole
+from psvit_core.files import check_model_file, write_whole
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import METADATA_KEY, PRUNED_FORMAT
 
@@ -24,8 +24,9 @@ def save_pruned(model: SpikingModel, path: str | Path) -> Path:
 
     Raises:
         CheckpointError: If ``model`` was not pruned, so that it has no provenance.
-        OutputError: If ``path`` cannot be written to.
+        OutputError: If ``path`` does not end in ``.safetensors`` or cannot be written to.
     """
+    path = check_model_file(path)
     if not model.provenance:
         raise CheckpointError(
             f"{model.name} was not pruned; apply a plan first (an empty one keeps everything)."

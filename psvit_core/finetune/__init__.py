@@ -33,6 +33,7 @@ __all__ = [
     "CURVE_FILE",
     "STATE_FILE",
     "FinetuneResult",
+    "check_images",
     "check_settings",
     "distillation",
     "finetune",
@@ -63,7 +64,7 @@ def finetune(
     Args:
         model: A pruned model (or any other); stays untouched.
         train: Training images, as the network sees them; augmented here.
-        val: Images that choose the best epoch and stop early; never the test split.
+        val: Images that choose the best epoch and stop early, of the split ``val``.
         epochs: In place of those of ``settings``.
         teacher: What is distilled from, usually the unpruned model; None: labels only.
         settings: How; the defaults when None.
@@ -75,7 +76,7 @@ def finetune(
         stop: Asked before each step; true ends the training there, as if it were the last one.
 
     Raises:
-        DataError: If the images do not fit, or ``val`` is the test split.
+        DataError: If the images do not fit, or ``val`` is not the split ``val``.
         CheckpointError: If ``folder`` holds another training.
         JobError: If the loss is no number any more.
     """
@@ -83,7 +84,7 @@ def finetune(
     if epochs is not None:
         settings = dataclasses.replace(settings, epochs=epochs)
     check_settings(settings)
-    _check_data(model, train, val, settings)
+    check_images(model, train, val, settings)
     with own_randomness(settings.seed):
         training = Training(model, train, val, teacher, settings, run or Run(), folder)
         training.begin(resume, tick)
@@ -96,18 +97,18 @@ def check_settings(settings: FinetuneSettings) -> None:
     """Raise ``DataError`` or ``UnknownNameError`` at settings that nothing can be trained with."""
     s = settings
     rules: tuple[tuple[str, bool, str], ...] = (
-        ("epochs", s.epochs > 0, "above 0, e.g. 0.5"),
+        ("epochs", 0 < s.epochs < math.inf, "above 0, e.g. 0.5"),
         ("lr", 0 < s.lr < math.inf, "above 0, e.g. 0.001"),
         ("batch", s.batch >= 1, "at least 1"),
         ("accumulate", s.accumulate >= 1, "at least 1"),
-        ("weight_decay", s.weight_decay >= 0, "at least 0"),
+        ("weight_decay", 0 <= s.weight_decay < math.inf, "at least 0"),
         ("warmup", 0 <= s.warmup < 1, "in [0, 1)"),
         ("clip", s.clip >= 0, "at least 0"),
         ("label_smoothing", 0 <= s.label_smoothing < 1, "in [0, 1)"),
-        ("mixup", s.mixup >= 0, "at least 0"),
+        ("mixup", 0 <= s.mixup < math.inf, "at least 0"),
         ("erase", 0 <= s.erase <= 1, "in [0, 1]"),
         ("alpha", 0 <= s.alpha <= 1, "in [0, 1]"),
-        ("temperature", s.temperature > 0, "above 0"),
+        ("temperature", 0 < s.temperature < math.inf, "above 0"),
         ("patience", s.patience is None or s.patience >= 1, "at least 1"),
         ("train_images", s.train_images is None or s.train_images >= 1, "at least 1"),
         ("batch", s.mixup == 0 or s.batch % 2 == 0, "even with mixup"),
@@ -119,13 +120,14 @@ def check_settings(settings: FinetuneSettings) -> None:
         raise UnknownNameError("augmentation", s.augment, AUGMENTATIONS)
 
 
-def _check_data(
+def check_images(
     model: SpikingModel, train: EvalSet, val: EvalSet, settings: FinetuneSettings
 ) -> None:
-    if train.split in ("val", "test") or val.split == "test":
+    """Raise ``DataError`` at images that a model cannot be trained on and chosen by."""
+    if train.split in ("val", "test") or val.split != "val":
         raise DataError(
             f"Fine-tuning trains on the split train and chooses on val, not on {train.split} and "
-            f"{val.split}: accuracy could not be judged on them any more."
+            f"{val.split}: accuracy could not be judged on them any more. Use --split val."
         )
     if max((*train.labels, *val.labels)) >= model.num_classes:
         raise DataError(

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from psvit_core.errors import InvalidPlanError, InvalidRatioError, TargetError, UnknownNameError
+from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
 from psvit_core.jobs.improved import measure_recovered
 from psvit_core.jobs.tasks import (
     Engine,
@@ -19,6 +19,7 @@ from psvit_core.jobs.tasks import (
     RecoverySettings,
     SweepSettings,
     Tick,
+    check_table,
     evaluate,
     made_by,
     run_plan,
@@ -26,7 +27,7 @@ from psvit_core.jobs.tasks import (
     warm_up,
 )
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
-from psvit_core.planners import POLICIES, SCOPES, Target, make_plan
+from psvit_core.planners import POLICIES, SCOPES, Target, check_counts, make_plan
 from psvit_core.records import RECOVERIES, PrunePlan, Record, SensitivityTable
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, SweepSpec
 from psvit_core.store import Store, digest
@@ -42,7 +43,7 @@ class ParetoSettings(Record):
 
     Raises:
         UnknownNameError: If there is no such policy, scope or recovery.
-        InvalidRatioError: If there is no target, or one outside (0, 1).
+        InvalidRatioError: If there is no target, or one outside (0, 1), or ``round_to`` is below 1.
     """
 
     policies: tuple[str, ...] = ("uniform", "psvit")
@@ -71,6 +72,7 @@ class ParetoSettings(Record):
             Target(saving=saving)
         for drop in self.max_drops:
             Target(max_drop=drop)
+        check_counts(round_to=self.round_to)
         if not (self.policies and self.scopes and (self.savings or self.max_drops)):
             raise InvalidRatioError(
                 "A front needs a policy, a scope and a target; for example uniform, all and a "
@@ -116,7 +118,7 @@ def run_pareto(
 
     Raises:
         DataError: If the images are a test split.
-        InvalidPlanError: If ``table`` is of other weights.
+        InvalidPlanError: If ``table`` is of other weights or was measured otherwise.
     """
     from psvit_core.sensitivity.sweep import refuse_test
 
@@ -133,11 +135,8 @@ def run_pareto(
             ),
             tick=tick,
         )  # fmt: skip
-    elif table.summary.weights_hash != engine.description.weights_hash:
-        raise InvalidPlanError(
-            f"The sweep is of {table.summary.model} with other weights than {engine.model.name}. "
-            "Sweep this model, or name the one that was swept."
-        )
+    else:
+        check_table(table, engine)
     if not settings.measured_planning:
         for _ in warm_up(engine):
             tick()

@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError, ModelError, UnknownNameError
-from psvit_core.files import check_writable
+from psvit_core.errors import DataError, InvalidPlanError, ModelError, UnknownNameError
+from psvit_core.files import check_model_file
 from psvit_core.pareto import Made, add_point
 from psvit_core.planners import DEFAULT_BUDGET
 from psvit_core.plans import default_criterion
@@ -363,6 +363,55 @@ def _ranked_by(engine: Engine, settings: SweepSettings) -> tuple[str, EvalSet | 
     return chosen or default_criterion(CRITERIA), calib
 
 
+#: Conditions of a sweep that decide its numbers, and what chooses them.
+_DECIDES = {
+    "data": "--data", "split": "--split", "T": "--time-steps", "precision": "--precision",
+    "transform": "--image-size, or other data",
+}  # fmt: skip
+
+
+def check_swept(table: SensitivityTable, summary: ModelSummary) -> None:
+    """Raise ``InvalidPlanError`` unless a table is of these weights."""
+    if table.summary.weights_hash != summary.weights_hash:
+        raise InvalidPlanError(
+            f"The sweep is of {table.summary.model} with other weights than {summary.model}. "
+            "Sweep this model, or name the one that was swept."
+        )
+
+
+def check_table(table: SensitivityTable, engine: Engine) -> None:
+    """Raise unless what is measured on an engine can stand beside a table.
+
+    Weights, images and how they are run must be the same; not the batch, the device or how many
+    images of the split there are.
+
+    Raises:
+        InvalidPlanError: Naming what differs.
+    """
+    from psvit_core.evaluate import conditions_of
+
+    check_swept(table, engine.description)
+    swept, here = table.conditions, conditions_of(engine.model, engine.data, engine.run)
+    differing = [
+        f"{name} {getattr(swept, name)}, here {getattr(here, name)} ({option})"
+        for name, option in _DECIDES.items()
+        if _settled(name, getattr(swept, name)) != _settled(name, getattr(here, name))
+    ]
+    if differing:
+        raise InvalidPlanError(
+            f"The sweep was measured with {'; '.join(differing)}: its drops are not those of what "
+            "is measured here. Give what was given to the sweep, or sweep again."
+        )
+
+
+def _settled(name: str, value: object) -> object:
+    """A condition as it is compared: a folder's or file's path may be spelt in many ways."""
+    if name != "data":
+        return value
+    kind, _, place = str(value).partition(":")
+    return kind, str(Path(place).resolve()) if place else ""
+
+
 def run_plan(
     engine: Engine | None,
     table: SensitivityTable,
@@ -372,11 +421,17 @@ def run_plan(
     *,
     profile: bool = False,
 ) -> tuple[PrunePlan, Measurement | None]:
-    """Choose a plan; with an engine, measured while planning and at the end (then profiled)."""
+    """Choose a plan; with an engine, measured while planning and at the end (then profiled).
+
+    Raises:
+        InvalidPlanError: If the table does not fit the engine (``check_table``).
+    """
     from psvit_core.planners import make_plan
 
     made = made_by(settings, table)
     measure = _measuring(engine, made, progress, tick) if engine else None
+    if engine:
+        check_table(table, engine)
     cost = _timing(engine, tick) if engine and settings.resource == "latency" else None
     plan = make_plan(
         table, settings.policy, memory_saving=settings.memory_saving, max_drop=settings.max_drop,
@@ -464,7 +519,10 @@ def pruned(
 def measure_file(engine: Engine, path: Path, tick: Tick = lambda: None) -> Measurement:
     """Measure a pruned file that was just written, on the engine's images."""
     data = engine.subject.data or engine.card.data
-    subject = dataclasses.replace(engine.subject, model=str(path), checkpoint=None, data=data)
+    subject = dataclasses.replace(  # the file says itself what led to its weights
+        engine.subject, model=str(path), checkpoint=None, image_size=None, num_heads=None,
+        ema=False, data=data,
+    )  # fmt: skip
     return evaluate(Engine(subject, engine.store), None, tick)
 
 
@@ -484,6 +542,6 @@ def prune(
     """Apply a plan, recover, and write the pruned checkpoint, whose provenance tells of both."""
     from psvit_core.export.pruned import save_pruned
 
-    check_writable(out)
+    check_model_file(out)
     small, report = pruned(engine, plan, recovery, tick)
     return save_pruned(small, out), report

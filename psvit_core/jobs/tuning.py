@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import CheckpointError, ModelError, PsvitError
-from psvit_core.files import check_writable
+from psvit_core.errors import CheckpointError, InvalidPlanError, ModelError, PsvitError
+from psvit_core.files import check_model_file
 from psvit_core.jobs.improved import measure_trained
 from psvit_core.jobs.tasks import (
     Engine,
@@ -75,18 +75,33 @@ def run_finetune(
 
     Raises:
         CheckpointError: If there is no plan and the engine's model was not pruned.
+        InvalidPlanError: If there is a recovery and no plan.
+        DataError: If the engine's images are not of the split ``val``.
     """
     from psvit_core.export.pruned import save_pruned
-    from psvit_core.finetune import CURVE_FILE, STATE_FILE, check_settings, finetune, finetune_key
+    from psvit_core.finetune import (
+        CURVE_FILE,
+        STATE_FILE,
+        check_images,
+        check_settings,
+        finetune,
+        finetune_key,
+    )
 
-    out = check_writable(out)
-    last = check_writable(out.with_name(f"{out.stem}.last{out.suffix}"))
+    out = check_model_file(out)
+    last = check_model_file(out.with_name(f"{out.stem}.last{out.suffix}"))
     check_settings(settings)
+    if plan is None and recovery is not None and recovery.method != "none":
+        raise InvalidPlanError(
+            f"Recovery ({recovery.method}) comes right after pruning, and without a plan nothing "
+            "is pruned here. Name the plan and the model that it is for, or leave recovery away."
+        )
     if plan is None and not engine.model.provenance:
         raise CheckpointError(
             f"{engine.model.name} was not pruned. Prune it first, or give a pruned file."
         )
     val, train = engine.data, _training_images(engine, settings.train_images)
+    check_images(engine.model, train, val, settings)  # before anything is recovered
     small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
     teacher = _teacher(engine, settings, small)
     key = finetune_key(small, train, val, teacher, settings, engine.run)

@@ -311,7 +311,7 @@ class _Runner:
 
     def _export(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"])
-        out = self.worker.store.place("exports", self.job.id, params["file_name"])
+        out = self._place(params)
         recovery = RecoverySettings.from_dict(params.get("recovery", {}))
         path, report = prune(engine, plan, out, recovery, self.tick)
         found = measure_file(engine, path, self.tick) if params.get("measure") else None
@@ -323,12 +323,16 @@ class _Runner:
             **({"file_measurement": found.to_dict()} if found else {}),
         }
 
+    def _place(self, params: dict[str, Any]) -> Path:
+        """Where the model that the job makes is written: in its own folder, whatever the name."""
+        return self.worker.store.place("exports", self.job.id, Path(params["file_name"]).name)
+
     def _finetune(self, engine: Engine, params: dict[str, Any]) -> dict[str, Any]:
         plan = PrunePlan.from_dict(params["plan"]) if params.get("plan") else None
         done = run_finetune(
             engine,
             FinetuneSettings.from_dict(params["settings"]),
-            self.worker.store.place("exports", self.job.id, params["file_name"]),
+            self._place(params),
             plan=plan,
             recovery=RecoverySettings.from_dict(params.get("recovery", {})),
             started=self._curve_started,

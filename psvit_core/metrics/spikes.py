@@ -33,10 +33,13 @@ class SpikeCount:
     fan_out: dict[str, int] = field(default_factory=dict)  # reader -> output channels of a spike
     fired: dict[str, float] = field(default_factory=dict)  # neuron layer -> sum of spike values
     seen: dict[str, float] = field(default_factory=dict)  # neuron layer -> neurons x steps x images
+    batches: list[int] = field(default_factory=list)  # images of each
 
     @property
     def sops(self) -> list[Tensor]:
-        """Synaptic operations per image, one (B,) float64 a batch."""
+        """Synaptic operations per image, one (B,) float64 a batch; 0 where nothing reads spikes."""
+        if not self.reached:
+            return [torch.zeros(n_images, dtype=torch.float64) for n_images in self.batches]
         scaled = ([t * self.fan_out[n] for t in parts] for n, parts in self.reached.items())
         return [torch.stack(batch).sum(0) for batch in zip(*scaled, strict=True)]
 
@@ -97,11 +100,11 @@ class _Counter:
         self._real_fed = model.real_fed()
         self._covers: dict[tuple[str, torch.Size], Tensor] = {}
         self._summed: tuple[Tensor, Tensor] | None = None  # the last tensor and its row sums
-        self._images = self._batches = 0
+        self._images = 0
 
     def start_batch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._images = inputs[0].shape[0]
-        self._batches += 1
+        self.count.batches.append(self._images)
 
     def hook_for(self, name: str, module: nn.Module, neurons: bool) -> _Hook | None:
         if isinstance(module, NEURONS):
@@ -124,7 +127,7 @@ class _Counter:
         """Add counts, (T * B,) merged time-major or (B,), to their images."""
         per_image = per_row.double().view(-1, self._images).sum(0)
         batches = self.count.reached.setdefault(name, [])
-        if len(batches) < self._batches:
+        if len(batches) < len(self.count.batches):
             batches.append(per_image)
         else:  # a layer that runs more than once
             batches[-1] = batches[-1] + per_image

@@ -17,6 +17,7 @@ from psvit_core.planners._base import (
     Measure,
     Problem,
     Target,
+    check_counts,
 )
 from psvit_core.planners._cost import plan_by_proxy
 from psvit_core.planners._resources import CLOSED_FORMS, RESOURCES
@@ -82,7 +83,8 @@ def make_plan(
 
     Raises:
         UnknownNameError: If there is no such policy, scope, resource or group.
-        InvalidRatioError: If not exactly one target in (0, 1) is given, or a ratio is outside.
+        InvalidRatioError: If not exactly one target in (0, 1) is given, a ratio is outside, or
+            ``round_to`` or ``budget`` is below 1.
         TargetError: If the target is not reachable; the message says the most.
     """
     if policy not in POLICIES:
@@ -151,6 +153,7 @@ __all__ = [
     "Problem",
     "Target",
     "calibrate",
+    "check_counts",
     "group_curve",
     "group_drop",
     "group_kls",

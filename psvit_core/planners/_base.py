@@ -79,7 +79,8 @@ class Problem:
 
     Raises:
         UnknownNameError: If ``locked`` or ``bounds`` name a group that the model does not have.
-        InvalidRatioError: If a ratio of them is outside [0, 1) or a least is above its largest.
+        InvalidRatioError: If a ratio of them is outside [0, 1), a least is above its largest, or
+            ``round_to`` or ``budget`` is below 1.
     """
 
     table: SensitivityTable
@@ -95,6 +96,7 @@ class Problem:
     )
 
     def __post_init__(self) -> None:
+        check_counts(round_to=self.round_to, budget=self.budget)
         for group_id in (*self.locked, *self.bounds):
             if group_id not in self.summary.by_id:
                 raise UnknownNameError("channel group", group_id, self.summary.by_id)
@@ -253,6 +255,19 @@ class Problem:
         if self.measure is None:
             return "predicted from the sensitivity table; not measured"
         return "measured on the planning split"
+
+
+def check_counts(*, round_to: int = 1, budget: int = 1) -> None:
+    """Raise ``InvalidRatioError`` at counts below 1; arguments as of ``Problem``."""
+    if round_to < 1:
+        raise InvalidRatioError(
+            f"Widths are kept at multiples of round_to, at least 1; got {round_to}. 1 allows any."
+        )
+    if budget < 1:
+        raise InvalidRatioError(
+            f"The budget is the most plans that are measured, at least 1; got {budget}. To plan "
+            "without measuring, name no model."
+        )
 
 
 def smallest_uniform(problem: Problem, saving: float) -> float:

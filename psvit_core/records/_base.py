@@ -119,6 +119,15 @@ class Record:
         return cls.from_dict(data)
 
 
+def all_finite(data: object) -> bool:
+    """Whether every number in plain JSON data is finite."""
+    if isinstance(data, Mapping):
+        return all(map(all_finite, data.values()))
+    if isinstance(data, (list, tuple)):
+        return all(map(all_finite, data))
+    return not isinstance(data, float) or math.isfinite(data)
+
+
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from psvit_core.errors import InvalidPlanError
+from psvit_core.errors import InvalidPlanError, RecordError
 from psvit_core.records._base import Kept, Record
 
 
@@ -122,6 +123,41 @@ class ModelSummary(Record):
                 f"{', '.join(self.rankings)}."
             )
         return self.rankings[criterion]
+
+    def check(self) -> None:
+        """Raise ``RecordError`` unless groups, shapes and rankings agree with each other."""
+        if not self.groups or len(self.by_id) < len(self.groups):
+            raise RecordError("Its model has no channel group, or one of them twice.")
+        for group in self.groups:
+            n, heads = group.n_units, group.heads or 1
+            if n < 1 or heads < 1 or n % heads:
+                raise RecordError(f"Group {group.group_id!r} has {n} units in {heads} heads.")
+            for criterion, ranking in self.rankings.items():
+                units = ranking.get(group.group_id, ())
+                if len(units) != n or sorted(units) != list(range(n)):
+                    raise RecordError(
+                        f"The ranking by {criterion!r} does not name each of the {n} units of "
+                        f"{group.group_id!r} once."
+                    )
+        widths = {g.group_id: g.n_units for g in self.groups}
+        for tensor in self.shapes.tensors:
+            sound = len(tensor.sizes) == len(tensor.groups) and all(
+                0 < size < 1 << 31 and (owner is None or widths.get(owner) == size)
+                for size, owner in zip(tensor.sizes, tensor.groups, strict=True)
+            )
+            if not sound:
+                raise RecordError(
+                    f"Tensor {tensor.name!r} has axes {tensor.sizes} of groups {tensor.groups}; "
+                    "they do not agree."
+                )
+        if all(tensor.role in ("counter", "unused") for tensor in self.shapes.tensors):
+            raise RecordError("Its model has no tensor with weights.")
+        macs = [
+            term.factor * math.prod(widths.get(owner, math.nan) for owner in term.groups)
+            for term in self.shapes.terms
+        ]
+        if not (all(0 <= m < math.inf for m in macs) and sum(macs) > 0):
+            raise RecordError("What its model computes is no amount of operations.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
-from psvit_core.records._base import Interval, Record
+from psvit_core.errors import RecordError
+from psvit_core.records._base import Interval, Record, all_finite
 from psvit_core.records.model import ModelSummary, PrunePlan
 
 
@@ -157,6 +159,43 @@ class SensitivityTable(Record):
     seed: int = 0
     baseline_sops: float | None = None  # of the unpruned model; None: swept before it was kept
     mode: str = "exact"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """As of every record; the file must also be a table that can be planned from."""
+        table = super().load(path)
+        try:
+            table.check()
+        except RecordError as error:
+            raise RecordError(
+                f"{path} is no sound sensitivity table: {error} Sweep again."
+            ) from error
+        return table
+
+    def check(self) -> None:
+        """Raise ``RecordError`` unless all parts agree with each other and all numbers are finite.
+
+        Planners rely on it; ``load`` sees to it. A table need not be finished.
+        """
+        if self.criterion not in self.summary.rankings:
+            raise RecordError(f"Its model has no ranking by its criterion {self.criterion!r}.")
+        self.summary.check()
+        if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
+            raise RecordError(f"Its prune ratios are {self.ratios}; at least one, in [0, 1).")
+        for row in self.rows:
+            group = self.summary.by_id.get(row.group_id)
+            if group is None or not 0 <= row.n_pruned < group.n_units or row.n_images < 1:
+                raise RecordError(
+                    f"It has a cell of {row.group_id!r} with {row.n_pruned} units removed on "
+                    f"{row.n_images} images."
+                )
+            if not all_finite(row.to_dict()):
+                raise RecordError(
+                    f"The cell of {row.group_id!r} at {row.prune_ratio} holds numbers that are "
+                    "infinite or none."
+                )
+        if not all_finite([self.baseline_accuracy.to_dict(), self.baseline_sops]):
+            raise RecordError("The baseline's numbers are infinite or none.")
 
     @property
     def finished(self) -> bool:

@@ -158,7 +158,7 @@ class Baseline:
         self, images: Array, logits: Array, reached: Mapping[str, Array], outcome: Outcome
     ) -> None:
         """Answers for some images, and what they make of them."""
-        if not self.readers:
+        if not len(self.logits):
             self._make_room(tuple(reached), logits)
         self.logits[images] = logits
         for column, name in enumerate(self.readers):

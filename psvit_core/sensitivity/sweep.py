@@ -311,7 +311,10 @@ class _Work:
 
     def _run_baseline(self, chunk: Array, part: EvalSet, x: Tensor) -> None:
         logits, reached = self._cells.whole(x)
-        sops = np.stack(list(reached.values()), axis=1) @ self._fans.at(reached, {})
+        counts = np.zeros((len(part), len(reached)))  # without columns where no layer reads spikes
+        for column, count in enumerate(reached.values()):
+            counts[:, column] = count
+        sops = counts @ self._fans.at(reached, {})
         prediction = Prediction(logits=logits, sops=sops, firing={})
         outcome = outcome_of(part, prediction, logits, self._run)
         self._baseline.add(chunk, logits, reached, outcome)

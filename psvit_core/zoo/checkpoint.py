@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psvit_core.errors import CheckpointError, PsvitError, UnknownNameError
+from psvit_core.errors import CheckpointError, PsvitError, RecordError, UnknownNameError
+from psvit_core.records import FinetuneReport, PrunePlan, RecoveryReport
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import ModelCard, list_models, model_card
 from psvit_core.zoo.registry import build_model
@@ -21,8 +22,13 @@ from psvit_core.zoo.tensors import read_metadata, read_tensors
 PRUNED_FORMAT = 1
 CUSTOM = "custom"  # family of the users' own models
 METADATA_KEY = "psvit"
-_MAX_ARGUMENT = 100_000  # larger than any width or image side; keeps a hostile header harmless
-_MAX_DEPTH = 1_000
+_MAX_ARGUMENT = 100_000  # larger than any width; keeps a hostile header harmless
+_MAX_DEPTH, _MAX_SIDE = 1_000, 2_048
+_LIMITS = {  # of those by which time and memory grow before any tensor is read
+    "depths": _MAX_DEPTH, "T": _MAX_DEPTH, "in_channels": _MAX_DEPTH,
+    "img_size_h": _MAX_SIDE, "img_size_w": _MAX_SIDE,
+}  # fmt: skip
+_ONE_COUNT = ("T", "in_channels", "num_classes", "img_size_h", "img_size_w")
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -219,13 +225,17 @@ def _read_header(path: Path) -> dict[str, Any]:
             header["format"] == PRUNED_FORMAT
             and isinstance(header["family"], str)
             and all(_small(v, k) for k, v in header["arguments"].items())
-            and all(isinstance(v, int) for v in header["widths"].values())
-            and isinstance(header["provenance"]["origin"], str)
+            and all(type(v) is int for v in header["widths"].values())
+            and _is_provenance(header["provenance"], header["widths"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, RecordError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{path}: its metadata is damaged ({error}).") from error
     if not sound:
-        raise CheckpointError(f"{path}: its metadata is not of format {PRUNED_FORMAT}.")
+        raise CheckpointError(
+            f"{path}: its metadata is not of format {PRUNED_FORMAT}, or contradicts itself."
+        )
     own = header["arguments"].get("name")
     if header["family"] == CUSTOM and (own not in list_models() or not model_card(own).own):
         raise CheckpointError(
@@ -236,10 +246,40 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _small(value: object, name: str) -> bool:
+    if name in _ONE_COUNT and not (type(value) is int and value >= 1):
+        return False
     values = value if isinstance(value, list) else [value]
-    limit = _MAX_DEPTH if name in ("depths", "T", "in_channels") else _MAX_ARGUMENT
+    limit = _LIMITS.get(name, _MAX_ARGUMENT)
     return len(values) <= 16 and all(
         isinstance(v, str) or (isinstance(v, int) and 0 <= v <= limit) for v in values
+    )
+
+
+def _is_provenance(told: Mapping[str, Any], widths: Mapping[str, int]) -> bool:
+    """Whether a header tells what ``apply_plan`` leaves, so that whoever reads it may rely on it.
+
+    Raises:
+        RecordError, KeyError, TypeError, AttributeError: Where a part is something else or missing.
+    """
+    for kind, records in (
+        (PrunePlan, told["plans"]),
+        (RecoveryReport, told.get("recoveries", [])),
+        (FinetuneReport, told.get("finetunes", [])),
+    ):
+        for record in records:
+            kind.from_dict(record)
+    return (
+        isinstance(told["origin"], str)
+        and isinstance(told["origin_weights_hash"], str)
+        and type(told["origin_bytes"]) is int
+        and told["origin_bytes"] >= 1
+        and len(told["plans"]) >= 1
+        and all(
+            all(type(unit) is int and unit >= 0 for unit in units)
+            and units == sorted(set(units))
+            and len(units) == widths[group]
+            for group, units in told["kept"].items()
+        )
     )
 
 
@@ -252,6 +292,8 @@ def _load_pruned(path: Path) -> SpikingModel:
     except PsvitError as error:
         raise CheckpointError(f"{path}: its metadata fits no model: {error}") from error
     tensors, _ = read_tensors(path)
+    if all(t.dtype == torch.float64 for t in tensors.values() if t.is_floating_point()):
+        model = model.double()  # as it was saved; of another precision it would be another model
     _assign(model, tensors, path)
     model.name = str(path)
     model.provenance = header["provenance"]
