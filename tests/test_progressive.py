@@ -47,30 +47,30 @@ def test_bounds_close_when_all_is_seen() -> None:
 
 
 def test_a_progressive_sweep_stops_where_enough_is_known(tmp_path: Path) -> None:
-    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 200), Store(tmp_path)
+    model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 300), Store(tmp_path)
     spec = make_spec(model, data, ratios=RATIOS)
-    assert spec.looks == (64, 128, 200)
+    assert spec.looks == (64, 256, 300)
     told: list[tuple[int, int]] = []
     early = sweep(model, data, ratios=RATIOS, store=store, mode="progressive",
                   progress=lambda done, total, what: told.append((done, total)))  # fmt: skip
-    whole = 16 * 200  # whatever is left alone before it has seen all images
+    whole = 16 * 300  # whatever is left alone before it has seen all images
     assert {total for _, total in told} == {whole}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1][0] == whole
     assert early.mode == "progressive"
     assert early.finished
-    assert {row.n_images for row in early.rows} <= {64, 128, 200}
-    assert min(row.n_images for row in early.rows) < 200
+    assert {row.n_images for row in early.rows} <= {64, 256, 300}
+    assert min(row.n_images for row in early.rows) < 300
     exact = sweep(model, data, ratios=RATIOS, store=store)
     for known, true in zip(early.rows, exact.rows, strict=True):
         bounds = known.drop_of_all
         assert bounds is not None
         assert bounds.low - 1e-9 <= true.drop.value <= bounds.high + 1e-9
-        if known.n_images < 200:
+        if known.n_images < 300:
             half = (bounds.high - bounds.low) / 2
             enough = max(ENOUGH_HALF_WIDTH, ENOUGH_SHARE * abs(bounds.value))
             assert half <= enough or bounds.low > TOO_MUCH
-        assert (true.n_images, true.settled) == (200, True)
+        assert (true.n_images, true.settled) == (300, True)
 
 
 def test_an_exact_sweep_goes_on_from_a_progressive_one(

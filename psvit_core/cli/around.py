@@ -11,12 +11,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from psvit_core import planners
 from psvit_core.cli.engine import Result, make_engine
+from psvit_core.cli.texts import drop_text
 from psvit_core.errors import InvalidPlanError, UnknownNameError
 from psvit_core.files import check_writable, last_lines
 from psvit_core.jobs import client, opening, tasks
 from psvit_core.jobs.client import Job
 from psvit_core.plans import reached_ratios
-from psvit_core.records import Measurement, ModelSummary, PrunePlan, SensitivityTable
+from psvit_core.records import Interval, Measurement, ModelSummary, PrunePlan, SensitivityTable
 from psvit_core.share import read_share, share_text
 from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
@@ -125,9 +126,7 @@ def _plan_line(row: Result) -> str:
         ("measured", row["measured"] and row["measured"]["drop"]),
     ):
         if drop:
-            text += (
-                f"\n  {name} drop {drop['value']:+.2f} pp [{drop['low']:+.2f}, {drop['high']:+.2f}]"
-            )
+            text += f"\n  {name} drop {drop_text(Interval.from_dict(drop))}"
     if losing := {n: c for n, c in (row["class_changes"] or {}).items() if c < 0}:
         worst = sorted(losing, key=lambda name: losing[name])
         text += "\n  classes that lose: " + ", ".join(f"{n} {losing[n]:+.1f} pp" for n in worst)

@@ -9,9 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from psvit_core import planners
 from psvit_core.cli.engine import Result, given, make_engine
 from psvit_core.cli.texts import (
     archive_text,
+    drop_text,
     measurement_text,
     percent,
     published_text,
@@ -31,6 +33,7 @@ from psvit_core.jobs.tasks import (
 from psvit_core.jobs.tuning import run_finetune
 from psvit_core.metrics.energy import at_energy, energy_model
 from psvit_core.planners import POLICIES
+from psvit_core.plans import reached_ratios
 from psvit_core.records import (
     FinetuneReport,
     FinetuneSettings,
@@ -169,17 +172,20 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
         plan, measured = tasks.run_plan(engine, table, settings, progress=_on(bar))
     plan.save(options.out)
     summary = table.summary
+    drop = planners.predict_drop_interval(table, reached_ratios(summary, plan))
     result = {
         "plan": plan.to_dict(),
         "memory_saving": memory_saving(summary, plan),
         "size": plan_size(summary, plan).to_dict(),
+        "predicted_drop": drop.to_dict(),
         "measured": measured.to_dict() if measured else None,
     }
-    text = (
-        f"{options.out}: {plan.policy}, saves {result['memory_saving']:.2%} of the memory, "
-        f"{plan.note}"
-    )
-    return result, text + (f"\n{measurement_text(measured)}" if measured else "")
+    lines = [
+        f"{options.out}: {plan.policy}, saves {result['memory_saving']:.2%} of the memory (exact)",
+        f"drop      predicted {drop_text(drop)}, from the groups' own drops",
+        f"plan      {plan.note}",
+    ]
+    return result, "\n".join([*lines, measurement_text(measured)] if measured else lines)
 
 
 def prune(options: argparse.Namespace) -> tuple[Result, str]:

@@ -19,6 +19,11 @@ def percent(interval: Interval) -> str:
     return f"{interval.value:.2%} [{interval.low:.2%}, {interval.high:.2%}]"
 
 
+def drop_text(drop: Interval) -> str:
+    """Percentage points with their interval."""
+    return f"{drop.value:+.2f} pp [{drop.low:+.2f}, {drop.high:+.2f}]"
+
+
 def measurement_text(m: Measurement) -> str:
     """A measurement and how it was made, some lines."""
     c = m.conditions
@@ -31,9 +36,7 @@ def measurement_text(m: Measurement) -> str:
         f"compute   {m.sops:,.0f} SOPs an image, theoretical {energy} ({m.energy_model.name})",
     ]
     if m.drop is not None:
-        lines.append(
-            f"drop      {m.drop.value:+.2f} pp [{m.drop.low:+.2f}, {m.drop.high:+.2f}] paired"
-        )
+        lines.append(f"drop      {drop_text(m.drop)} paired")
     if m.profile is not None:
         lines += _profile_lines(m.profile)
     return "\n".join(lines)

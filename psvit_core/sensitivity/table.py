@@ -4,7 +4,7 @@ The store holds results per cell and image. ``SweepSpec`` says which cells and i
 sweep, so a table - whole, or of what has been run so far - can be put together at any time by any
 process.
 
-A progressive sweep looks at its cells after 64, 128, 256 ... images, always the same ones first,
+A progressive sweep looks at its cells after 64, 256, 1024 ... images, always the same ones first,
 and leaves a cell alone once enough is known of it (``is_settled``).
 """
 
@@ -39,6 +39,7 @@ DEFAULT_RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 MODES = ("exact", "progressive")
 FIRST_LOOK = 64  # images
+_FURTHER = 4  # times as many at the next look: each look costs a cell's preparation again
 _ALPHA = 0.05  # chance that the bounds of a cell do not hold at all of its looks
 ENOUGH_HALF_WIDTH = 2.0  # pp: a cell is settled when its bounds are as narrow,
 ENOUGH_SHARE = 0.3  # or as narrow as this share of its drop,
@@ -113,7 +114,7 @@ class SweepSpec(Record):
         size = FIRST_LOOK
         while size < n_all and not self.cluster:  # coupled batches are no sample of their own
             looks.append(size)
-            size *= 2
+            size *= _FURTHER
         return (*looks, n_all)
 
     @property
