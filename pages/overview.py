@@ -3,7 +3,7 @@
 import streamlit as st
 
 import ui
-from ui import loaders, sweep_views
+from ui import loaders, sweep_choice, sweep_views
 from ui.fronts import AXES
 from ui.panels_overview import (
     axis_control,
@@ -16,7 +16,9 @@ from ui.panels_overview import (
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
-sweep = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
+sweep = sweep_choice.used_line(
+    sweep_views.sweeps(store, summary), "Predictions", key="overview-sweep"
+)
 view, predictor = loaders.overview(workspace, summary, sweep)
 conditions = sweep.conditions if sweep else None
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 import ui
 from psvit_core.jobs import client
-from ui import loaders, state, sweep_views
+from ui import loaders, state, sweep_choice, sweep_views
 from ui.equalizer import board
 from ui.panels_tune import equalizer_panel, prepared, table_panel, toolbar
 from ui.panels_tune_measure import (
@@ -20,7 +20,8 @@ from ui.panels_tune_measure import (
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
 sweeps = sweep_views.sweeps(store, summary)
-view = next((v for v in sweeps if v.complete), sweeps[0] if sweeps else None)
+view = sweep_choice.used_line(sweeps, "Heat and predictions", key="tune-sweep")
+view = view or (sweeps[0] if sweeps else None)  # as far as it has come
 summary = view.summary if view else summary  # it has the ranking by the sweep's criterion
 sweep_job = loaders.sweep_job(workspace)
 sweeping = sweep_job is not None and sweep_job.active

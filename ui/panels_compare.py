@@ -11,7 +11,18 @@ from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary, PrunePlan
 from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
-from ui import compare, drafts, kept, links, loaders, plan_charts, state, sweep_views, words
+from ui import (
+    compare,
+    drafts,
+    kept,
+    links,
+    loaders,
+    plan_charts,
+    state,
+    sweep_choice,
+    sweep_views,
+    words,
+)
 from ui.compare import Entry
 from ui.kept import KeptPlan
 from ui.panels_job import job_panel, live
@@ -27,7 +38,7 @@ def entries_of(
 ) -> dict[str, Entry]:
     """The kept plans by id, then the current one if it is none of them; with what is known."""
     store, limit = workspace.store, workspace.subject.limit
-    view = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
+    view = sweep_choice.current(sweep_views.sweeps(store, summary))
     measured = [past.measurement for past in measured_plans(workspace, summary)]
     predictor = prepared(view.summary, view).predictor if view else None
     if predictor:
