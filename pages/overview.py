@@ -13,13 +13,15 @@ from ui.panels_overview import (
     selected_spot,
     table_panel,
 )
+from ui.panels_tune_measure import measured_plans, predictor_of
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
 sweep = sweep_choice.used_line(
     sweep_views.sweeps(store, summary), "Predictions", key="overview-sweep"
 )
-view, predictor = loaders.overview(workspace, summary, sweep)
+predictor = predictor_of(sweep, measured_plans(workspace, summary))
+view = loaders.overview(workspace, summary, sweep, predictor)
 conditions = sweep.conditions if sweep else None
 
 if not view.spots:

@@ -15,6 +15,7 @@ from ui.panels_tune_measure import (
     measurement_of,
     partial_estimate,
     planning_panel,
+    predictor_of,
 )
 
 page = ui.boot()
@@ -30,9 +31,7 @@ jobs = workspace.jobs("measure", "plan")
 active = {job.id for job in jobs if job.active}
 every = 0.4 if active else 2.0 if sweeping else None
 before = prepared(summary, view)
-predictor = before.predictor
-if predictor:  # once for all edits: every plan that was measured is predicted for it
-    predictor = predictor.calibrated([past.measurement for past in history])
+predictor = predictor_of(view, history)
 if not sweeping:  # then columns change, and go with each answer
     board(before.fixed, key="board")
 
