@@ -189,13 +189,17 @@ def front_chart(
     for policy in ("uniform", "prime", "psvit", "optimal", ""):
         own = [s for s in spots if s.measured and _drawn_as(s) == policy]
         _points(figure, own, x, floor, colours.policies.get(policy, colours.text), policy, timed)
-    if predicted:
-        figure.add_scatter(
-            x=[x(s) for s in predicted], y=[y(s) for s in predicted], mode="markers",
-            name="Predicted", hoverinfo="skip",
-            marker={"size": 9, "color": colours.faint, "symbol": "circle-open",
-                    "line": {"width": 1.5}},
-        )  # fmt: skip
+    for name, symbol, inside in (
+        ("Predicted", "circle-open", True), ("Predicted, below", "triangle-down-open", False),
+    ):  # fmt: skip
+        own = [s for s in predicted if (100 * s.accuracy.value >= floor) == inside]
+        if own:
+            figure.add_scatter(
+                x=[x(s) for s in own], y=[y(s) for s in own], mode="markers", name=name,
+                hoverinfo="skip", showlegend=inside,
+                marker={"size": 9, "color": colours.faint, "symbol": symbol,
+                        "line": {"width": 1.5}},
+            )  # fmt: skip
     unsure = [view.spots[p.point.point_id] for p in front if p.overlaps]
     if unsure:
         figure.add_scatter(

@@ -145,6 +145,9 @@ def view_controls(
             bind="query-params", format_func=lambda kind: words.KINDS.get(kind, kind),
             help="Show only these; none chosen: all.",
         )  # fmt: skip
+    used = sweep_choice.current(views)
+    if shown and used and used.key != shown.key:
+        st.caption(f"The other pages use {sweep_choice.sweep_title(used)}, until one is chosen.")
     look = Look(
         metric=metric or "drop",
         by_sensitivity=ORDERS[order or next(iter(ORDERS))],

@@ -33,7 +33,7 @@ def current(views: Sequence[SweepView]) -> SweepView | None:
 
 
 def forget() -> None:
-    """Choose none any more: the Sensitivity page then shows the newest, others use the best."""
+    """Choose none any more: the Sensitivity page shows the newest, others use the best."""
     state.choose(_CHOSEN, None)
 
 

@@ -68,9 +68,11 @@ def test_every_plan_can_be_clicked(shipped: Overview) -> None:
     assert clicks.marker.opacity == 0
     by_name = {trace.name: trace for trace in figure.data}
     assert by_name["Predicted"].marker.symbol == "circle-open"
-    assert len(by_name["Predicted"].x) == len(shipped.predicted) > 4
+    lost = by_name["Predicted, below"]
+    assert lost.marker.symbol == "triangle-down-open"
+    assert len(by_name["Predicted"].x) + len(lost.x) == len(shipped.predicted) > 4
     drawn = sum(len(t.x) for t in figure.data if t.error_y.array is not None)
-    below = sum(len(t.x) for t in figure.data if str(t.name).endswith("below"))
+    below = sum(len(t.x) for t in figure.data if str(t.name).endswith("below")) - len(lost.x)
     assert drawn + below == len(shipped.measured)
     assert {"Uniform: its plans", "PSViT: its plans", "PrimeSVT: its plans"} <= set(by_name)
     assert [line.y0 for line in figure.layout.shapes] == pytest.approx(

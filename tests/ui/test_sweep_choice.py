@@ -85,3 +85,24 @@ def test_pages_name_the_sweep_that_they_use(store: Store, page: str, what: str) 
     choice.select(quick.key).run()
     assert app.session_state["sweep-chosen"] == quick.key
     assert app.selectbox(key=f"{page}-sweep").value == quick.key
+
+
+def test_the_sensitivity_page_says_what_others_use(store: Store) -> None:
+    full = put_sweep(store, MODEL, NINE, n_images=50)
+    quick = put_sweep(store, MODEL, RATIOS, n_images=50)
+    app = AppTest.from_file(str(ROOT / "pages" / "sensitivity.py"), default_timeout=60).run()
+    assert not app.exception
+    shown = app.selectbox(key="view-sweep")
+    assert shown.value == quick.key  # the newest, to see what a sweep just found
+    others = "The other pages use l2 · 9 ratios · 50 images"
+    assert any(caption.value.startswith(others) for caption in app.caption)
+    shown.select(full.key).run()
+    assert app.session_state["sweep-chosen"] == full.key
+    assert not any(caption.value.startswith(others) for caption in app.caption)
+
+
+def test_random_units_are_warned_of(store: Store) -> None:
+    put_sweep(store, MODEL, RATIOS, n_images=20, criterion="random")
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=60).run()
+    assert not app.exception
+    assert any("random units" in warning.value for warning in app.warning)
