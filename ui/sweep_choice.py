@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
+from psvit_core.zoo.cards import list_models, model_card
 from ui import state, words
 from ui.sweep_views import SweepView
 
@@ -13,23 +14,36 @@ _CHOSEN = "sweep-chosen"  # key of the sweep that this session chose, on any pag
 _CONTROL = "random"  # the criterion that others are compared with: no plan should come from it
 
 
-def best(views: Sequence[SweepView]) -> SweepView | None:
+def best(views: Sequence[SweepView], data: str = "") -> SweepView | None:
     """The complete sweep that says most, None without one.
 
-    One of the random control only where there is no other; then most images, most ratios, all
-    images in every cell; of equal ones the first, which is the newest.
+    One of other images, or of the random control, only where there is no other; then most images,
+    most ratios, all images in every cell; of equal ones the first, which is the newest.
+
+    Args:
+        views: Sweeps, the newest first.
+        data: The images that are worked on, as a data specification or its kind; empty: any.
     """
-    return max(
-        (view for view in views if view.complete),
-        key=lambda v: (v.criterion != _CONTROL, v.n_images, len(v.ratios), v.mode == "exact"),
-        default=None,
-    )
+
+    def says(v: SweepView) -> tuple[bool, bool, int, int, bool]:
+        same = not data or data in (_data(v), _data(v).partition(":")[0])
+        return same, v.criterion != _CONTROL, v.n_images, len(v.ratios), v.mode == "exact"
+
+    return max((view for view in views if view.complete), key=says, default=None)
+
+
+def _data(view: SweepView) -> str:
+    return view.conditions.data if view.conditions else ""
 
 
 def current(views: Sequence[SweepView]) -> SweepView | None:
     """The complete sweep that was chosen in this session, else the best; None without one."""
     key = state.chosen(_CHOSEN)
-    return next((v for v in views if v.complete and v.key == key), None) or best(views)
+    chosen = next((v for v in views if v.complete and v.key == key), None)
+    data = (state.chosen(state.DATA) or "").strip()
+    if not data and views and views[0].summary.model in list_models():
+        data = model_card(views[0].summary.model).data
+    return chosen or best(views, data)
 
 
 def forget() -> None:
@@ -55,7 +69,7 @@ def shown_control(views: Sequence[SweepView], *, key: str) -> SweepView:
     def title(view: SweepView) -> str:
         return f"{sweep_title(view)} · {'complete' if view.complete else 'unfinished'}"
 
-    titles = {str(view.key): title(view) for view in views}
+    titles = _titles(views, title)
     chosen = _selectbox("Sweep shown", titles, str(views[0].key), key=key)
     return next(view for view in views if view.key == chosen)
 
@@ -71,7 +85,7 @@ def used_line(views: Sequence[SweepView], what: str, *, key: str) -> SweepView |
     used = current(views)
     if used is None:
         return None
-    titles = {str(view.key): sweep_title(view) for view in views if view.complete}
+    titles = _titles([view for view in views if view.complete], sweep_title)
     if len(titles) == 1:
         st.caption(f"{what}: {sweep_title(used)}")
     else:
@@ -83,6 +97,12 @@ def used_line(views: Sequence[SweepView], what: str, *, key: str) -> SweepView |
             "units. Sweep with another criterion on the Sensitivity page, and use that one."
         )
     return used
+
+
+def _titles(views: Sequence[SweepView], title: Callable[[SweepView], str]) -> dict[str, str]:
+    """Titles by key; with the images' name where there are several."""
+    several = len({_data(view) for view in views}) > 1
+    return {str(view.key): title(view) + (f" · {_data(view)}" if several else "") for view in views}
 
 
 def _selectbox(label: str, titles: dict[str, str], default: str, *, key: str) -> str:

@@ -55,6 +55,13 @@ def test_the_random_control_only_where_there_is_no_other(store: Store) -> None:
     assert sweep_choice.best([control, few]) is few
     assert sweep_choice.best([control]) is control
     assert sweep_choice.best([]) is None
+    other = dataclasses.replace(
+        few, key="sweep/y", ratios=NINE, rows=few.rows * 3,
+        conditions=dataclasses.replace(spec.conditions, data="npz:/a.npz", n_images=400),
+    )  # fmt: skip
+    assert sweep_choice.best([other, few]) is other
+    assert sweep_choice.best([other, few], "digits") is few
+    assert sweep_choice.best([other, few], "npz") is other
 
 
 def test_the_choice_of_the_session_holds_everywhere(store: Store) -> None:
