@@ -3,7 +3,7 @@
 import streamlit as st
 
 import ui
-from ui import loaders, sweep_views
+from ui import loaders, sweep_choice, sweep_views
 from ui.fronts import AXES
 from ui.panels_overview import (
     axis_control,
@@ -13,11 +13,15 @@ from ui.panels_overview import (
     selected_spot,
     table_panel,
 )
+from ui.panels_tune_measure import measured_plans, predictor_of
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
-sweep = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
-view, predictor = loaders.overview(workspace, summary, sweep)
+sweep = sweep_choice.used_line(
+    sweep_views.sweeps(store, summary), "Predictions", key="overview-sweep"
+)
+predictor = predictor_of(sweep, measured_plans(workspace, summary))
+view = loaders.overview(workspace, summary, sweep, predictor)
 conditions = sweep.conditions if sweep else None
 
 if not view.spots:

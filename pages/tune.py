@@ -4,7 +4,7 @@ import streamlit as st
 
 import ui
 from psvit_core.jobs import client
-from ui import loaders, state, sweep_views
+from ui import loaders, state, sweep_choice, sweep_views
 from ui.equalizer import board
 from ui.panels_tune import equalizer_panel, prepared, table_panel, toolbar
 from ui.panels_tune_measure import (
@@ -15,12 +15,14 @@ from ui.panels_tune_measure import (
     measurement_of,
     partial_estimate,
     planning_panel,
+    predictor_of,
 )
 
 page = ui.boot()
 store, summary, workspace = page.store, page.summary, page.workspace
 sweeps = sweep_views.sweeps(store, summary)
-view = next((v for v in sweeps if v.complete), sweeps[0] if sweeps else None)
+view = sweep_choice.used_line(sweeps, "Heat and predictions", key="tune-sweep")
+view = view or (sweeps[0] if sweeps else None)  # as far as it has come
 summary = view.summary if view else summary  # it has the ranking by the sweep's criterion
 sweep_job = loaders.sweep_job(workspace)
 sweeping = sweep_job is not None and sweep_job.active
@@ -29,9 +31,7 @@ jobs = workspace.jobs("measure", "plan")
 active = {job.id for job in jobs if job.active}
 every = 0.4 if active else 2.0 if sweeping else None
 before = prepared(summary, view)
-predictor = before.predictor
-if predictor:  # once for all edits: every plan that was measured is predicted for it
-    predictor = predictor.calibrated([past.measurement for past in history])
+predictor = predictor_of(view, history)
 if not sweeping:  # then columns change, and go with each answer
     board(before.fixed, key="board")
 

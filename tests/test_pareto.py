@@ -25,7 +25,13 @@ from psvit_core.errors import (
     UnknownNameError,
 )
 from psvit_core.evaluate import conditions_of, measure, predict
-from psvit_core.jobs.fronts import ParetoSettings, engine_archive, predicted_plans, run_pareto
+from psvit_core.jobs.fronts import (
+    ParetoSettings,
+    engine_archive,
+    predicted_plans,
+    run_pareto,
+    unpruned_key,
+)
 from psvit_core.jobs.tasks import (
     Engine,
     PlanSettings,
@@ -321,6 +327,11 @@ def test_recoveries_are_measured_and_kept(tmp_path: Path) -> None:
     assert plain.made[0].recovery == "none" and archive.plain().points == (plain,)
     by_recovery = {way.recovery: p for p in archive.points for way in p.made}
     assert {"bn, seed 2", "lsq, seed 2"} < set(by_recovery)
+    whole = Measurement.from_dict(engine.store.get(unpruned_key(archive)))  # timed in the same run
+    assert whole.plan is None and whole.accuracy == plain.measurement.baseline_accuracy
+    assert whole.profile is not None and plain.measurement.profile is not None
+    assert whole.profile.machine == plain.measurement.profile.machine
+    assert whole.profile.latency_ms["1"].median > 0
     assert any(way.startswith("auto (") for way in by_recovery)
     for name, recovered in by_recovery.items():
         assert recovered.plan.kept == plain.plan.kept

@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from psvit_core.records import ChannelGroup, SensitivityRow
+from psvit_core.records import ChannelGroup, Quartiles, SensitivityRow
 from ui import tables, words
-from ui.fronts import AXES, MINE, Axis, Overview, Spot
+from ui.fronts import AXES, MINE, Axis, Overview, Spot, quartiles
 from ui.palette import GAP_TICKS, REFERENCE_DROP, layout, palette
 from ui.predict import POLICY_NAMES
 
@@ -114,6 +114,10 @@ def front_chart(
 ) -> go.Figure:
     """Accuracy against cost: measured plans filled with their intervals, predicted ones hollow.
 
+    A light band is the range in which predicted plans are expected. Latencies are measured, too,
+    and plans that save more are not always quicker: there whiskers show the quartiles, and rings
+    in place of lines the front.
+
     Plans far below the baseline stand on the lower edge as a triangle that points down. The last
     trace is invisible and takes the clicks; its custom data are the plans' ids.
 
@@ -130,6 +134,7 @@ def front_chart(
     if selected is not None and selected.id not in view.spots and axis in selected.values:
         spots.append(selected)
     figure = go.Figure()
+    timed = axis == "latency"
 
     def x(spot: Spot) -> float:
         return spot.values[axis] * a.scale
@@ -138,20 +143,33 @@ def front_chart(
         return max(100 * spot.accuracy.value, floor)
 
     def line(points: Sequence[tuple[float, float]], name: str, **style: Any) -> None:
-        if len(points) > 1:
+        if len(points) > 1 and not timed:
             figure.add_scatter(
                 x=[p[0] for p in points], y=[p[1] for p in points], mode="lines", name=name,
                 hoverinfo="skip", **style,
             )  # fmt: skip
 
-    for policy, dash in REFERENCES.items():
-        own = sorted((s for s in spots if s.measured and policy in s.policies), key=x)
-        line(
-            [(x(s), 100 * s.accuracy.value) for s in own], f"{POLICY_NAMES[policy]}: its plans",
-            line={"color": colours.policies[policy], "width": 1.5, "dash": dash},
+    predicted = sorted((s for s in spots if not s.measured and s.id != MINE), key=x)
+    if len(predicted) > 1:
+        across = [x(s) for s in predicted]
+        low = [max(100 * s.accuracy.low, floor) for s in predicted]
+        high = [max(100 * s.accuracy.high, floor) for s in predicted]
+        figure.add_scatter(
+            x=[*across, *reversed(across)], y=[*high, *reversed(low)], fill="toself", mode="lines",
+            fillcolor=colours.band, line={"width": 0}, hoverinfo="skip", name="Predicted range",
             showlegend=False,
         )  # fmt: skip
-    predicted = sorted((s for s in spots if not s.measured and s.id != MINE), key=x)
+    criteria = sorted({s.criterion for s in spots if s.measured})
+    for policy, dash in REFERENCES.items():
+        for criterion in criteria:
+            own = sorted((s for s in spots if s.measured and policy in s.policies
+                          and s.criterion == criterion), key=x)  # fmt: skip
+            ranked = f" · {criterion}" if len(criteria) > 1 else ""
+            line(
+                [(x(s), 100 * s.accuracy.value) for s in own],
+                f"{POLICY_NAMES[policy]}{ranked}: its plans", showlegend=False,
+                line={"color": colours.policies[policy], "width": 1.5, "dash": dash},
+            )  # fmt: skip
     line(
         [(x(s), 100 * s.accuracy.value) for s in predicted], "Predicted front", showlegend=False,
         line={"color": colours.faint, "width": 1, "dash": "dot"},
@@ -161,16 +179,27 @@ def front_chart(
         [(p.value * a.scale, 100 * p.point.measurement.accuracy.value) for p in front],
         "Front", line={"color": colours.accent, "width": 2.5, "shape": "hv"},
     )  # fmt: skip
+    if timed and front:
+        figure.add_scatter(
+            x=[p.value * a.scale for p in front], mode="markers", name="Front", hoverinfo="skip",
+            y=[max(100 * p.point.measurement.accuracy.value, floor) for p in front],
+            marker={"size": 16, "symbol": "circle-open", "color": colours.accent,
+                    "line": {"width": 2}},
+        )  # fmt: skip
     for policy in ("uniform", "prime", "psvit", "optimal", ""):
         own = [s for s in spots if s.measured and _drawn_as(s) == policy]
-        _points(figure, own, x, floor, colours.policies.get(policy, colours.text), policy)
-    if predicted:
-        figure.add_scatter(
-            x=[x(s) for s in predicted], y=[y(s) for s in predicted], mode="markers",
-            name="Predicted", hoverinfo="skip",
-            marker={"size": 9, "color": colours.faint, "symbol": "circle-open",
-                    "line": {"width": 1.5}},
-        )  # fmt: skip
+        _points(figure, own, x, floor, colours.policies.get(policy, colours.text), policy, timed)
+    for name, symbol, inside in (
+        ("Predicted", "circle-open", True), ("Predicted, below", "triangle-down-open", False),
+    ):  # fmt: skip
+        own = [s for s in predicted if (100 * s.accuracy.value >= floor) == inside]
+        if own:
+            figure.add_scatter(
+                x=[x(s) for s in own], y=[y(s) for s in own], mode="markers", name=name,
+                hoverinfo="skip", showlegend=inside,
+                marker={"size": 9, "color": colours.faint, "symbol": symbol,
+                        "line": {"width": 1.5}},
+            )  # fmt: skip
     unsure = [view.spots[p.point.point_id] for p in front if p.overlaps]
     if unsure:
         figure.add_scatter(
@@ -179,15 +208,20 @@ def front_chart(
             textfont={"size": 15, "color": colours.faint}, hoverinfo="skip", name="undecided",
         )  # fmt: skip
     if axis in view.whole:
+        spread = quartiles(view.whole_times) if timed else ""
         figure.add_scatter(
             x=[view.whole[axis] * a.scale], y=[top], mode="markers", name="Unpruned",
-            marker={"size": 11, "symbol": "star", "color": colours.text}, hoverinfo="skip",
+            marker={"size": 11, "symbol": "star", "color": colours.text},
+            error_x=_whiskers([view.whole_times], colours.text) if timed else None,
+            hovertemplate=f"<b>Unpruned</b><br>{a.title}: {a.text(view.whole[axis])}{spread}<br>"
+            f"top-1 {top:.2f} %<extra></extra>",
         )  # fmt: skip
     if selected is not None and axis in selected.values:
         figure.add_scatter(
             x=[x(selected)], y=[y(selected)], mode="markers", name="Your choice",
             marker={"size": 20, "symbol": "circle-open", "color": colours.text,
                     "line": {"width": 2.5}}, hoverinfo="skip",
+            error_y=None if selected.measured else _interval([selected], colours.text, floor),
         )  # fmt: skip
     for level, text in ((top, "baseline"), (top - REFERENCE_DROP, f"{REFERENCE_DROP:g} pp less")):
         figure.add_hline(
@@ -227,7 +261,7 @@ def _drawn_as(spot: Spot) -> str:
 
 def _points(
     figure: go.Figure, spots: Sequence[Spot], x: Callable[[Spot], float], floor: float,
-    colour: str, policy: str,
+    colour: str, policy: str, timed: bool,
 ) -> None:  # fmt: skip
     """Measured plans of one policy with their intervals; those under the floor at its edge."""
     shown = [s for s in spots if 100 * s.accuracy.value >= floor]
@@ -237,11 +271,8 @@ def _points(
             x=[x(s) for s in shown], y=[100 * s.accuracy.value for s in shown], mode="markers",
             name=POLICY_NAMES.get(policy, "Others"), hoverinfo="skip",
             marker={"size": 9, "color": colour, "symbol": _SYMBOLS.get(policy, "x")},
-            error_y={
-                "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": colour,
-                "array": [100 * (s.accuracy.high - s.accuracy.value) for s in shown],
-                "arrayminus": [100 * (s.accuracy.value - s.accuracy.low) for s in shown],
-            },
+            error_y=_interval(shown, colour),
+            error_x=_whiskers([s.times for s in shown], colour) if timed else None,
         )  # fmt: skip
     if below:
         figure.add_scatter(
@@ -251,9 +282,35 @@ def _points(
         )  # fmt: skip
 
 
+_BAR = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3}
+
+
+def _interval(spots: Sequence[Spot], colour: str, floor: float = 0.0) -> dict[str, Any]:
+    """Error bars of accuracies, percent, that end at the chart's lower edge."""
+    levels = [(max(100 * s.accuracy.value, floor), s.accuracy) for s in spots]
+    return _BAR | {
+        "color": colour,
+        "array": [max(100 * a.high - y, 0.0) for y, a in levels],
+        "arrayminus": [max(y - max(100 * a.low, floor), 0.0) for y, a in levels],
+    }
+
+
+def _whiskers(times: Sequence[Quartiles | None], colour: str) -> dict[str, Any]:
+    """Error bars from the median to the quartiles, ms."""
+    return _BAR | {
+        "color": colour,
+        "array": [t.high - t.median if t else 0.0 for t in times],
+        "arrayminus": [t.median - t.low if t else 0.0 for t in times],
+    }
+
+
 def _spot_text(spot: Spot, a: Axis, axis: str) -> str:
-    how = "measured" if spot.measured else "predicted"
-    return (
-        f"<b>{spot.title}</b><br>{a.title}: {a.text(spot.values[axis])}<br>"
-        f"top-1 {words.accuracy(spot.accuracy)}<br>drop {words.drop(spot.drop)}, {how}"
-    )
+    spread = quartiles(spot.times) if axis == "latency" else ""
+    text = f"<b>{spot.title}</b><br>{a.title}: {a.text(spot.values[axis])}{spread}<br>"
+    if spot.measured:
+        return f"{text}top-1 {words.accuracy(spot.accuracy)}<br>drop {words.drop(spot.drop)}"
+    accuracy, drop = words.accuracy(spot.accuracy), words.drop(spot.drop)
+    text += f"predicted, with the range that is expected:<br>top-1 {accuracy}<br>drop {drop}"
+    if spot.raised_from:
+        text += "<br>no less than a measured plan of this policy that saves less"
+    return text

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import pandas as pd
 
 from psvit_core.pareto import FrontPoint, Made, ParetoArchive, ParetoPoint
-from psvit_core.records import Interval, Machine, Measurement, ModelSummary, PrunePlan
+from psvit_core.records import (
+    Interval,
+    Machine,
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    Quartiles,
+)
 from psvit_core.size import plan_size
 from psvit_core.store import digest
 from ui import words
@@ -48,7 +55,8 @@ AXES = {
     "sops": Axis("SOPs", "M", 1e-6, "Accumulates that spikes trigger, one image, all time steps."),
     "energy": Axis("Energy", "µJ", 1e-6, "Theoretical, arithmetic only: 4.6 pJ a MAC, 0.9 pJ a "
                    "SOP (45 nm)."),
-    "latency": Axis("Latency", "ms", 1.0, "Median of one image's forward pass on one machine."),
+    "latency": Axis("Latency", "ms", 1.0, "Median of one image's forward pass on one machine, with "
+                    "the quartiles."),
 }  # fmt: skip
 
 
@@ -64,6 +72,14 @@ class Spot:
     values: dict[str, float]  # by axis; absent where not known
     policies: tuple[str, ...] = ()  # that chose it
     measurement: Measurement | None = None
+    times: Quartiles | None = None  # of ``values["latency"]``, ms
+    # What the sweep predicts, where a measured plan of this policy that saves less lost more
+    raised_from: Interval | None = None
+
+    @property
+    def criterion(self) -> str:
+        """What its units are ranked by."""
+        return self.plan.criterion
 
     @property
     def measured(self) -> bool:
@@ -81,6 +97,7 @@ class Overview:
     predicted: tuple[Spot, ...]
     baseline: Interval | None  # accuracy of the unpruned model, fraction
     whole: dict[str, float]  # the unpruned model's value by axis
+    whole_times: Quartiles | None = None  # of its latency, ms
     machine: Machine | None = None  # where the latencies were measured
 
     @property
@@ -125,16 +142,16 @@ def overview(
     archive: ParetoArchive | None,
     predictor: Predictor | None,
     planned: Sequence[PrunePlan],
-    unpruned: Measurement | None,
+    unpruned: Sequence[Measurement],
 ) -> Overview:
     """Put together what is known.
 
     Args:
         summary: The model.
         archive: Its measured plans, if there are any.
-        predictor: Predicts drops from a finished sweep, if there is one.
+        predictor: Predicts drops from a finished sweep, taught by measured plans, if there is one.
         planned: Plans to show with their predicted drop; those that were measured are left out.
-        unpruned: Measurement of the unpruned model, for its values on the axes.
+        unpruned: Measurements of the unpruned model, for its values on the axes.
     """
     chosen = archive.chosen() if archive else None
     points = chosen.points if chosen else ()
@@ -144,44 +161,75 @@ def overview(
         if p.measurement.profile and p.measurement.profile.latency_ms
     )
     machine = machines.most_common(1)[0][0] if machines else None
-    measured = tuple(spot for p in points if (spot := _measured(p, machine)) is not None)
+    criteria = {plan.criterion for plan in (*(p.plan for p in points), *planned)}
+    many = len(criteria) > 1
+    found = [_measured(p, machine, many) for p in points]
+    measured = _told_apart([spot for spot in found if spot is not None])
     baseline = next((p.measurement.baseline_accuracy for p in points), None)
     predicted: list[Spot] = []
     if predictor is not None:
         baseline = baseline or predictor.table.baseline_accuracy
-        predictor = predictor.calibrated([p.measurement for p in points])
         known = [spot.plan.kept for spot in measured]
         predicted = [
-            predicted_spot(summary, plan, predictor, baseline)
+            predicted_spot(summary, plan, predictor, baseline, measured, tell_criterion=many)
             for plan in planned
             if plan.kept not in known
         ]
     whole = {"bytes": float(plan_size(summary, None).bytes)}
-    if unpruned is not None:
-        base = ParetoPoint(measurement=unpruned, made=(Made(),))
-        whole |= _values(base, machine)
+    times = None
+    for m in unpruned:
+        whole |= _values(ParetoPoint(measurement=m, made=(Made(),)), machine)
+        times = _times(m, machine) or times
     return Overview(
         summary=summary, archive=chosen, measured=measured, predicted=tuple(predicted),
-        baseline=baseline, whole=whole, machine=machine,
+        baseline=baseline, whole=whole, whole_times=times, machine=machine,
     )  # fmt: skip
 
 
-def _measured(point: ParetoPoint, machine: Machine | None) -> Spot | None:
+def _measured(point: ParetoPoint, machine: Machine | None, tell_criterion: bool) -> Spot | None:
     m = point.measurement
     if m.drop is None:
         return None
     policies = tuple(dict.fromkeys(way.policy for way in point.made if not way.tried))
     return Spot(
-        id=point.point_id, plan=point.plan, title=title(policies or (point.plan.policy,), m),
+        id=point.point_id, plan=point.plan,
+        title=title(
+            policies or (point.plan.policy,), m.memory_saving,
+            point.plan.criterion if tell_criterion else "",
+        ),
         accuracy=m.accuracy, drop=m.drop, values=_values(point, machine),
-        policies=policies, measurement=m,
+        policies=policies, measurement=m, times=_times(m, machine),
     )  # fmt: skip
 
 
-def title(policies: Sequence[str], m: Measurement) -> str:
-    """Who chose a measured plan, and what it saves."""
+def title(policies: Sequence[str], saving: float, criterion: str = "") -> str:
+    """Who chose a plan, what it saves, and what ranks its units where that is told."""
     names = " and ".join(POLICY_NAMES.get(policy, policy.capitalize()) for policy in policies)
-    return f"{names}, saves {words.percent(m.memory_saving)}"
+    ranked = f" · {criterion}" if criterion else ""
+    return f"{names}, saves {words.percent(saving)}{ranked}"
+
+
+def _told_apart(spots: Sequence[Spot]) -> tuple[Spot, ...]:
+    """The same plans; of equal titles the later ones get a number."""
+    seen: Counter[str] = Counter()
+    found = []
+    for spot in spots:
+        seen[spot.title] += 1
+        n = seen[spot.title]
+        found.append(spot if n == 1 else dataclasses.replace(spot, title=f"{spot.title} ({n})"))
+    return tuple(found)
+
+
+def quartiles(times: Quartiles | None) -> str:
+    """What stands behind a median latency, ms; empty where it is not known."""
+    return f" ({times.low:.2f} to {times.high:.2f}, {times.n_runs} runs)" if times else ""
+
+
+def _times(m: Measurement, machine: Machine | None) -> Quartiles | None:
+    """The latency of one image, if it was measured on this machine."""
+    if m.profile is None or m.profile.machine != machine:
+        return None
+    return m.profile.latency_ms.get("1")
 
 
 def _values(point: ParetoPoint, machine: Machine | None) -> dict[str, float]:
@@ -197,21 +245,47 @@ def _values(point: ParetoPoint, machine: Machine | None) -> dict[str, float]:
 
 def predicted_spot(
     summary: ModelSummary, plan: PrunePlan, predictor: Predictor, baseline: Interval,
-    *, mine: bool = False,
+    measured: Sequence[Spot], *, mine: bool = False, tell_criterion: bool = False,
 ) -> Spot:  # fmt: skip
-    """A plan with its predicted drop; its size is exact."""
-    drop, size = predictor.drop(plan), plan_size(summary, plan)
+    """A plan with its predicted drop; its size is exact.
+
+    Sums of single drops are too small where groups interact, and one factor for all plans does not
+    mend it: a plan of a policy is not shown as losing less than a measured one of that policy (and
+    criterion) that saves less.
+
+    Args:
+        summary: The model.
+        plan: The plan.
+        predictor: Predicts its drop.
+        baseline: Accuracy of the unpruned model, fraction.
+        measured: Plans that were measured.
+        mine: Whether it is the user's own.
+        tell_criterion: Whether its title tells what ranks its units.
+    """
+    alone, size = predictor.drop(plan), plan_size(summary, plan)
+    least = [
+        s.drop for s in measured
+        if plan.policy in POLICY_NAMES and plan.policy in s.policies
+        and s.criterion == plan.criterion and s.values["bytes"] > size.bytes
+    ]  # fmt: skip
+    drop = alone
+    for other in least:
+        drop = Interval(
+            value=max(drop.value, other.value), low=max(drop.low, other.low),
+            high=max(drop.high, other.high),
+        )  # fmt: skip
     accuracy = Interval(
         value=max(0.0, baseline.value - drop.value / 100),
         low=max(0.0, baseline.value - drop.high / 100),
         high=min(1.0, baseline.value - drop.low / 100),
     )
-    saved = words.percent(1 - size.bytes / plan_size(summary, None).bytes)
-    by = "Your plan" if mine else POLICY_NAMES.get(plan.policy, plan.policy)
+    saving = 1 - size.bytes / plan_size(summary, None).bytes
+    named = "Your plan" if mine else plan.policy
     return Spot(
         id=MINE if mine else f"predicted/{digest(plan.to_dict()['kept'])}", plan=plan,
-        title=f"{by}, saves {saved}", accuracy=accuracy, drop=drop,
-        values={"bytes": float(size.bytes)}, policies=(plan.policy,),
+        title=title((named,), saving, plan.criterion if tell_criterion else ""),
+        accuracy=accuracy, drop=drop, values={"bytes": float(size.bytes)},
+        policies=(plan.policy,), raised_from=alone if drop.value > alone.value else None,
     )  # fmt: skip
 
 
@@ -227,6 +301,7 @@ def rows(view: Overview, axis: str) -> pd.DataFrame:
     }
     table = {
         "plan": [s.title for s in spots],
+        "criterion": [s.criterion for s in spots],
         "how": ["measured" if s.measured else "predicted" for s in spots],
         "front": [standing.get(s.id, "") for s in spots],
         "accuracy": [s.accuracy.value for s in spots],
@@ -240,4 +315,7 @@ def rows(view: Overview, axis: str) -> pd.DataFrame:
         values = [s.values.get(name) for s in spots]
         if any(v is not None for v in values):
             table[f"{name}_{a.unit}"] = [None if v is None else v * a.scale for v in values]
+    if any(s.times for s in spots):
+        table["latency_low_ms"] = [s.times.low if s.times else None for s in spots]
+        table["latency_high_ms"] = [s.times.high if s.times else None for s in spots]
     return pd.DataFrame(table)

@@ -11,7 +11,7 @@ from psvit_core.records import ModelSummary, PrunePlan
 from psvit_core.share import read_share, share_text
 from psvit_core.store import Store
 from psvit_core.zoo.cards import list_models
-from ui import drafts, kept, predict, state, sweep_views
+from ui import drafts, kept, predict, state, sweep_choice, sweep_views
 
 PARAMETER = "plan"
 _PAGE = "compare"
@@ -76,7 +76,8 @@ def _suggest(store: Store, summary: ModelSummary) -> str:
     draft = state.draft(store, summary)
     if not draft.empty:
         return "Your own plan stays the current one."
-    table = next((v.table for v in sweep_views.sweeps(store, summary) if v.table), None)
+    view = sweep_choice.current(sweep_views.sweeps(store, summary))
+    table = view.table if view else None
     if table is None:
         return "The current plan removes nothing yet."
     try:

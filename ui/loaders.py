@@ -10,9 +10,10 @@ from pathlib import Path
 import streamlit as st
 
 from psvit_core.demo import DemoStore, baseline_key
+from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.fronts import predicted_plans
+from psvit_core.jobs.fronts import predicted_plans, unpruned_key
 from psvit_core.jobs.opening import DataReport
 from psvit_core.jobs.tasks import Subject
 from psvit_core.pareto import ParetoArchive
@@ -95,6 +96,15 @@ def shipped_baseline(workspace: Workspace) -> Measurement | None:
     return found if subject.limit in (None, found.conditions.n_images) else None
 
 
+def timed_baseline(store: Store, plans: ParetoArchive) -> Measurement | None:
+    """The profiled measurement of the unpruned model that a front was measured with."""
+    data = store.get(unpruned_key(plans))
+    try:
+        return Measurement.from_dict(data) if data is not None else None
+    except RecordError:  # of another version
+        return None
+
+
 def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
     """Finished exports, newest first; of one model where its hash is given."""
     return [
@@ -115,31 +125,44 @@ def result_measurement(store: Store, job: Job) -> Measurement | None:
 
 
 def overview(
-    workspace: Workspace, summary: ModelSummary, sweep: SweepView | None
-) -> tuple[Overview, predict.Predictor | None]:
-    """All plans known of a model, and what predicts others from its finished sweep."""
+    workspace: Workspace, summary: ModelSummary, sweep: SweepView | None,
+    predictor: predict.Predictor | None,
+) -> Overview:  # fmt: skip
+    """All plans known of a model.
+
+    Args:
+        workspace: The model on its images.
+        summary: The model.
+        sweep: The finished sweep that plans without a measurement are made from, if there is one.
+        predictor: What predicts their drops.
+    """
     store = workspace.store
-    own = measurement(workspace, None)
+    plans = archive(workspace)
+    known = (measurement(workspace, None), timed_baseline(store, plans) if plans else None)
+    unpruned = [m for m in known if m is not None]
     # An entry never changes: the same keys are the same archive.
-    stamp = [sorted(store.keys("pareto/")), workspace.subject.to_dict(), own is not None]
+    stamp = [
+        sorted(store.keys("pareto/")), workspace.subject.to_dict(),
+        [m.profile.to_dict() if m.profile else None for m in unpruned],
+        predictor.calibration if predictor else None,
+    ]  # fmt: skip
     return _overview(
         str(store.folder), summary.weights_hash, sweep.key if sweep else None, digest(stamp),
-        workspace, summary, sweep, own,
+        workspace, summary, sweep, predictor, unpruned,
     )  # fmt: skip
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _overview(
     folder: str, weights_hash: str, sweep_key: str | None, stamp: str, _workspace: Workspace,
-    _summary: ModelSummary, _sweep: SweepView | None, _own: Measurement | None,
-) -> tuple[Overview, predict.Predictor | None]:  # fmt: skip
+    _summary: ModelSummary, _sweep: SweepView | None, _predictor: predict.Predictor | None,
+    _unpruned: list[Measurement],
+) -> Overview:  # fmt: skip
     store, table = _workspace.store, _sweep.table if _sweep else None
     planned: list[PrunePlan] = []
     if table is not None and sweep_key is not None:
         planned = predicted_plans(store, load_spec(store, sweep_key), table)
-    predictor = predict.predictor(table) if table else None
-    view = fronts.overview(_summary, archive(_workspace), predictor, planned, _own)
-    return view, predictor
+    return fronts.overview(_summary, archive(_workspace), _predictor, planned, _unpruned)
 
 
 def archive(workspace: Workspace) -> ParetoArchive | None:

@@ -11,13 +11,23 @@ from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary, PrunePlan
 from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
-from ui import compare, drafts, kept, links, loaders, plan_charts, state, sweep_views, words
+from ui import (
+    compare,
+    drafts,
+    kept,
+    links,
+    loaders,
+    plan_charts,
+    state,
+    sweep_choice,
+    sweep_views,
+    words,
+)
 from ui.compare import Entry
 from ui.kept import KeptPlan
 from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name, plan_line
-from ui.panels_tune import prepared
-from ui.panels_tune_measure import measured_plans
+from ui.panels_tune_measure import measured_plans, predictor_of
 
 _CURRENT = "current"  # id of the draft beside those of kept plans
 
@@ -27,11 +37,10 @@ def entries_of(
 ) -> dict[str, Entry]:
     """The kept plans by id, then the current one if it is none of them; with what is known."""
     store, limit = workspace.store, workspace.subject.limit
-    view = next((v for v in sweep_views.sweeps(store, summary) if v.complete), None)
-    measured = [past.measurement for past in measured_plans(workspace, summary)]
-    predictor = prepared(view.summary, view).predictor if view else None
-    if predictor:
-        predictor = predictor.calibrated(measured)
+    view = sweep_choice.current(sweep_views.sweeps(store, summary))
+    history = measured_plans(workspace, summary)
+    predictor = predictor_of(view, history)
+    measured = [past.measurement for past in history]
     chosen = [m for m in measured if limit is None or m.conditions.n_images == limit]
     chosen.sort(key=lambda m: -m.conditions.n_images)
     jobs = compare.finished_jobs(store, summary)

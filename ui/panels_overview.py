@@ -17,7 +17,7 @@ from psvit_core.size import memory_saving, plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from ui import charts, drafts, files, fronts, loaders, predict, state, words
-from ui.estimate import sweep_time
+from ui.estimate import plan_time, sweep_time
 from ui.fronts import AXES, Overview, Spot
 from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name
@@ -27,14 +27,18 @@ from ui.sweep_views import SweepView
 SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)
 _PLAN = "overview-plan"  # the widget that names the chosen plan
 
-# Measured on one thread of a server's processor, float32: a plan of sdt_v1_digits on 750 images in
-# 1.5 s. For an estimate only.
-_MACS_PER_SECOND = 16e9
-
+_FILLED = "Filled: measured, with the 95 % interval."
 _LEGEND = (
-    "Filled: measured, with the 95 % interval. Hollow: predicted from the sweep. Thick line: the "
-    "front, plans that no measured one beats. **≈** its interval overlaps with a neighbour's on "
-    "the front: which is better is not decided. **▼** lies below the chart."
+    f"{_FILLED} Hollow: predicted from the sweep; light band: the range in which they are "
+    "expected. Thick line: the front, plans that no measured one beats."
+)
+_LEGEND_TIMED = (
+    f"{_FILLED} Whiskers to the sides: the quartiles of the latency. Rings: the front, plans that "
+    "no measured one beats."
+)
+_MARKS = (
+    "**≈** its interval overlaps with a neighbour's on the front: which is better is not decided. "
+    "**▼** lies below the chart."
 )
 
 
@@ -63,7 +67,7 @@ def selected_spot(
     if known is not None or predictor is None or view.baseline is None:
         return known
     return fronts.predicted_spot(
-        view.summary, draft.plan, predictor, view.baseline, mine=True
+        view.summary, draft.plan, predictor, view.baseline, view.measured, mine=True
     )  # fmt: skip
 
 
@@ -86,7 +90,8 @@ def front_panel(
     if axis == "latency" and view.machine:
         m = view.machine
         note += f" Measured on {m.processor}, {m.threads} thread(s); other machines are left out."
-    st.caption(f"{_LEGEND} {note}")
+    legend = _LEGEND_TIMED if axis == "latency" else _LEGEND
+    st.caption(f"{legend} {_MARKS} {note}")
 
 
 def take_spot(store: Store, view: Overview, spot: Spot) -> None:
@@ -113,7 +118,7 @@ def table_panel(view: Overview, axis: str, *, key: str) -> None:
                 },
                 **{
                     name: st.column_config.NumberColumn(format="%.2f")
-                    for name in frame.columns[6:]
+                    for name in frame.columns[7:]
                 },
             },
         )  # fmt: skip
@@ -187,6 +192,7 @@ def _facts(view: Overview, spot: Spot, axis: str, knee: str | None) -> None:
     lines = [
         ("Policy", " and ".join(predict.POLICY_NAMES.get(p, p) for p in spot.policies)),
         ("Standing", ", ".join(standing) or "behind the front" if spot.measured else "predicted"),
+        ("Ranked by", words.CRITERIA.get(spot.criterion, spot.criterion)),
         ("Groups pruned", f"{len(spot.plan.kept)} of {len(view.summary.groups)}"),
         ("Parameters", f"{params:,} of {whole.params:,}"),
     ]
@@ -194,7 +200,8 @@ def _facts(view: Overview, spot: Spot, axis: str, knee: str | None) -> None:
         if name != "bytes" and name in spot.values:
             change = view.whole.get(name)
             saved = f" ({words.saving(spot.values[name], change)})" if change else ""
-            lines.append((f"{a.title}", a.text(spot.values[name]) + saved))
+            spread = fronts.quartiles(spot.times) if name == "latency" else ""
+            lines.append((a.title, a.text(spot.values[name]) + spread + saved))
     body = "\n".join(f"| {name} | {value} |" for name, value in lines if value)
     st.markdown(f"| | |\n|:--|:--|\n{body}")
     m = spot.measurement
@@ -202,8 +209,15 @@ def _facts(view: Overview, spot: Spot, axis: str, knee: str | None) -> None:
         noise = " The drop is within noise." if words.within_noise(spot.drop) else ""
         st.caption(f"Measured on {words.conditions_line(m.conditions)}.{noise}")
     else:
+        raised = (
+            f" The sweep alone says a drop of {words.points(spot.raised_from.value)}; a measured "
+            "plan of this policy that saves less lost more, so this one is shown with that."
+            if spot.raised_from
+            else ""
+        )
         st.caption(
-            "Predicted from the sweep of single groups; the size is exact. Measure it to know."
+            f"Predicted from the sweep of single groups; the size is exact.{raised} Measure it to "
+            "know."
         )
 
 
@@ -338,16 +352,23 @@ def front_estimate(
     n_cells = 0 if sweep else len(summary.groups) * len(settings.ratios)
     if n_cells:
         what += f", after a sweep of {n_cells} cells, since there is none yet"
-    if n_images is None:
+    seconds = _front_seconds(workspace, summary, settings, n_cells, n_images) if n_images else None
+    if seconds is None:
         return f"{what}. How long it takes is told when the first are done."
-    one = n_images * plan_size(summary, None).macs * summary.T / _MACS_PER_SECOND
-    sweep_first = sweep_time(workspace.store, summary, n_cells, n_images) if n_cells else None
-    if n_cells and sweep_first is None:
-        return f"{what}. How long it takes is told when the first are done."
-    minutes = one * n_plans * (3 if settings.profile else 1) / 60
-    minutes += sweep_first.seconds / 60 if sweep_first else 0
-    about = "a minute" if minutes < 1.5 else f"{round(minutes)} min"
-    return f"{what}: roughly {about} on one processor core. Plans that were measured are kept."
+    pace = "by the pace of what was measured on this machine"
+    return f"{what}: {words.minutes(seconds)}, {pace}. Plans that were measured are kept."
+
+
+def _front_seconds(
+    workspace: Workspace, summary: ModelSummary, settings: ParetoSettings, n_cells: int,
+    n_images: int,
+) -> float | None:  # fmt: skip
+    """What a front takes with the sweep before it; None where this machine has not told yet."""
+    one = plan_time(workspace, summary, n_images, profile=settings.profile)
+    sweep = sweep_time(workspace.store, summary, n_cells, n_images) if n_cells else None
+    if one is None or (n_cells and (sweep is None or sweep.source == "shipped")):
+        return None
+    return one * len(list(settings.cells())) + (sweep.seconds if sweep else 0.0)
 
 
 def _start_front(workspace: Workspace, settings: ParetoSettings, sweep_key: str | None) -> None:

@@ -12,7 +12,7 @@ from psvit_core.sensitivity.table import DEFAULT_RATIOS
 from psvit_core.size import plan_size
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
-from ui import charts, drafts, loaders, state, tables, words
+from ui import charts, drafts, loaders, state, sweep_choice, tables, words
 from ui.estimate import sweep_time
 from ui.heatmap import cell_of, sensitivity_heatmap
 from ui.sweep_views import SweepView
@@ -24,7 +24,6 @@ _PACES = {
     "machine": "by the pace of another model here",
     "shipped": "by the pace of the sweep that ships with the demo, on another machine",
 }
-_SHOWN = "sweep-shown"  # key of the choice among sweeps
 ORDER, KINDS = "order", "kinds"  # widget keys; also the names in the URL
 ORDERS = {"Network order": False, "Most sensitive first": True}
 
@@ -100,31 +99,7 @@ def _start(workspace: Workspace, settings: SweepSettings) -> None:
     if workspace.card is not None and workspace.card.published:
         workspace.measure(None)  # short jobs come first: the baseline stands before any cell
     workspace.start_sweep(settings)
-    state.choose(_SHOWN, None)  # the new one, when it is done
-
-
-def _choose_sweep(views: list[SweepView]) -> SweepView:
-    """The sweep to show, of those that there are."""
-    state.settle(_SHOWN, [view.key for view in views], views[0].key)
-    by_key = {view.key: view for view in views}
-    chosen = st.selectbox(
-        "Sweep shown", list(by_key), format_func=lambda k: sweep_title(by_key[k]), key=_SHOWN,
-        persist_state="session", width=380,
-    )  # fmt: skip
-    return by_key[chosen]
-
-
-def sweep_title(view: SweepView) -> str:
-    """A sweep in one line."""
-    ratios = (
-        ", ".join(f"{100 * r:g}" for r in view.ratios) + words.GAP + "%"
-        if len(view.ratios) <= 4
-        else f"{len(view.ratios)} ratios"
-    )
-    n_images = f"{view.n_images:,} images" if view.n_images else ""
-    mode = "progressive" if view.mode == "progressive" else ""
-    done = "complete" if view.complete else "unfinished"
-    return " · ".join(filter(None, [view.criterion, ratios, n_images, mode, done]))
+    sweep_choice.forget()  # this page shows the new one, when it is done
 
 
 def how_measured(view: SweepView) -> None:
@@ -153,7 +128,7 @@ def view_controls(
 ) -> tuple[SweepView | None, Look]:
     """The sweep that is shown (None while one runs), and how; order and kinds are in the URL."""
     with st.container(horizontal=True, gap="medium", key=key):
-        shown = _choose_sweep(views) if views else None
+        shown = sweep_choice.shown_control(views, key=f"{key}-sweep") if views else None
         metric = st.segmented_control(
             "Colour", list(tables.METRICS), format_func=tables.METRICS.__getitem__, default="drop",
             required=True, key=f"{key}-metric", persist_state="session",
@@ -170,6 +145,9 @@ def view_controls(
             bind="query-params", format_func=lambda kind: words.KINDS.get(kind, kind),
             help="Show only these; none chosen: all.",
         )  # fmt: skip
+    used = sweep_choice.current(views)
+    if shown and used and used.key != shown.key:
+        st.caption(f"The other pages use {sweep_choice.sweep_title(used)}, until one is chosen.")
     look = Look(
         metric=metric or "drop",
         by_sensitivity=ORDERS[order or next(iter(ORDERS))],

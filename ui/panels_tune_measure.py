@@ -13,16 +13,23 @@ from psvit_core.errors import PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import PlanSettings
-from psvit_core.records import Interval, Measurement, ModelSummary, PrunePlan
+from psvit_core.records import (
+    Interval,
+    Measurement,
+    ModelSummary,
+    PrunePlan,
+    SensitivityTable,
+)
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.size import memory_saving
-from psvit_core.store import Store
+from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
 from ui import drafts, loaders, predict, state, words
 from ui.drafts import Draft
 from ui.palette import REFERENCE_DROP
 from ui.panels_job import job_panel
 from ui.panels_tune import set_draft
+from ui.sweep_views import SweepView
 
 SHOWN_PLANS = 6
 
@@ -51,13 +58,36 @@ def measured_plans(workspace: Workspace, summary: ModelSummary) -> list[Past]:
         kept = tuple(sorted(m.plan.kept.items()))
         past = Past(plan=m.plan, measurement=m, ended=job.ended or job.created)
         found.setdefault((kept, m.conditions.n_images), past)
-    archive = loaders.own_archive(workspace)
+    archive = loaders.archive(workspace)
     points = archive.chosen().points if archive else ()
     for point in sorted(points, key=lambda point: point.measurement.memory_saving):
         kept = tuple(sorted(point.plan.kept.items()))
         past = Past(plan=point.plan, measurement=point.measurement, ended=0.0)
         found.setdefault((kept, point.measurement.conditions.n_images), past)
     return list(found.values())
+
+
+def predictor_of(view: SweepView | None, history: Sequence[Past]) -> predict.Predictor | None:
+    """What predicts drops on every page, taught by the measured plans; None without a sweep.
+
+    Args:
+        view: The sweep to predict from.
+        history: All plans of these weights that were measured (``measured_plans``).
+    """
+    table = view.table if view else None
+    if view is None or table is None:
+        return None
+    measured = [past.measurement for past in history]
+    known = [[past.ended, m.memory_saving, m.drop and m.drop.value]
+             for past, m in zip(history, measured, strict=True)]  # fmt: skip
+    return _taught(digest([view.key, known]), table, measured)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _taught(
+    stamp: str, _table: SensitivityTable, _measured: Sequence[Measurement]
+) -> predict.Predictor:
+    return predict.predictor(_table).calibrated(_measured)
 
 
 def measurement_of(history: Sequence[Past], draft: Draft, limit: int | None) -> Measurement | None:

@@ -140,6 +140,9 @@ def run_pareto(
     if not settings.measured_planning:
         for _ in warm_up(engine):
             tick()
+    if settings.profile:  # what the plans' latencies are compared with
+        whole = evaluate(engine, None, tick, profile=True)
+        engine.store.put(unpruned_key(_empty_archive(engine)), whole.to_dict())
     unreached = []
     for done, cell in enumerate(cells, start=swept):
         title, made = _title(cell), made_by(cell, table)
@@ -184,14 +187,22 @@ def predicted_plans(store: Store, spec: SweepSpec, table: SensitivityTable) -> l
 
 def engine_archive(engine: Engine) -> ParetoArchive:
     """The archive of an engine's model and images, with all points of the store."""
+    return read_archive(engine.store, _empty_archive(engine), engine.warn)
+
+
+def unpruned_key(archive: ParetoArchive) -> str:
+    """Where the profiled measurement of the unpruned model is kept, beside an archive's points."""
+    return f"unpruned/{digest(archive.key)}"
+
+
+def _empty_archive(engine: Engine) -> ParetoArchive:
     from psvit_core.evaluate import conditions_of
 
     conditions = conditions_of(engine.model, engine.data, engine.run)
-    empty = empty_archive(
+    return empty_archive(
         engine.description.model, engine.description.weights_hash, conditions,
         batch_coupled=engine.model.batch_coupled,
     )  # fmt: skip
-    return read_archive(engine.store, empty, engine.warn)
 
 
 def _title(cell: PlanSettings) -> str:

@@ -72,6 +72,7 @@ def put_sweep(
     n_images: int = 100,
     cost: Callable[[ChannelGroup], float] = lambda group: 25.0 if group.kind == "residual" else 4.0,
     only: Sequence[str] | None = None,
+    criterion: str = "l2",
 ) -> SweepSpec:
     """Keep the cells of a sweep of made-up outcomes in a store, as a worker would leave them.
 
@@ -82,11 +83,16 @@ def put_sweep(
         n_images: Images; their ids are made up.
         cost: Percentage points by group.
         only: Groups whose cells are there; all when None.
+        criterion: What the units are ranked by; in truth it is always the L2 norm.
     """
     conditions = dataclasses.replace(CONDITIONS, n_images=n_images, T=model.T)
     ids = tuple(f"image-{i}" for i in range(n_images))
+    if criterion not in model.rankings:
+        model = dataclasses.replace(
+            model, rankings={**model.rankings, criterion: model.rankings["l2"]}
+        )
     spec = SweepSpec(
-        summary=model, criterion="l2", ratios=tuple(ratios), conditions=conditions, ids=ids
+        summary=model, criterion=criterion, ratios=tuple(ratios), conditions=conditions, ids=ids
     )
     save_spec(store, spec)
     labels = np.arange(n_images) % 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Iterator
@@ -13,12 +14,18 @@ from playwright.sync_api import Locator, Page, expect
 
 from psvit_core import demo
 from psvit_core.demo import DemoStore, shipped_bundles
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import Subject
+from psvit_core.pareto import ParetoPoint
+from psvit_core.records import Machine, Measurement, Profile, Quartiles
+from psvit_core.size import plan_size
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
-from ui import charts, fronts, loaders, sweep_views
+from ui import charts, fronts, loaders, sweep_views, words
 from ui.fronts import AXES, MINE, Overview
 from ui.panels_overview import front_estimate, settings_of
+from ui.panels_tune_measure import measured_plans, predictor_of
 
 UNKNOWN = "?model=Meta-SpikeFormer+(SDT+v2),+digits"
 FIRST_PAINT = 2.0  # seconds of one processor core that the server may spend on it
@@ -35,8 +42,9 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Overvie
     workspace = Workspace(Subject(), store)
     summary = workspace.summary()
     assert summary is not None
-    view, _ = loaders.overview(workspace, summary, sweep_views.sweeps(store, summary)[0])
-    yield view
+    sweep = sweep_views.sweeps(store, summary)[0]
+    predictor = predictor_of(sweep, measured_plans(workspace, summary))
+    yield loaders.overview(workspace, summary, sweep, predictor)
     shipped_bundles.cache_clear()
     loaders.open_store.clear()
 
@@ -60,9 +68,11 @@ def test_every_plan_can_be_clicked(shipped: Overview) -> None:
     assert clicks.marker.opacity == 0
     by_name = {trace.name: trace for trace in figure.data}
     assert by_name["Predicted"].marker.symbol == "circle-open"
-    assert len(by_name["Predicted"].x) == len(shipped.predicted) > 4
+    lost = by_name["Predicted, below"]
+    assert lost.marker.symbol == "triangle-down-open"
+    assert len(by_name["Predicted"].x) + len(lost.x) == len(shipped.predicted) > 4
     drawn = sum(len(t.x) for t in figure.data if t.error_y.array is not None)
-    below = sum(len(t.x) for t in figure.data if str(t.name).endswith("below"))
+    below = sum(len(t.x) for t in figure.data if str(t.name).endswith("below")) - len(lost.x)
     assert drawn + below == len(shipped.measured)
     assert {"Uniform: its plans", "PSViT: its plans", "PrimeSVT: its plans"} <= set(by_name)
     assert [line.y0 for line in figure.layout.shapes] == pytest.approx(
@@ -104,13 +114,149 @@ def test_an_own_plan_is_ringed_and_cannot_be_mistaken(shipped: Overview) -> None
     assert MINE in figure.data[-1].customdata
 
 
+def test_all_pages_predict_alike(shipped: Overview, tmp_path: Path) -> None:
+    store = DemoStore(tmp_path)
+    (sweep,) = sweep_views.sweeps(store, shipped.summary)
+    for limit in (None, 64):  # of 64 images no plan was measured: those of all images teach
+        workspace = Workspace(Subject(limit=limit), store)
+        predictor = predictor_of(sweep, measured_plans(workspace, shipped.summary))
+        assert predictor is not None and predictor.calibration != 1
+        view = loaders.overview(workspace, shipped.summary, sweep, predictor)
+        assert len(view.predicted) > 4
+        for spot in view.predicted:
+            assert (spot.raised_from or spot.drop).value == predictor.drop(spot.plan).value
+
+
+def test_a_prediction_is_no_better_than_a_measured_plan_that_saves_less(shipped: Overview) -> None:
+    own = [s for s in shipped.measured if "optimal" in s.policies]
+    raised = [spot for spot in shipped.predicted if spot.raised_from]
+    assert raised, "the demo has such plans"
+    for spot in shipped.predicted:
+        larger = [s for s in own if s.values["bytes"] > spot.values["bytes"]]
+        assert all(spot.accuracy.value <= s.accuracy.value + 1e-9 for s in larger)
+        assert all(spot.accuracy.low <= s.accuracy.low + 0.01 for s in larger)
+        assert spot.accuracy.low <= spot.accuracy.value <= spot.accuracy.high
+    figure = charts.front_chart(shipped, "bytes")
+    band = next(t for t in figure.data if t.name == "Predicted range")
+    assert len(band.x) == 2 * len(shipped.predicted)
+    clicks = figure.data[-1]
+    text = dict(zip(clicks.customdata, clicks.text, strict=True))[raised[0].id]
+    assert "predicted, with the range" in text and "saves less" in text
+
+
+def test_plans_of_two_criteria_are_two_lines(shipped: Overview) -> None:
+    assert not any("·" in spot.title for spot in shipped.spots.values())
+    archive = shipped.archive
+    assert archive is not None
+    others = tuple(of_criterion(point, "l2") for point in archive.points)
+    both = dataclasses.replace(archive, points=archive.points + others)
+    view = fronts.overview(shipped.summary, both, None, [], [])
+    titles = [spot.title for spot in view.measured]
+    assert len(titles) == len(set(titles)) == 2 * len(shipped.measured)
+    assert sum(title.endswith("· l2") for title in titles) == len(others)
+    lines = {t.name: t for t in charts.front_chart(view, "bytes").data}
+    for policy in ("Uniform", "PSViT", "PrimeSVT"):
+        assert f"{policy}: its plans" not in lines
+        for criterion in ("l2", "reconstruction"):
+            xs = lines[f"{policy} · {criterion}: its plans"].x
+            assert len(xs) == len(set(xs))
+    assert set(fronts.rows(view, "bytes")["criterion"]) == {"l2", "reconstruction"}
+
+
+def test_plans_of_one_title_get_numbers(shipped: Overview) -> None:
+    archive = shipped.archive
+    assert archive is not None
+    twins = tuple(
+        dataclasses.replace(p, made=(dataclasses.replace(p.made[0], weights="x"),))
+        for p in archive.points
+    )
+    view = fronts.overview(
+        shipped.summary, dataclasses.replace(archive, points=archive.points + twins), None, [], []
+    )
+    titles = [spot.title for spot in view.measured]
+    assert len(titles) == len(set(titles)) == 2 * len(archive.points)
+
+
+def of_criterion(point: ParetoPoint, criterion: str) -> ParetoPoint:
+    """The same plan, as if another criterion had chosen its units."""
+    kept = {group: units[::-1] for group, units in point.plan.kept.items()}  # to be another
+    plan = dataclasses.replace(point.plan, criterion=criterion, kept=kept)
+    made = tuple(dataclasses.replace(way, criterion=criterion) for way in point.made)
+    return ParetoPoint(measurement=dataclasses.replace(point.measurement, plan=plan), made=made)
+
+
+def test_latencies_have_a_reference_and_whiskers(shipped: Overview) -> None:
+    archive = shipped.archive
+    assert archive is not None
+    points = tuple(
+        dataclasses.replace(p, measurement=timed(p.measurement, 2.0 + i % 5))
+        for i, p in enumerate(archive.points)
+    )
+    whole = timed(dataclasses.replace(points[0].measurement, plan=None), 9.0)
+    elsewhere = timed(whole, 4.0, threads=8)
+    view = fronts.overview(
+        shipped.summary, dataclasses.replace(archive, points=points), None, [], [whole, elsewhere]
+    )
+    assert view.whole["latency"] == 9.0
+    figure = charts.front_chart(view, "latency", selected=view.measured[0])
+    star = next(t for t in figure.data if t.name == "Unpruned")
+    assert list(star.x) == [9.0] and list(star.error_x.array) == pytest.approx([0.5])
+    assert not [t.name for t in figure.data if t.mode == "lines"]
+    whiskers = [t for t in figure.data if t.error_x.array is not None and t.name != "Unpruned"]
+    assert sum(len(t.error_x.array) for t in whiskers) > 10
+    assert all(list(t.error_x.arrayminus) == pytest.approx([0.25] * len(t.x)) for t in whiskers)
+    rings = next(t for t in figure.data if t.name == "Front")
+    assert len(rings.x) == len(view.front("latency"))
+    assert "(1.75 to 2.50, 20 runs)" in "".join(figure.data[-1].text)
+    assert {"latency_low_ms", "latency_high_ms"} <= set(fronts.rows(view, "latency"))
+
+
+def timed(m: Measurement, median: float, threads: int = 1) -> Measurement:
+    """A measurement with a made-up latency."""
+    machine = Machine(
+        device="cpu", processor="x", threads=threads, torch="2", kernels="plain"
+    )  # fmt: skip
+    times = Quartiles(median=median, low=median - 0.25, high=median + 0.5, n_runs=20)
+    profile = Profile(
+        state_bytes=1, peak_activation_bytes={"1": 1}, latency_ms={"1": times}, machine=machine
+    )  # fmt: skip
+    return dataclasses.replace(m, profile=profile)
+
+
 def test_estimate_before_a_front(shipped: Overview, tmp_path: Path) -> None:
-    workspace = Workspace(Subject(limit=64), DemoStore(tmp_path))
-    text = front_estimate(workspace, shipped.summary, settings_of(profile=False), None, None)
-    assert "24 plans" in text and "144 cells" in text and "roughly" in text
-    unknown = Workspace(Subject(data="npz:/images.npz"), DemoStore(tmp_path))
-    text = front_estimate(unknown, shipped.summary, settings_of(profile=False), None, None)
-    assert "told when the first are done" in text
+    store = DemoStore(tmp_path)
+    (sweep,) = sweep_views.sweeps(store, shipped.summary)
+    workspace = Workspace(Subject(limit=64), store)
+    told_later = "told when the first are done"
+
+    def estimate(workspace: Workspace, *, profile: bool = False, swept: bool = True) -> str:
+        settings = settings_of(profile=profile)
+        used = sweep if swept else None
+        return front_estimate(workspace, shipped.summary, settings, used, None)
+
+    text = estimate(workspace)
+    assert "24 plans" in text and told_later in text  # nothing was measured on this machine
+    text = estimate(workspace, swept=False)
+    assert "144 cells" in text and told_later in text
+
+    assert shipped.archive is not None
+    m = shipped.archive.points[0].measurement
+    m = dataclasses.replace(m, size=plan_size(shipped.summary, None))
+    one = Job(id="one", task="measure", title="", params={"plan": None}, state="done", created=1.0,
+              paced=0.0, ended=749.0, fresh=750, result={"measurement": m.to_dict()})  # fmt: skip
+    client.save(store, one)  # a second an image
+    assert words.minutes(24 * 64) in estimate(workspace)
+    assert told_later in estimate(workspace, profile=True)
+    assert told_later in estimate(workspace, swept=False)  # only another machine has swept
+    settings = settings_of(profile=True).to_dict()
+    params = {"subject": workspace.subject.to_dict(), "settings": settings, "sweep_key": sweep.key}
+    front = Job(id="two", task="pareto", title="", params=params, state="done", created=2.0,
+                paced=0.0, ended=23 * 30.0, fresh=24)  # fmt: skip
+    client.save(store, front)  # half a minute a plan
+    assert words.minutes(24 * 30) in estimate(workspace, profile=True)
+    assert words.minutes(24 * 64) in estimate(workspace)
+    unknown = Workspace(Subject(data="npz:/images.npz"), store)
+    assert told_later in estimate(unknown)
 
 
 # ---- in a browser ----------------------------------------------------------------------------
@@ -217,7 +363,7 @@ def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenP
     with page.expect_download() as waiting:  # by the keyboard: the table is still unfolding
         page.get_by_role("button", name="Download CSV").press("Enter")
     head = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()[0]
-    assert head.startswith("plan,how,front,accuracy")
+    assert head.startswith("plan,criterion,how,front,accuracy")
 
     other = open_page(f"{server.url}/{UNKNOWN}")
     expect(other.get_by_text("Nothing was measured of this model yet")).to_be_visible()
