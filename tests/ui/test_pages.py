@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
 from tests.ui.example import put_sweep, summary
-from ui import drafts, loaders
+from ui import drafts, kept, loaders
 from ui.panels_tune import DEFAULT_SAVING
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +62,26 @@ def test_tune_fits_a_plan_and_takes_it_back() -> None:
     assert drafts.load_draft(Store(), model) == drafts.empty_draft(model)
     app.button(key="tune-redo").click().run()
     assert drafts.load_draft(Store(), model) == draft
+
+
+def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
+    model = summary("sdt_v1_digits")
+    put_sweep(Store(), model)
+    page = str(ROOT / "pages" / "tune.py")
+    one, two = (AppTest.from_file(page, default_timeout=30).run() for _ in range(2))
+    one.button(key="tune-fit").click().run()
+    first = drafts.load_draft(Store(), model)
+    assert first is not None and not one.toast
+    two.number_input(key=f"tune-percent/{model.weights_hash[:8]}").set_value(60.0).run()
+    two.button(key="tune-fit").click().run()
+    assert not two.exception and not two.error
+    now = drafts.load_draft(Store(), model)
+    assert now is not None and now != first
+    (saved,) = kept.kept_plans(Store(), model)
+    assert (saved.name, saved.plan) == ("From another tab", first.plan)
+    assert ["From another tab" in toast.value for toast in two.toast] == [True]
+    two.button(key="tune-undo").click().run()  # nothing of another tab since
+    assert len(kept.kept_plans(Store(), model)) == 1 and not two.toast
 
 
 def test_no_torch_in_the_interface() -> None:
