@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
 from tests.ui.example import put_sweep, summary
-from ui import drafts, kept, loaders
+from ui import drafts, kept, loaders, opening
 from ui.panels_tune import DEFAULT_SAVING
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,32 @@ def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
     assert ["From another tab" in toast.value for toast in two.toast] == [True]
     two.button(key="tune-undo").click().run()  # nothing of another tab since
     assert len(kept.kept_plans(Store(), model)) == 1 and not two.toast
+
+
+def test_uploads_of_one_name_are_files_of_their_own() -> None:
+    store = Store()
+    first = opening.keep_upload(store, "same.safetensors", io.BytesIO(b"first"))
+    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=30)
+    app.session_state["models-source"] = "upload"
+    app.run()
+    assert [box.value for box in app.selectbox if "model file" in box.label] == [str(first)]
+    second = opening.keep_upload(store, "same.safetensors", io.BytesIO(b"second"))
+    assert (first.name, second.name) == ("same.safetensors", "same-2.safetensors")
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
+    app.session_state["open-upload-kept"] = str(second)  # as the uploader's callback does
+    app.run()
+    assert not app.exception
+    assert [box.value for box in app.selectbox if "model file" in box.label] == [str(second)]
+
+
+def test_uploads_are_listed_and_removed() -> None:
+    file = opening.keep_upload(Store(), "own.pth", io.BytesIO(b"12345"))
+    app = AppTest.from_file(str(ROOT / "pages" / "jobs.py"), default_timeout=30).run()
+    assert any("own.pth" in text.value and "5 bytes" in text.value for text in app.markdown)
+    next(button for button in app.button if button.label == "Remove the file").click().run()
+    assert not app.exception and not file.exists()
+    assert [message.value for message in app.success] == ["own.pth is removed."]
+    assert not any("own.pth" in text.value for text in app.markdown)
 
 
 def test_no_torch_in_the_interface() -> None:
