@@ -14,7 +14,7 @@ from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.store import Store, digest
 from ui import files, loaders, opening, state, words
-from ui.panels_job import progress_text
+from ui.panels_job import progress_text, waits_for
 
 NAMES = {
     "sweep": "Sweep",
@@ -64,7 +64,7 @@ def _active_job(store: Store, job: Job, *, key: str) -> None:
             "Cancelling" if cancelling else "Cancel", key=f"{key}-cancel", disabled=cancelling,
             on_click=_cancel, args=(store, job.id),
         )  # fmt: skip
-    text = progress_text(job, NAMES[job.task], cancelling)
+    text = progress_text(job, NAMES[job.task], cancelling, waits_for(store, job))
     if job.total and job.state == "running":
         st.progress(min(job.done / job.total, 1.0), text=text)
     else:

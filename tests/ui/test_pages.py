@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from psvit_core.jobs import client
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
 from tests.ui.example import put_sweep, summary
 from ui import drafts, kept, loaders, opening
+from ui.panels_job import progress_text, waits_for
 from ui.panels_tune import DEFAULT_SAVING
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +113,21 @@ def test_uploads_are_listed_and_removed() -> None:
     assert not app.exception and not file.exists()
     assert [message.value for message in app.success] == ["own.pth is removed."]
     assert not any("own.pth" in text.value for text in app.markdown)
+
+
+def test_a_waiting_job_tells_what_it_waits_for() -> None:
+    store, pid = Store(), os.getpid()
+    one = client.Job(id="one", task="sweep", title="Sweep of all", params={}, created=1.0)
+    two = client.Job(id="two", task="plan", title="Plan", params={}, created=2.0)
+    client.save(store, two)
+    assert waits_for(store, two) == ""
+    assert "waiting for the worker to start" in progress_text(two, "Planning")
+    running = {"state": "running", "pid": pid, "pid_started": client.process_started(pid)}
+    client.save(store, dataclasses.replace(one, **running))
+    line = progress_text(two, "Planning", before=waits_for(store, two))
+    assert line == "Planning waits for: Sweep of all"
+    client.save(store, dataclasses.replace(one, **running, device="cuda:0"))
+    assert waits_for(store, two) == ""  # another device's worker
 
 
 def test_no_torch_in_the_interface() -> None:
