@@ -16,7 +16,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import Subject
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
-from ui import loaders, state, words
+from ui import loaders, origins, state, words
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 MODELS_ENV = "PSVIT_MODELS"
@@ -113,8 +113,11 @@ def newest_look(store: Store, file: str) -> Job | None:
 
 
 def data_of(workspace: Workspace) -> str:
-    """The images that a workspace measures on; empty where they must be given first."""
-    card = workspace.card
+    """The images that a workspace measures on; empty where they must be given first.
+
+    A pruned file is measured on those of the model that it came from.
+    """
+    card = origins.source_card(workspace.subject.model)
     built_in = card.data if card and card.data.startswith("digits") else ""
     return workspace.subject.data or built_in
 

@@ -11,14 +11,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.jobs.tasks import Subject
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
+from psvit_core.workspace import Workspace
+from psvit_core.zoo.checkpoint import METADATA_KEY
 from tests.ui.example import put_sweep, summary
-from ui import drafts, kept, loaders, opening
+from ui import drafts, kept, loaders, opening, origins
 from ui.panels_job import progress_text, waits_for
 from ui.panels_tune import DEFAULT_SAVING
 
@@ -128,6 +134,23 @@ def test_a_waiting_job_tells_what_it_waits_for() -> None:
     assert line == "Planning waits for: Sweep of all"
     client.save(store, dataclasses.replace(one, **running, device="cuda:0"))
     assert waits_for(store, two) == ""  # another device's worker
+
+
+def test_a_pruned_file_has_the_images_of_the_model_it_came_from(tmp_path: Path) -> None:
+    header = {METADATA_KEY: json.dumps({"provenance": {"origin": "sdt_v1_digits"}})}
+    pruned, foreign = str(tmp_path / "pruned.safetensors"), str(tmp_path / "foreign.safetensors")
+    save_file({"a": np.zeros(1)}, pruned, metadata=header)
+    save_file({"a": np.zeros(1)}, foreign)
+    card = origins.source_card(pruned)
+    assert card is not None and card.name == "sdt_v1_digits"
+    workspaces = [Workspace(Subject(model=name), Store()) for name in (pruned, foreign)]
+    assert [opening.data_of(workspace) for workspace in workspaces] == ["digits", ""]
+    n_images = [loaders.n_val_images(workspace) for workspace in workspaces]
+    assert n_images == [card.training["val_images"], None]
+    job = Job(id="j", task="measure", title="", params={"subject": workspaces[0].subject.to_dict()})
+    assert loaders.job_images(job) == "digits · all images"
+    for nothing in ("", str(tmp_path), str(tmp_path / "gone.safetensors"), "\0"):
+        assert origins.source_card(nothing) is None
 
 
 def test_no_torch_in_the_interface() -> None:
