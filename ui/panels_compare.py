@@ -166,10 +166,13 @@ def plans_table(
                 "Measured drop", width=160, help="Paired against the unpruned model, 95 % interval."
             ),
             "recovered": st.column_config.TextColumn(
-                "After recovery", width=155, help="Top-1 after recovery without training."
+                "Drop after recovery", width=160,
+                help="Without training; paired against the unpruned model, 95 % interval.",
             ),
             "tuned": st.column_config.TextColumn(
-                "After fine-tuning", width=155, help="Top-1 of the best epoch on validation images."
+                "Drop after fine-tuning", width=190,
+                help="Of the best epoch on validation images, paired against the unpruned model. "
+                "No gain: no epoch was better than the network as it came.",
             ),
             "worst": st.column_config.TextColumn(
                 "Loses most", width=110, help="The class whose accuracy falls most."
