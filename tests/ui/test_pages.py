@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,11 @@ def test_a_waiting_job_tells_what_it_waits_for() -> None:
     client.save(store, two)
     assert waits_for(store, two) == ""
     assert "waiting for the worker to start" in progress_text(two, "Planning")
-    running = {"state": "running", "pid": pid, "pid_started": client.process_started(pid)}
+    running: dict[str, Any] = {
+        "state": "running",
+        "pid": pid,
+        "pid_started": client.process_started(pid),
+    }
     client.save(store, dataclasses.replace(one, **running))
     line = progress_text(two, "Planning", before=waits_for(store, two))
     assert line == "Planning waits for: Sweep of all"
