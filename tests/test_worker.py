@@ -19,7 +19,7 @@ from psvit_core.jobs import client, worker
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
-from psvit_core.jobs.tasks import RecoverySettings, Subject, SweepSettings
+from psvit_core.jobs.tasks import RecoverySettings, Subject, SweepSettings, summarize_model
 from psvit_core.jobs.worker import Worker
 from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios
@@ -386,9 +386,11 @@ def test_the_workspace_finds_the_sweep_of_its_subject(store: Store) -> None:
 
 def test_an_export_stays_in_its_folder_and_is_measured_as_it_is(store: Store) -> None:
     subject = dataclasses.replace(SUBJECT, limit=5, num_heads=1, image_size=32)
-    plan = plan_from_ratios(summary(), {"stage3.stream": 0.5}, criterion="l2")
+    one = Worker(store, "cpu")
+    described = summarize_model(one.engine(subject))  # other heads are another model
+    plan = plan_from_ratios(described, {"stage3.stream": 0.5}, criterion="l2")
     job = Workspace(subject, store).export(plan, "../../../../x.safetensors", measure=True)
-    Worker(store, "cpu").run_job(job)
+    one.run_job(job)
     ended = client.find_job(store, job.id)
     assert ended.state == "done", ended.error
     assert Path(ended.result["path"]) == store.place("exports", job.id, "x.safetensors")
