@@ -19,11 +19,17 @@ from psvit_core.jobs import client, worker
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
-from psvit_core.jobs.tasks import Subject, SweepSettings
+from psvit_core.jobs.tasks import RecoverySettings, Subject, SweepSettings, summarize_model
 from psvit_core.jobs.worker import Worker
 from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios
-from psvit_core.records import Conditions, Measurement, ModelSummary
+from psvit_core.records import (
+    Conditions,
+    FinetuneReport,
+    FinetuneSettings,
+    Measurement,
+    ModelSummary,
+)
 from psvit_core.sensitivity.board import Board
 from psvit_core.sensitivity.table import SweepSpec, save_spec
 from psvit_core.store import Store
@@ -380,9 +386,11 @@ def test_the_workspace_finds_the_sweep_of_its_subject(store: Store) -> None:
 
 def test_an_export_stays_in_its_folder_and_is_measured_as_it_is(store: Store) -> None:
     subject = dataclasses.replace(SUBJECT, limit=5, num_heads=1, image_size=32)
-    plan = plan_from_ratios(summary(), {"stage3.stream": 0.5}, criterion="l2")
+    one = Worker(store, "cpu")
+    described = summarize_model(one.engine(subject))  # other heads are another model
+    plan = plan_from_ratios(described, {"stage3.stream": 0.5}, criterion="l2")
     job = Workspace(subject, store).export(plan, "../../../../x.safetensors", measure=True)
-    Worker(store, "cpu").run_job(job)
+    one.run_job(job)
     ended = client.find_job(store, job.id)
     assert ended.state == "done", ended.error
     assert Path(ended.result["path"]) == store.place("exports", job.id, "x.safetensors")
@@ -406,3 +414,39 @@ def test_a_pareto_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = workspace.archive()
     assert archive is not None
     assert archive.points[0].made[0].memory_saving == 0.3
+
+
+def test_each_step_of_winning_back_is_measured(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psvit_core.fused.use_compiled", lambda: False)
+    workspace = Workspace(SUBJECT, store)
+    plan = workspace.plan_by_hand({g.group_id: 0.5 for g in summary().groups})
+    recovery = RecoverySettings(method="bn", n_images=10)
+    settings = FinetuneSettings(epochs=0.1, batch=8, train_images=16, augment="none")
+    tuning = workspace.start_finetune(plan, settings, "tuned.safetensors", recovery)
+    export = workspace.export(plan, "small.safetensors", recovery, measure=True)
+    one = Worker(store, "cpu")
+    results = []
+    for job in (tuning, export):
+        one.run_job(job)
+        done = client.find_job(store, job.id)
+        assert done.state == "done", done.error
+        results.append(done.result)
+    tuned, small = results
+
+    def step(result: dict[str, Any], name: str) -> Measurement:
+        found = Measurement.from_dict(result[f"{name}_measurement"])
+        assert found.drop is not None and found.baseline_accuracy is not None
+        return found
+
+    assert step(tuned, "pruned") == step(small, "pruned")
+    assert step(tuned, "recovered").kl == step(small, "file").kl != step(tuned, "pruned").kl
+    report = FinetuneReport.from_dict(tuned["report"])
+    assert step(tuned, "recovered").accuracy == report.epochs[0].val_accuracy
+    best = next(r for r in report.epochs if r.epoch == report.best_epoch)
+    assert step(tuned, "file").accuracy == best.val_accuracy
+    archive = workspace.archive(improved=True)
+    assert archive is not None
+    ways = {way.recovery for point in archive.points for way in point.made}
+    assert ways == {"none", "bn"}

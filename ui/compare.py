@@ -29,6 +29,21 @@ PerClass = dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Improved:
+    """What recovery or training made of a pruned network."""
+
+    accuracy: Interval  # a fraction
+    drop: Interval | None = None  # percentage points, paired; None where jobs did not keep it yet
+    gained: bool = True  # whether it is another network than the one that it began with
+
+    @property
+    def text(self) -> str:
+        """Its drop in words."""
+        known = words.drop(self.drop) if self.drop else f"top-1 {words.accuracy(self.accuracy)}"
+        return known if self.gained else f"no gain: {known}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A plan with all that was found out about it."""
 
@@ -36,10 +51,8 @@ class Entry:
     plan: PrunePlan
     predicted: Interval | None = None  # drop, percentage points
     measured: Measurement | None = None
-    recovered: Interval | None = None  # accuracy after recovery without training, a fraction
-    recovery: str = ""  # which
-    tuned: Interval | None = None  # accuracy of the best epoch, a fraction
-    epochs: float = 0.0  # of that fine-tuning
+    recovered: Improved | None = None  # by recovery without training
+    tuned: Improved | None = None  # by fine-tuning: the best epoch
 
     @property
     def per_class(self) -> PerClass | None:
@@ -64,17 +77,13 @@ def entry(
         jobs: Finished exports and fine-tunings, newest first.
     """
     own = [job for job in jobs if _kept(job) == plan.kept]
-    recovered, method = _recovered(own)
-    tuned, epochs = _tuned(own)
     return Entry(
         name=name,
         plan=plan,
         predicted=predictor.drop(plan) if predictor else None,
         measured=next((m for m in measured if m.plan and m.plan.kept == plan.kept), None),
-        recovered=recovered,
-        recovery=method,
-        tuned=tuned,
-        epochs=epochs,
+        recovered=_recovered(own),
+        tuned=_tuned(own),
     )
 
 
@@ -116,32 +125,41 @@ def best_accuracy(report: FinetuneReport) -> Interval:
     return found
 
 
-def file_accuracy(job: Job) -> Interval | None:
-    """Accuracy of an export's file, where it was measured."""
+def measured_by(job: Job, step: str) -> Measurement | None:
+    """What a finished job measured of a step; None if it did not, or not in this version's form.
+
+    Args:
+        job: An export or a fine-tuning.
+        step: ``pruned`` (the plan alone), ``recovered`` (before training) or ``file`` (the end).
+    """
     try:
-        return Measurement.from_dict(job.result["file_measurement"]).accuracy
+        return Measurement.from_dict(job.result[f"{step}_measurement"])
     except (KeyError, RecordError):
         return None
 
 
-def _recovered(jobs: Sequence[Job]) -> tuple[Interval | None, str]:
+def _recovered(jobs: Sequence[Job]) -> Improved | None:
     for job in jobs:
         recovery = recovery_of(job)
         if recovery is None or recovery.used == "none":
             continue
         report = report_of(job) if job.task == "finetune" else None
-        found = report.epochs[0].val_accuracy if report else file_accuracy(job)
-        if found is not None:
-            return found, recovery.used
-    return None, ""
+        found = measured_by(job, "recovered" if report else "file")
+        accuracy = found.accuracy if found else report.epochs[0].val_accuracy if report else None
+        if accuracy is not None:
+            return Improved(accuracy=accuracy, drop=found.drop if found else None)
+    return None
 
 
-def _tuned(jobs: Sequence[Job]) -> tuple[Interval | None, float]:
-    reports = [r for job in jobs if job.task == "finetune" and (r := report_of(job))]
-    if not reports:
-        return None, 0.0
-    best = max(reports, key=lambda report: best_accuracy(report).value)
-    return best_accuracy(best), best.epochs[-1].epoch
+def _tuned(jobs: Sequence[Job]) -> Improved | None:
+    tuned = []
+    for job in jobs:
+        report = report_of(job) if job.task == "finetune" else None
+        if report is not None:
+            found, gained = measured_by(job, "file"), report.best_epoch > 0
+            drop = found.drop if found else None
+            tuned.append(Improved(accuracy=best_accuracy(report), drop=drop, gained=gained))
+    return max(tuned, key=lambda improved: improved.accuracy.value, default=None)
 
 
 # ---- rows ------------------------------------------------------------------------------------
@@ -163,8 +181,8 @@ def plan_rows(summary: ModelSummary, entries: Sequence[Entry]) -> pd.DataFrame:
                 "saves": 100 * (1 - size.bytes / base.bytes),
                 "predicted": words.drop(e.predicted) if e.predicted else "no sweep",
                 "measured": words.drop(drop) if drop else "not yet",
-                "recovered": words.accuracy(e.recovered) if e.recovered else "not yet",
-                "tuned": words.accuracy(e.tuned) if e.tuned else "not yet",
+                "recovered": e.recovered.text if e.recovered else "not yet",
+                "tuned": e.tuned.text if e.tuned else "not yet",
                 "worst": f"{worst[0]}: {words.points(worst[1], 1)}" if worst else "",
                 "policy": POLICY_NAMES.get(e.plan.policy, e.plan.policy),
             }

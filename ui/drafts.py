@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from psvit_core.errors import PsvitError, RecordError
@@ -29,6 +29,7 @@ class Draft(Record):
     plan: PrunePlan
     asked: dict[str, float]  # prune ratio that the user or a planner asked for, by group
     locked: tuple[str, ...] = ()  # groups that neither a drag nor a planner may change
+    tab: str = field(default="", compare=False)  # that wrote it; no part of the plan
 
     @property
     def empty(self) -> bool:
@@ -138,6 +139,19 @@ def load_draft(store: Store, summary: ModelSummary) -> Draft | None:
 def save_draft(store: Store, summary: ModelSummary, draft: Draft) -> None:
     """Keep the draft, so that it survives a reload."""
     store.put(_key(summary), draft.to_dict())
+
+
+def lost_draft(stored: Draft | None, seen: Draft | None, new: Draft) -> Draft | None:
+    """What another tab has written and would be lost by writing ``new``; None: nothing.
+
+    Args:
+        stored: What is in the store now.
+        seen: What this tab read from there or wrote there last.
+        new: What it is about to write.
+    """
+    if stored is None or stored.empty or stored.plan.kept == new.plan.kept:
+        return None
+    return None if seen is not None and stored.plan.kept == seen.plan.kept else stored
 
 
 def _key(summary: ModelSummary) -> str:

@@ -28,6 +28,7 @@ class KeptPlan(Record):
     name: str
     plan: PrunePlan
     created: float  # seconds since the epoch
+    tab: str = ""  # whose draft it was, until it gets a name
 
 
 def kept_plans(store: Store, summary: ModelSummary) -> list[KeptPlan]:
@@ -43,7 +44,9 @@ def kept_plans(store: Store, summary: ModelSummary) -> list[KeptPlan]:
     return sorted(found, key=lambda kept: (kept.created, kept.id))
 
 
-def keep_plan(store: Store, summary: ModelSummary, plan: PrunePlan, name: str = "") -> KeptPlan:
+def keep_plan(
+    store: Store, summary: ModelSummary, plan: PrunePlan, name: str = "", tab: str = ""
+) -> KeptPlan:
     """Keep a plan; one of the same units that is kept already is returned instead.
 
     Args:
@@ -51,6 +54,8 @@ def keep_plan(store: Store, summary: ModelSummary, plan: PrunePlan, name: str = 
         summary: The model.
         plan: The plan.
         name: Its name; ``Plan 1`` and so on when empty. A number is added to one that is taken.
+        tab: The tab whose draft it was, for a plan that nobody asked to keep: the one kept of that
+            tab before gives way, unless it was renamed.
 
     Raises:
         InvalidPlanError: If the plan does not fit the model.
@@ -60,9 +65,13 @@ def keep_plan(store: Store, summary: ModelSummary, plan: PrunePlan, name: str = 
     same = next((kept for kept in others if kept.plan.kept == plan.kept), None)
     if same is not None:
         return same
+    before = next((kept for kept in others if tab and kept.tab == tab), None)
+    if before is not None:
+        return put_back(store, summary, dataclasses.replace(before, plan=plan))
     kept = KeptPlan(
-        id=uuid.uuid4().hex[:12], name=_free_name(name, others), plan=plan, created=time.time()
-    )
+        id=uuid.uuid4().hex[:12], name=_free_name(name, others), plan=plan, created=time.time(),
+        tab=tab,
+    )  # fmt: skip
     return put_back(store, summary, kept)
 
 
@@ -71,7 +80,8 @@ def rename_plan(store: Store, summary: ModelSummary, kept: KeptPlan, name: str) 
     if not name.strip() or name.strip() == kept.name:
         return kept
     others = [other for other in kept_plans(store, summary) if other.id != kept.id]
-    return put_back(store, summary, dataclasses.replace(kept, name=_free_name(name, others)))
+    named = dataclasses.replace(kept, name=_free_name(name, others), tab="")
+    return put_back(store, summary, named)
 
 
 def delete_plan(store: Store, summary: ModelSummary, kept: KeptPlan) -> None:

@@ -22,7 +22,7 @@ from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
-from ui import fronts, predict, words
+from ui import fronts, origins, predict, words
 from ui.fronts import Overview
 from ui.sweep_views import SweepView
 
@@ -210,7 +210,7 @@ def plan_job(workspace: Workspace, task: str, plan: PrunePlan | None) -> Job | N
 
 def n_val_images(workspace: Workspace) -> int | None:
     """How many validation images a subject has; None where nobody has counted them yet."""
-    subject, card = workspace.subject, workspace.card
+    subject, card = workspace.subject, origins.source_card(workspace.subject.model)
     whole = card.training.get("val_images") if card and subject.data in (None, card.data) else None
     for job in client.list_jobs(workspace.store) if whole is None else []:
         if job.task == "check_data" and job.state == "done":
@@ -282,8 +282,7 @@ def job_images(job: Job) -> str:
     subject = job.params.get("subject", {})
     if job.task in ("summary", "inspect", "check_data", "export"):
         return ""
-    name = subject.get("model", "")
-    card = model_card(name) if name in list_models() else None
+    card = origins.source_card(subject.get("model", ""))
     data = subject.get("data") or (card.data if card else "")
     return " · ".join(filter(None, [data, words.images(subject.get("limit"))]))
 

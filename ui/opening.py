@@ -16,7 +16,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.tasks import Subject
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
-from ui import loaders, state, words
+from ui import loaders, origins, state, words
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 MODELS_ENV = "PSVIT_MODELS"
@@ -49,7 +49,7 @@ def model_files(folder: Path) -> list[tuple[Path, int]]:
 
 
 def keep_upload(store: Store, name: str, content: BinaryIO) -> Path:
-    """Write an upload to the disk.
+    """Write an upload to the disk, beside others of its name: results go by a file's name.
 
     Args:
         store: In whose folder.
@@ -65,8 +65,8 @@ def keep_upload(store: Store, name: str, content: BinaryIO) -> Path:
     if n_bytes + _KEEP_FREE > free:
         raise OutputError(
             f"The disk is full: {name} needs {words.kilobytes(n_bytes)}, and "
-            f"{words.kilobytes(free)} are free on the disk of {store.folder}. Remove exported "
-            "files on the Jobs page, or set PSVIT_CACHE to another disk."
+            f"{words.kilobytes(free)} are free on the disk of {store.folder}. Remove files on the "
+            "Jobs page, or set PSVIT_CACHE to another disk."
         )
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).name).lstrip(".") or "upload.pth"
 
@@ -74,7 +74,26 @@ def keep_upload(store: Store, name: str, content: BinaryIO) -> Path:
         with part.open("wb") as file:
             shutil.copyfileobj(content, file)
 
-    return write_whole(uploads_folder(store) / safe, write)
+    return write_whole(_free_path(uploads_folder(store) / safe), write)
+
+
+def _free_path(path: Path) -> Path:
+    """The path, with the first number at its end that makes it one of no file yet."""
+    free, number = path, 2
+    while free.exists():
+        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return free
+
+
+def uploads(store: Store) -> list[tuple[Path, int, float]]:
+    """Uploaded files that are there, newest first: (path, bytes, when it came)."""
+    found = [(path, n, path.stat().st_mtime) for path, n in model_files(uploads_folder(store))]
+    return sorted(found, key=lambda upload: upload[2], reverse=True)
+
+
+def remove_upload(store: Store, name: str) -> None:
+    """Remove an uploaded file from the disk; one that is gone already is no matter."""
+    (uploads_folder(store) / Path(name).name).unlink(missing_ok=True)
 
 
 # ---- jobs ------------------------------------------------------------------------------------
@@ -94,8 +113,11 @@ def newest_look(store: Store, file: str) -> Job | None:
 
 
 def data_of(workspace: Workspace) -> str:
-    """The images that a workspace measures on; empty where they must be given first."""
-    card = workspace.card
+    """The images that a workspace measures on; empty where they must be given first.
+
+    A pruned file is measured on those of the model that it came from.
+    """
+    card = origins.source_card(workspace.subject.model)
     built_in = card.data if card and card.data.startswith("digits") else ""
     return workspace.subject.data or built_in
 

@@ -156,9 +156,9 @@ def plans_table(
         compare.plan_rows(summary, [*entries.values()]), key=name, hide_index=True,
         on_select=take, selection_mode="multi-row", row_height=44, height="content",
         column_config={
-            "plan": st.column_config.TextColumn("Plan", pinned=True, width=170),
+            "plan": st.column_config.TextColumn("Plan", pinned=True, width=160),
             "ratios": st.column_config.BarChartColumn(
-                "Removed by channel group", y_min=0, y_max=100, width=180,
+                "Removed by channel group", y_min=0, y_max=100, width=160,
                 help="One bar a channel group in network order: its units removed, 0 to 100 %.",
             ),
             "megabytes": st.column_config.NumberColumn("MB", format="%.3f", width=70),
@@ -175,10 +175,13 @@ def plans_table(
                 "Measured drop", width=160, help="Paired against the unpruned model, 95 % interval."
             ),
             "recovered": st.column_config.TextColumn(
-                "After recovery", width=155, help="Top-1 after recovery without training."
+                "Drop after recovery", width=150,
+                help="Without training; paired against the unpruned model, 95 % interval.",
             ),
             "tuned": st.column_config.TextColumn(
-                "After fine-tuning", width=155, help="Top-1 of the best epoch on validation images."
+                "Drop after fine-tuning", width=215,
+                help="Of the best epoch on validation images, paired against the unpruned model. "
+                "No gain: no epoch was better than the network as it came.",
             ),
             "worst": st.column_config.TextColumn(
                 "Loses most", width=110, help="The class whose accuracy falls most."

@@ -252,13 +252,17 @@ def _stop(workspace: Workspace, job_id: str) -> None:
 
 
 def _reference(workspace: Workspace, summary: ModelSummary, job: Job) -> training.Reference:
+    plan = job.params.get("plan")
+    if plan is None:  # a file that was pruned before; what is measured here speaks of the file
+        found = compare.measured_by(job, "file")
+        return training.Reference(baseline=found.baseline_accuracy if found else None)
     measured = [past.measurement for past in measured_plans(workspace, summary)]
     whole: Measurement | None = loaders.measurement(workspace, None)
-    plan = job.params.get("plan")
     return training.reference(
         [*([whole] if whole else []), *measured],
-        plan["kept"] if plan else None,
+        plan["kept"],
         workspace.subject.limit,
+        compare.measured_by(job, "pruned"),
     )
 
 
@@ -268,12 +272,16 @@ def _reference(workspace: Workspace, summary: ModelSummary, job: Job) -> trainin
 def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: str) -> None:
     """Accuracy before and after, the file, how it came to be."""
     report, recovery = compare.report_of(job), compare.recovery_of(job)
+    written = compare.measured_by(job, "file")
     start: Interval | None
-    start = report.epochs[0].val_accuracy if report else compare.file_accuracy(job)
+    start = report.epochs[0].val_accuracy if report else written.accuracy if written else None
     reference = _reference(workspace, summary, job)
     lines = training.accuracy_lines(reference, recovery, start, report)
     body = "\n".join(f"| {name} | {value} |" for name, value in lines)
     st.markdown(f"| | |\n|:--|:--|\n{body}")
+    now = compare.best_accuracy(report) if report else start
+    if back := training.back_line(reference, start, now):
+        st.markdown(back)
     if report and start:
         st.markdown(training.gain_line(start, report))
     st.caption(

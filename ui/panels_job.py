@@ -64,7 +64,7 @@ def job_panel(store: Store, job_id: str, *, key: str, noun: str) -> bool:
 def _progress(store: Store, job: Job, key: str, noun: str) -> None:
     cancelling = client.cancel_asked(store, job.id)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        text = progress_text(job, noun, cancelling)
+        text = progress_text(job, noun, cancelling, waits_for(store, job))
         if job.total or job.task == "sweep":  # only sweeps know how much there is to do
             st.progress(min(job.done / max(job.total, 1), 1.0), text=text)
         else:
@@ -88,12 +88,23 @@ def how_far(job: Job) -> str:
     return f"{job.done:,} of {job.total:,} {_UNITS.get(job.task, job.what)}".rstrip()
 
 
-def progress_text(job: Job, noun: str, cancelling: bool = False) -> str:
-    """One line on how far a job is."""
+def waits_for(store: Store, job: Job) -> str:
+    """The title of the job that the worker runs while this one waits; empty without one."""
+    if job.state != "queued":
+        return ""
+    now = [j for j in client.list_jobs(store) if j.state == "running" and j.device == job.device]
+    # A short job may run between two batches of a long one: then both run.
+    return max(now, key=lambda j: j.started or j.created).title if now else ""
+
+
+def progress_text(job: Job, noun: str, cancelling: bool = False, before: str = "") -> str:
+    """One line on how far a job is; ``before`` is the title of the job that it waits for."""
     if cancelling:
         return f"{noun}: cancelling, the step that runs is being finished"
     if job.state == "queued":
-        return f"{noun}: waiting for the worker to start"
+        return (
+            f"{noun} waits for: {before}" if before else f"{noun}: waiting for the worker to start"
+        )
     if not job.total:
         first = "loading the model, then measuring the baseline" if job.task == "sweep" else ""
         steps = f"{job.done} {job.what}" if job.done else first

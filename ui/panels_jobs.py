@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import streamlit as st
 from psvit_core.files import last_lines
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.store import Store
-from ui import files, loaders, state, words
-from ui.panels_job import progress_text
+from psvit_core.store import Store, digest
+from ui import files, loaders, opening, state, words
+from ui.panels_job import progress_text, waits_for
 
 NAMES = {
     "sweep": "Sweep",
@@ -63,7 +64,7 @@ def _active_job(store: Store, job: Job, *, key: str) -> None:
             "Cancelling" if cancelling else "Cancel", key=f"{key}-cancel", disabled=cancelling,
             on_click=_cancel, args=(store, job.id),
         )  # fmt: skip
-    text = progress_text(job, NAMES[job.task], cancelling)
+    text = progress_text(job, NAMES[job.task], cancelling, waits_for(store, job))
     if job.total and job.state == "running":
         st.progress(min(job.done / job.total, 1.0), text=text)
     else:
@@ -137,7 +138,7 @@ def _advice(job: Job) -> str:
 _WAYS_OUT = {
     "out of memory": "Take fewer images at once (a smaller batch or memory budget), then try "
     "again.",
-    "no space left": "The disk is full: remove exported files below, or free space, then try "
+    "no space left": "The disk is full: remove files below, or free space, then try "
     "again. What was finished is kept.",
 }
 
@@ -154,18 +155,21 @@ def _resume(store: Store, job_id: str) -> None:
 
 
 def files_panel(store: Store, *, key: str) -> None:
-    """Files that exports and fine-tunings wrote, the newest first."""
-    jobs = loaders.written_files(store)
+    """Files that exports and fine-tunings wrote, then uploads, each the newest first."""
+    jobs, uploads = loaders.written_files(store), opening.uploads(store)
     st.header("Files", anchor=False)
-    if not jobs:
-        st.markdown("No file yet. Pruned checkpoints that you export appear here.")
+    if not jobs and not uploads:
+        st.markdown("No file yet. Pruned checkpoints that you export, and uploads, appear here.")
         return
-    whole = sum(job.result["bytes"] for job in jobs)
+    whole = sum(job.result["bytes"] for job in jobs) + sum(n_bytes for _, n_bytes, _ in uploads)
     free = loaders.free_bytes(store)
     st.caption(f"{words.kilobytes(whole)} in {store.folder} · {words.kilobytes(free)} free there")
     for job in jobs:
         with st.container(border=True, key=f"{key}-{job.id}"):
             _file_row(store, job, key=f"{key}-{job.id}")
+    for path, n_bytes, came in uploads:
+        with st.container(border=True, key=f"{key}-{digest(path.name)}"):
+            _upload_row(store, path, n_bytes, came, key=f"{key}-{digest(path.name)}")
 
 
 def _file_row(store: Store, job: Job, *, key: str) -> None:
@@ -182,20 +186,29 @@ def _file_row(store: Store, job: Job, *, key: str) -> None:
             f'aria-label="Download {escape(path.name)}">Download</a>',
             width="content",
         )
-        with st.popover("Remove", key=f"{key}-ask"):
-            st.markdown(f"Remove **{path.name}** from the disk? It cannot be had back.")
-            st.button(
-                "Remove the file", key=f"{key}-remove", type="primary", on_click=_remove,
-                args=(store, job.id),
-            )  # fmt: skip
+        _ask_removal(
+            path.name, lambda: files.remove_file(store, client.find_job(store, job.id)), key=key
+        )
     st.markdown(f"SHA-256 `{job.result['sha256']}`")
 
 
-def _remove(store: Store, job_id: str) -> None:
-    job = client.find_job(store, job_id)
-    path = Path(job.result["path"])
-    files.remove_file(store, job)
-    state.tell(f"{path.name} is removed.")
+def _upload_row(store: Store, path: Path, n_bytes: int, came: float, *, key: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{path.name}**  \n:gray[Upload · {n_bytes:,} bytes · {words.moment(came)}]",
+            width="stretch",
+        )
+        _ask_removal(path.name, lambda: opening.remove_upload(store, path.name), key=key)
+
+
+def _ask_removal(name: str, remove: Callable[[], None], *, key: str) -> None:
+    def done() -> None:
+        remove()
+        state.tell(f"{name} is removed.")
+
+    with st.popover("Remove", key=f"{key}-ask"):
+        st.markdown(f"Remove **{name}** from the disk? It cannot be had back.")
+        st.button("Remove the file", key=f"{key}-remove", type="primary", on_click=done)
 
 
 # ---- the log ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.opening import DataReport, FileReport, NearestModel
 from psvit_core.records import ModelSummary
 from psvit_core.size import plan_size
-from psvit_core.store import Store
+from psvit_core.store import Store, digest
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
 from ui import loaders, opening, state, tables, words
@@ -113,11 +113,17 @@ def _folder(store: Store, *, key: str) -> None:
 
 
 def _choose_file(store: Store, files: dict[str, str], *, key: str) -> None:
-    with st.container(horizontal=True, vertical_alignment="bottom", key=key):
-        state.settle(f"{key}-file", list(files), next(iter(files)))
+    state.settle(key, list(files), next(iter(files)))
+    widget = f"{key}-file/{digest(files)}"  # a list that changes is another one to the browser
+    state.choose(widget, state.chosen(key))
+
+    def take() -> None:
+        state.choose(key, state.chosen(widget))
+
+    with st.container(horizontal=True, vertical_alignment="bottom", key=f"{key}-row"):
         file = st.selectbox(
             f"{len(files)} model file{'s' if len(files) != 1 else ''}", list(files),
-            format_func=lambda path: files.get(path, path), key=f"{key}-file", width=460,
+            format_func=lambda path: files.get(path, path), key=widget, width=460, on_change=take,
         )  # fmt: skip
         st.button(
             "Look into it", key=f"{key}-look", type="primary", icon=":material/search:",
@@ -139,7 +145,7 @@ def _upload(store: Store, *, key: str) -> None:
         except OutputError as error:
             state.tell_error(error)
         else:
-            state.choose(f"{key}-kept-file", str(path))
+            state.choose(f"{key}-kept", str(path))
             opening.look_into(store, str(path))
 
     st.file_uploader(

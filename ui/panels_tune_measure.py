@@ -32,6 +32,7 @@ from ui.panels_tune import set_draft
 from ui.sweep_views import SweepView
 
 SHOWN_PLANS = 6
+_LABELS_APART = 0.15  # of the axis: what two labels in their middle need on a phone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +206,14 @@ def comparison_html(predicted: Interval | None, measured: Interval, *, final: bo
 
     lines = [row("Predicted", predicted, "hollow")] if predicted is not None else []
     lines.append(row("Measured" if final else "So far", measured, "filled"))
+    near = span * _LABELS_APART > REFERENCE_DROP  # then they stand on both sides of their rules
     ticks = "".join(
-        f'<i class="rule" style="left:{x(v)}"></i><b style="left:{x(v)}">{text}</b>'
-        for v, text in ((0.0, "0"), (REFERENCE_DROP, f"{REFERENCE_DROP:g} pp"))
+        f'<i class="rule" style="left:{x(v)}"></i>'
+        f'<b class="{side if near else "middle"}" style="left:{x(v)}">{text}</b>'
+        for v, text, side in (
+            (0.0, "0", "before"),
+            (REFERENCE_DROP, f"{REFERENCE_DROP:g} pp", "after" if low > -high else "middle"),
+        )
     )
     label = gap_line(predicted, measured).replace("**", "")
     return (

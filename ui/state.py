@@ -6,6 +6,8 @@ else that must outlive a reload is in the store.
 
 from __future__ import annotations
 
+import dataclasses
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import streamlit as st
 from psvit_core.errors import PsvitError
 from psvit_core.records import ModelSummary
 from psvit_core.store import Store
-from ui import drafts
+from ui import drafts, kept
 from ui.drafts import Draft
 
 MODEL = "model"  # widget keys; also the names in the URL
@@ -109,14 +111,17 @@ def draft(store: Store, summary: ModelSummary) -> Draft:
     """The plan being made for this model: of this session, else the one kept in the store."""
     key = _draft_key(summary)
     if key not in st.session_state:
-        kept = drafts.load_draft(store, summary)
-        st.session_state[key] = kept or drafts.empty_draft(summary)
+        stored = drafts.load_draft(store, summary)
+        st.session_state[_seen_key(summary)] = stored
+        st.session_state[key] = stored or drafts.empty_draft(summary)
     found: Draft = st.session_state[key]
     return found
 
 
 def set_draft(store: Store, summary: ModelSummary, new: Draft, gesture: str | None = None) -> None:
     """Replace the draft; the old one can be had back by ``undo``.
+
+    What another tab has written since is kept as a plan of its own, and told.
 
     Args:
         store: Where the draft is kept over a reload.
@@ -143,7 +148,7 @@ def set_draft(store: Store, summary: ModelSummary, new: Draft, gesture: str | No
 def keep_draft(store: Store, summary: ModelSummary) -> None:
     """Write the draft of the last gesture, if that was not done yet."""
     if taken(f"unsaved/{summary.weights_hash}"):
-        drafts.save_draft(store, summary, draft(store, summary))
+        _save_draft(store, summary, draft(store, summary))
 
 
 def can_undo(summary: ModelSummary) -> bool:
@@ -175,7 +180,22 @@ def _step(store: Store, summary: ModelSummary, source: str, target: str) -> None
 
 def _put_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
     st.session_state[_draft_key(summary)] = new
-    drafts.save_draft(store, summary, new)
+    _save_draft(store, summary, new)
+
+
+def _save_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
+    seen, stored = st.session_state.get(_seen_key(summary)), drafts.load_draft(store, summary)
+    lost = drafts.lost_draft(stored, seen, new)
+    if lost is not None:
+        name = kept.keep_plan(store, summary, lost.plan, "From another tab", lost.tab).name
+        st.toast(
+            "Another tab has changed this model's plan, too. This tab's is the current one now; "
+            f"the other is kept on the Compare page: {name}.",
+            icon=":material/tab:",
+        )
+    tab = st.session_state.setdefault("tab", uuid.uuid4().hex[:8])
+    drafts.save_draft(store, summary, dataclasses.replace(new, tab=tab))
+    st.session_state[_seen_key(summary)] = new
 
 
 def _steps(summary: ModelSummary, direction: str = "undo") -> list[Draft]:
@@ -185,6 +205,10 @@ def _steps(summary: ModelSummary, direction: str = "undo") -> list[Draft]:
 
 def _draft_key(summary: ModelSummary) -> str:
     return f"draft/{summary.weights_hash}"
+
+
+def _seen_key(summary: ModelSummary) -> str:
+    return f"seen/{summary.weights_hash}"
 
 
 # ---- pages -----------------------------------------------------------------------------------

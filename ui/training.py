@@ -35,11 +35,21 @@ class Reference:
 
 
 def reference(
-    measured: Sequence[Measurement], plan: dict[str, list[int]] | None, n_images: int | None
-) -> Reference:
-    """The accuracies that are known of the model and of a plan's kept units on so many images."""
+    measured: Sequence[Measurement], plan: dict[str, list[int]], n_images: int | None,
+    pruned: Measurement | None = None,
+) -> Reference:  # fmt: skip
+    """The accuracies that are known of the model and of a plan's kept units on so many images.
+
+    Args:
+        measured: Measurements of the model and of plans for it.
+        plan: The units that the plan keeps, by group.
+        n_images: How many images; None: all.
+        pruned: The plan's measurement where the training itself kept it.
+    """
     same = [m for m in measured if n_images in (None, m.conditions.n_images)]
-    own = next((m for m in same if plan is not None and _kept(m) == plan), None)
+    own = pruned or next((m for m in same if _kept(m) == plan), None)
+    if own is not None:
+        same.append(own)
     whole = next((m.accuracy for m in same if m.plan is None), None)
     beside = next((m.baseline_accuracy for m in same if m.baseline_accuracy), None)
     return Reference(baseline=whole or beside, pruned=own.accuracy if own else None)
@@ -90,12 +100,12 @@ def accuracy_lines(
     lines = []
     if reference.baseline:
         lines.append(("Unpruned", words.accuracy(reference.baseline)))
-    if reference.pruned:
-        lines.append(("Pruned", words.accuracy(reference.pruned)))
     recovered = recovery is not None and recovery.used != "none"
+    if reference.pruned and (recovered or not start):
+        lines.append(("Pruned, before recovery", words.accuracy(reference.pruned)))
     if start:
-        name = "After recovery" if recovered else "Before training"
-        lines.append((name, words.accuracy(start)))
+        name = "Before training" if report else "Pruned: no recovery was better"
+        lines.append(("After recovery" if recovered else name, words.accuracy(start)))
     if report:
         best = compare.best_accuracy(report)
         lines.append((f"Best, epoch {report.best_epoch:.3g}", f"**{words.accuracy(best)}**"))
@@ -104,6 +114,24 @@ def accuracy_lines(
             ("KL to the unpruned model", f"{recovery.kl_before:.4f} → {recovery.kl_after:.4f} nats")
         )
     return lines
+
+
+def back_line(reference: Reference, start: Interval | None, now: Interval | None) -> str:
+    """How much of what pruning cost came back; empty where that is not known or it cost nothing.
+
+    Args:
+        reference: The unpruned model, and the pruned one before anything was won back.
+        start: Accuracy before training, which is the pruned model's where that was not measured.
+        now: Accuracy of what was written.
+    """
+    before = reference.pruned or start
+    if reference.baseline is None or before is None or now is None:
+        return ""
+    cost = 100 * (reference.baseline.value - before.value)
+    if cost <= 0:
+        return ""
+    back = 100 * (now.value - before.value)
+    return f"Of the **{words.points(cost)}** that pruning cost, **{words.points(back)}** came back."
 
 
 def gain_line(start: Interval, report: FinetuneReport) -> str:

@@ -6,6 +6,7 @@ Torch is imported inside, as in ``tasks``.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psvit_core.jobs.tasks import Engine, RecoverySettings, Tick, pruned
@@ -92,6 +93,18 @@ def measure_trained(
         store, measured, made, batch_coupled=trained.batch_coupled, weights_hash=plan.weights_hash
     )
     return measured
+
+
+def measure_file(
+    engine: Engine, plan: PrunePlan, path: Path, tick: Tick = lambda: None
+) -> Measurement:
+    """Measure a file that was just written by a plan beside the engine's unpruned model."""
+    from psvit_core.zoo.checkpoint import load_model
+
+    small = load_model(path)  # the file says itself what led to its weights
+    if "T" in small.arguments:
+        small.set_time_steps(engine.model.T)
+    return measure_trained(engine, small, engine.model, plan, tick)
 
 
 def since_pruning(model: SpikingModel) -> dict[str, Any]:

@@ -516,16 +516,6 @@ def pruned(
     )  # fmt: skip
 
 
-def measure_file(engine: Engine, path: Path, tick: Tick = lambda: None) -> Measurement:
-    """Measure a pruned file that was just written, on the engine's images."""
-    data = engine.subject.data or engine.card.data
-    subject = dataclasses.replace(  # the file says itself what led to its weights
-        engine.subject, model=str(path), checkpoint=None, image_size=None, num_heads=None,
-        ema=False, data=data,
-    )  # fmt: skip
-    return evaluate(Engine(subject, engine.store), None, tick)
-
-
 def check_recovery(settings: RecoverySettings) -> None:
     """Raise unless there is such a recovery."""
     if settings.method not in RECOVERIES:

@@ -18,6 +18,7 @@ from psvit_core.jobs.tasks import (
     Progress,
     RecoverySettings,
     Tick,
+    evaluate,
     pruned,
 )
 from psvit_core.records import (
@@ -42,6 +43,8 @@ class Finetuned:
     report: FinetuneReport
     recovery: RecoveryReport | None
     measurement: Measurement  # of the best epoch's model, as in the archive
+    plain: Measurement | None = None  # of the plan alone; None where nothing was pruned here
+    recovered: Measurement | None = None  # after recovery, before training; None without recovery
 
 
 def run_finetune(
@@ -59,7 +62,8 @@ def run_finetune(
 ) -> Finetuned:
     """Train a pruned model further, or first make it by a plan and recover it; resumes.
 
-    The best epoch's model goes into the archive of the model that was pruned.
+    The best epoch's model goes into the archive of the model that was pruned; so do the plan alone
+    and what recovery made of it, so that each step's gain is known.
 
     Args:
         engine: The pruned model, or the model that ``plan`` is for; its images choose the epoch.
@@ -102,7 +106,11 @@ def run_finetune(
         )
     val, train = engine.data, _training_images(engine, settings.train_images)
     check_images(engine.model, train, val, settings)  # before anything is recovered
+    plain = evaluate(engine, plan, tick) if plan else None
     small, report = (engine.model, None) if plan is None else pruned(engine, plan, recovery, tick)
+    recovered = None
+    if report is not None and report.used != "none":
+        recovered = measure_trained(engine, small, engine.model, plan, tick)
     teacher = _teacher(engine, settings, small)
     key = finetune_key(small, train, val, teacher, settings, engine.run)
     folder = engine.store.place("finetune", key, CURVE_FILE).parent
@@ -118,8 +126,9 @@ def run_finetune(
     base = engine.model if plan else teacher
     measured = measure_trained(engine, result.model, base, plan, tick)
     return Finetuned(
-        out=out, last=last, report=result.report, recovery=report, measurement=measured
-    )
+        out=out, last=last, report=result.report, recovery=report, measurement=measured,
+        plain=plain, recovered=recovered,
+    )  # fmt: skip
 
 
 def _training_images(engine: Engine, n_images: int | None) -> EvalSet:

@@ -22,6 +22,7 @@ from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
 from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.improved import measure_file
 from psvit_core.jobs.opening import check_data, inspect_file
 from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, model_stamp
 from psvit_core.jobs.tasks import (
@@ -31,7 +32,6 @@ from psvit_core.jobs.tasks import (
     Subject,
     SweepSettings,
     evaluate,
-    measure_file,
     prune,
     run_plan,
     run_sweep,
@@ -314,13 +314,19 @@ class _Runner:
         out = self._place(params)
         recovery = RecoverySettings.from_dict(params.get("recovery", {}))
         path, report = prune(engine, plan, out, recovery, self.tick)
-        found = measure_file(engine, path, self.tick) if params.get("measure") else None
+        measured = {}
+        if params.get("measure"):
+            plain, found = (
+                evaluate(engine, plan, self.tick),
+                measure_file(engine, plan, path, self.tick),
+            )
+            measured = {"pruned_measurement": plain.to_dict(), "file_measurement": found.to_dict()}
         return {
             "path": str(path),
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
             "recovery": report.to_dict() if report else None,
-            **({"file_measurement": found.to_dict()} if found else {}),
+            **measured,
         }
 
     def _place(self, params: dict[str, Any]) -> Path:
@@ -348,6 +354,9 @@ class _Runner:
             "sha256": _sha256(done.out),
             "recovery": done.recovery.to_dict() if done.recovery else None,
             "report": done.report.to_dict(),
+            "pruned_measurement": done.plain.to_dict() if done.plain else None,
+            "recovered_measurement": done.recovered.to_dict() if done.recovered else None,
+            "file_measurement": done.measurement.to_dict(),
         }
 
     def _curve_started(self, curve: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from psvit_core.errors import InvalidPlanError, InvalidRatioError, RecordError
 from psvit_core.jobs import client
 from psvit_core.plans import default_criterion, plan_from_ratios
-from psvit_core.records import Interval
+from psvit_core.records import Interval, PrunePlan
 from psvit_core.store import Store
 from tests.ui.example import summary
-from ui import drafts, files, words
+from ui import drafts, files, kept, words
 
 MODEL = summary()
 BEST = default_criterion(MODEL.rankings)
@@ -144,3 +144,32 @@ def test_drafts_rank_by_the_best_criterion_that_there_is() -> None:
     assert drafts.empty_draft(by_norm).plan.criterion == "l1"
     begun = drafts.with_ratio(drafts.empty_draft(MODEL), MODEL, QK, 0.5)
     assert drafts.with_ratio(begun, by_norm, MLP, 0.5).plan.criterion == "l1"
+
+
+def test_what_another_tab_has_made_is_not_lost() -> None:
+    empty = drafts.empty_draft(MODEL)
+    mine, theirs = (drafts.with_ratio(empty, MODEL, group, 0.5) for group in (QK, MLP))
+    assert drafts.lost_draft(theirs, None, mine) == theirs  # there was none when this tab began
+    assert drafts.lost_draft(theirs, empty, mine) == theirs
+    assert drafts.lost_draft(theirs, theirs, mine) is None  # it was seen here, and can be undone to
+    assert drafts.lost_draft(theirs, empty, theirs) is None
+    assert drafts.lost_draft(empty, mine, theirs) is None
+    assert drafts.lost_draft(None, mine, theirs) is None
+
+
+def test_one_plan_is_kept_of_another_tab(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plans = [plan_from_ratios(MODEL, {QK: r}, criterion=BEST) for r in (0.25, 0.5, 0.75)]
+
+    def keep(plan: PrunePlan, tab: str) -> kept.KeptPlan:
+        return kept.keep_plan(store, MODEL, plan, "From another tab", tab)
+
+    first = keep(plans[0], "a")
+    assert keep(plans[1], "a") == replace(first, plan=plans[1])
+    assert len(kept.kept_plans(store, MODEL)) == 1
+    assert keep(plans[0], "b").name == "From another tab 2"
+    kept.rename_plan(store, MODEL, kept.kept_plans(store, MODEL)[0], "Half")
+    keep(plans[2], "a")  # what has a name stays
+    assert {k.name: k.plan for k in kept.kept_plans(store, MODEL)} == {
+        "Half": plans[1], "From another tab 2": plans[0], "From another tab": plans[2],
+    }  # fmt: skip

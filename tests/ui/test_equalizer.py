@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -251,3 +252,18 @@ def test_the_gap_is_said() -> None:
     assert "Predicted" not in panels_tune_measure.gap_line(None, measured)
     drawn = panels_tune_measure.comparison_html(None, measured, final=True)
     assert drawn.count("mark") == 1 and 'role="img"' in drawn
+    assert drawn.count('class="middle"') == 2
+
+
+@pytest.mark.parametrize("high", [20.0, 90.0])
+def test_ticks_of_a_large_drop_stand_apart(high: float) -> None:
+    drop = Interval(value=high - 5, low=high - 10, high=high)
+    drawn = panels_tune_measure.comparison_html(None, drop, final=True)
+    places = {
+        text: (side, float(left))
+        for side, left, text in re.findall(
+            r'<b class="(\w+)" style="left:([\d.]+)%">(.*?)</b>', drawn
+        )
+    }
+    assert places["0"][0] == "before" and places["3 pp"][0] == "after"  # neither reaches the other
+    assert 1 < places["0"][1] < places["3 pp"][1]

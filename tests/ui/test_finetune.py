@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -18,7 +19,11 @@ from psvit_core.records import (
     FinetuneReport,
     FinetuneSettings,
     Interval,
+    Measurement,
+    PrunePlan,
+    RecoveryReport,
 )
+from psvit_core.size import plan_size
 from tests.ui.conftest import OpenPage, Server, settled, wait_for_job
 from tests.ui.example import CONDITIONS, summary
 from ui import compare, drafts, training
@@ -35,6 +40,16 @@ def interval(value: float) -> Interval:
     return Interval(value=value, low=value - 0.02, high=value + 0.02)
 
 
+def measured(accuracy: float, plan: PrunePlan | None = None) -> Measurement:
+    drop = 98 - 100 * accuracy
+    return Measurement(
+        model=NAME, weights_hash=MODEL.weights_hash, conditions=CONDITIONS,
+        accuracy=interval(accuracy), size=plan_size(MODEL, plan), sops=1e6, macs_real=1e6,
+        energy_pj=1e6, firing={}, plan=plan, baseline_accuracy=interval(0.98) if plan else None,
+        drop=Interval(value=drop, low=drop - 1, high=drop + 1) if plan else None,
+    )  # fmt: skip
+
+
 def record(epoch: float, accuracy: float | None = None, seconds: float = 0.0) -> EpochRecord:
     return EpochRecord(
         step=int(50 * epoch), epoch=epoch, lr=1e-3, seconds=seconds,
@@ -48,6 +63,11 @@ RECORDS = (record(0, 0.8, 1.0), record(0.5), record(1, 0.9, 31.0), record(2, 0.8
 REPORT = FinetuneReport(
     model=NAME, settings=FinetuneSettings(epochs=2), conditions=CONDITIONS, teacher=NAME,
     best_epoch=1, epochs=tuple(r for r in RECORDS if r.val_accuracy),
+)  # fmt: skip
+RECOVERY = RecoveryReport(
+    model=NAME, method="auto", used="bn", conditions=CONDITIONS, calib_id="", seed=0, n_fit=2,
+    n_held_out=2, kl={"none": 0.5, "bn": 0.1}, layers=(), seconds={}, statistics_bytes=0,
+    held_bytes=0,
 )  # fmt: skip
 JOB = Job(
     id="j", task="finetune", title="", state="done",
@@ -80,7 +100,54 @@ def test_what_is_said_of_a_training() -> None:
     assert f"pruned in {len(PLAN.kept)} groups" in line
     assert "distilled from e_spikeformer_digits" in line
     entry = compare.entry("A", PLAN, None, [], [JOB])
-    assert (entry.tuned, entry.epochs, entry.recovered) == (interval(0.9), 2, None)
+    assert (entry.tuned, entry.recovered) == (compare.Improved(accuracy=interval(0.9)), None)
+
+
+def test_how_much_comes_back() -> None:
+    known = [measured(0.98), measured(0.7, PLAN)]
+    kept = {group: list(units) for group, units in PLAN.kept.items()}
+    reference = training.reference(known, kept, CONDITIONS.n_images)
+    assert (reference.baseline, reference.pruned) == (interval(0.98), interval(0.7))
+    by_the_job = training.reference([], kept, CONDITIONS.n_images, measured(0.7, PLAN))
+    assert (by_the_job.baseline, by_the_job.pruned) == (interval(0.98), interval(0.7))
+
+    start = interval(0.8)
+    lines = training.accuracy_lines(reference, RECOVERY, start, REPORT)
+    assert [name for name, _ in lines][:4] == [
+        "Unpruned", "Pruned, before recovery", "After recovery", "Best, epoch 1"
+    ]  # fmt: skip
+    alone = training.accuracy_lines(reference, None, start, REPORT)
+    assert [name for name, _ in alone] == ["Unpruned", "Before training", "Best, epoch 1"]
+    back = training.back_line(reference, start, interval(0.9)).replace("\N{NO-BREAK SPACE}", " ")
+    assert back == "Of the **28.00 pp** that pruning cost, **20.00 pp** came back."
+    assert training.back_line(training.Reference(), start, start) == ""
+    free = training.Reference(baseline=start)
+    assert training.back_line(free, start, interval(0.9)) == ""
+
+
+def test_drops_stand_beside_drops() -> None:
+    def job(best_epoch: float, **results: Measurement) -> Job:
+        report = dataclasses.replace(REPORT, best_epoch=best_epoch)
+        result = {"report": report.to_dict(), "recovery": RECOVERY.to_dict()}
+        return dataclasses.replace(
+            JOB, result=result | {k: m.to_dict() for k, m in results.items()}
+        )
+
+    def row(*jobs: Job) -> dict[str, Any]:
+        entry = compare.entry("A", PLAN, None, [measured(0.7, PLAN)], jobs)
+        rows = compare.plan_rows(MODEL, [entry]).iloc[0].to_dict()
+        return {k: str(v).replace("\N{NO-BREAK SPACE}", " ") for k, v in rows.items()}
+
+    steps = {"recovered_measurement": measured(0.8, PLAN), "file_measurement": measured(0.9, PLAN)}
+    told = row(job(1, **steps))
+    assert told["measured"] == "28.00 pp (27.00 to 29.00)"
+    assert told["recovered"] == "18.00 pp (17.00 to 19.00)"
+    assert told["tuned"] == "8.00 pp (7.00 to 9.00)"
+    steps["file_measurement"] = steps["recovered_measurement"]
+    assert row(job(0, **steps))["tuned"] == "no gain: 18.00 pp (17.00 to 19.00)"
+    old = row(job(1))  # of a version that kept no drops
+    assert old["recovered"] == "top-1 80.00 % (78.0 to 82.0)"
+    assert old["tuned"] == "top-1 90.00 % (88.0 to 92.0)"
 
 
 @pytest.mark.parametrize("dark", [False, True])

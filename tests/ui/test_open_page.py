@@ -92,6 +92,9 @@ def test_upload(server: Server, open_page: OpenPage) -> None:
     expect(page.get_by_text("Recognised: every tensor has its place")).to_be_visible(timeout=40_000)
     kept = server.cache / "uploads" / SHIPPED.name
     assert kept.read_bytes() == SHIPPED.read_bytes()
+    page.locator("input[type=file]").set_input_files(SHIPPED)  # another file of that name
+    chosen = page.get_by_role("combobox", name="2 model files")
+    expect(chosen).to_have_value(re.compile(f"^{SHIPPED.stem}-2.safetensors"))
 
 
 def test_images(server: Server, open_page: OpenPage, tmp_path: Path) -> None:

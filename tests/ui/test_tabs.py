@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from psvit_core.zoo.cards import model_card
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
 from tests.ui.example import put_sweep, summary
+from ui import kept
 
 MODEL, OTHER = summary("sdt_v1_digits"), summary("e_spikeformer_digits")
 OTHER_URL = "?model=E-SpikeFormer+(SDT+v3),+digits&images=64"
@@ -57,6 +58,11 @@ def test_plans_and_undo_are_the_tabs_own(server: Server, open_page: OpenPage) ->
     own = OTHER.groups[5].label
     press(one, MLP, "PageUp", "PageUp")
     press(two, QKV, "PageUp")
+    expect(two.get_by_text("the other is kept on the Compare page")).to_be_visible()
+    (saved,) = kept.kept_plans(server.store, MODEL)
+    assert (
+        saved.name == "From another tab" and MODEL.by_id[next(iter(saved.plan.kept))].label == MLP
+    )
     press(foreign, own, "PageUp", "PageUp", "PageUp")
     expect(slider(one, MLP)).to_have_attribute("aria-valuenow", "20")
     expect(slider(one, QKV)).to_have_attribute("aria-valuenow", "0")
