@@ -19,7 +19,7 @@ from psvit_core.evaluate import Prediction, conditions_of, outcome_of, predict
 from psvit_core.finetune import finetune
 from psvit_core.groups import summarize
 from psvit_core.importance import CRITERIA, rank
-from psvit_core.jobs.tasks import Engine, Subject, warm_up
+from psvit_core.jobs.engine import Engine, Subject, warm_up
 from psvit_core.metrics.profile import latencies_in_turns
 from psvit_core.outcomes import Array, Outcome
 from psvit_core.planners import DEFAULT_BUDGET, make_plan

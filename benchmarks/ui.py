@@ -34,7 +34,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks._report import options, report
 from psvit_core.jobs import client
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.records import ModelSummary, ShapeTable
 from psvit_core.store import Store
 from psvit_core.zoo.cards import model_card

@@ -15,9 +15,14 @@ from typing import Any, TypeVar
 from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.engine import (
+    PlanSettings,
+    RecoverySettings,
+    Subject,
+    SweepSettings,
+)
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.stamps import data_stamp, model_stamp
-from psvit_core.jobs.tasks import PlanSettings, RecoverySettings, Subject, SweepSettings
 from psvit_core.pareto import ParetoArchive, find_archives, read_archive
 from psvit_core.plans import default_criterion, plan_from_ratios
 from psvit_core.records import (

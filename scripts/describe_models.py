@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from psvit_core.files import write_text
 from psvit_core.importance import CRITERIA, rank
-from psvit_core.jobs.tasks import Engine, Subject, summarize_model
+from psvit_core.jobs.engine import Engine, Subject, summarize_model
 from psvit_core.plans import default_criterion
 from psvit_core.records import ModelSummary
 from psvit_core.stats import wilson_interval

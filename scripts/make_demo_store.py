@@ -19,8 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
 
 from psvit_core.demo import baseline_key, bundle_path, write_bundle
+from psvit_core.jobs.engine import Engine, Subject, SweepSettings
 from psvit_core.jobs.fronts import ParetoSettings, predicted_plans, run_pareto
-from psvit_core.jobs.tasks import Engine, Subject, SweepSettings, evaluate, run_sweep
+from psvit_core.jobs.tasks import evaluate, run_sweep
 from psvit_core.outcomes import load_outcome
 from psvit_core.planners import POLICIES
 from psvit_core.records import Measurement

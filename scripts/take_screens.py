@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # run as a script from anywhere
 
 from psvit_core.demo import DemoStore
 from psvit_core.jobs import client
-from psvit_core.jobs.tasks import RecoverySettings, Subject
+from psvit_core.jobs.engine import RecoverySettings, Subject
 from psvit_core.records import FinetuneSettings
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace

@@ -50,6 +50,8 @@ TORCH_FREE = (
     "psvit_core.zoo.cards",
     "psvit_core.pareto",
     "psvit_core.demo",
+    "psvit_core.jobs.engine",
+    "psvit_core.jobs.planning",
     "psvit_core.jobs.tasks",
     "psvit_core.jobs.improved",
     "psvit_core.jobs.tuning",

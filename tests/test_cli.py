@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from psvit_core.cli import main
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import PrunePlan, SensitivityTable

@@ -27,7 +27,7 @@ from psvit_core.errors import CheckpointError, InvalidPlanError, ModelError
 from psvit_core.evaluate import measure
 from psvit_core.groups import plan_from_kept, summarize
 from psvit_core.jobs import client
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.metrics.spikes import count_spikes
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import ChannelGroup, ModelSummary

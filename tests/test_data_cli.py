@@ -13,7 +13,7 @@ from PIL import Image
 
 from psvit_core.cli import main
 from psvit_core.data import digits_arrays, digits_split, fit, load_data
-from psvit_core.jobs.tasks import Engine, Subject
+from psvit_core.jobs.engine import Engine, Subject
 from psvit_core.records import DIGITS_TRANSFORM
 from psvit_core.store import Store
 

@@ -12,7 +12,7 @@ import pytest
 
 from psvit_core import demo
 from psvit_core.demo import DemoStore, bundle_path, read_bundle, shipped_bundles, write_bundle
-from psvit_core.jobs.tasks import Engine, Subject
+from psvit_core.jobs.engine import Engine, Subject
 from psvit_core.outcomes import Outcome, add_outcome, load_outcome, save_outcome
 from psvit_core.records import Measurement, ModelSummary, SensitivityTable
 from psvit_core.sensitivity.table import SweepSpec, load_spec, read_table, row_of, sweep_keys

@@ -20,7 +20,8 @@ from psvit_core.groups import find_groups, summarize
 from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, all_scores, criterion, rank
 from psvit_core.importance._base import WeightCriterion
 from psvit_core.importance._readers import Inputs, ProductReader, Reader, find_readers
-from psvit_core.jobs.tasks import Engine, Subject, SweepSettings, run_sweep
+from psvit_core.jobs.engine import Engine, Subject, SweepSettings
+from psvit_core.jobs.tasks import run_sweep
 from psvit_core.plans import kept_units, plan_from_ratios
 from psvit_core.runtime import Run
 from psvit_core.sensitivity.sweep import sweep

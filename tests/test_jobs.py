@@ -17,14 +17,14 @@ import pytest
 from psvit_core.errors import JobError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import (
+from psvit_core.jobs.engine import (
     Engine,
     PlanSettings,
     RecoverySettings,
     Subject,
     SweepSettings,
-    run_sweep,
 )
+from psvit_core.jobs.tasks import run_sweep
 from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings, Measurement
 from psvit_core.sensitivity.table import load_spec
 from psvit_core.store import Store

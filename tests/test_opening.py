@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from psvit_core.errors import CheckpointError, UnknownNameError
+from psvit_core.jobs.engine import Engine, Subject
 from psvit_core.jobs.opening import LOOKED, DataReport, FileReport, check_data, inspect_file
-from psvit_core.jobs.tasks import Engine, Subject
 from psvit_core.store import Store
 from psvit_core.zoo.cards import WEIGHTS
 

@@ -25,6 +25,12 @@ from psvit_core.errors import (
     UnknownNameError,
 )
 from psvit_core.evaluate import conditions_of, measure, predict
+from psvit_core.jobs.engine import (
+    Engine,
+    PlanSettings,
+    Subject,
+    SweepSettings,
+)
 from psvit_core.jobs.fronts import (
     ParetoSettings,
     engine_archive,
@@ -32,17 +38,8 @@ from psvit_core.jobs.fronts import (
     run_pareto,
     unpruned_key,
 )
-from psvit_core.jobs.tasks import (
-    Engine,
-    PlanSettings,
-    Subject,
-    SweepSettings,
-    check_table,
-    evaluate,
-    pruned,
-    run_plan,
-    run_sweep,
-)
+from psvit_core.jobs.planning import check_table, run_plan
+from psvit_core.jobs.tasks import evaluate, pruned, run_sweep
 from psvit_core.metrics import profile as profiling
 from psvit_core.pareto import (
     AXES,

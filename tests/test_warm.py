@@ -13,7 +13,7 @@ import pytest
 
 from psvit_core.errors import DataError
 from psvit_core.jobs import client, worker
-from psvit_core.jobs.tasks import Engine, Subject
+from psvit_core.jobs.engine import Engine, Subject
 from psvit_core.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,9 +17,14 @@ from PIL import Image
 
 from psvit_core.jobs import client, worker
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.engine import (
+    RecoverySettings,
+    Subject,
+    SweepSettings,
+    summarize_model,
+)
 from psvit_core.jobs.fronts import ParetoSettings
 from psvit_core.jobs.stamps import code_stamp, data_stamp, file_stamp
-from psvit_core.jobs.tasks import RecoverySettings, Subject, SweepSettings, summarize_model
 from psvit_core.jobs.worker import Worker
 from psvit_core.outcomes import Outcome
 from psvit_core.plans import plan_from_ratios

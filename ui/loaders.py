@@ -13,9 +13,9 @@ from psvit_core.demo import DemoStore, baseline_key
 from psvit_core.errors import RecordError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.engine import Subject
 from psvit_core.jobs.fronts import predicted_plans, unpruned_key
 from psvit_core.jobs.opening import DataReport
-from psvit_core.jobs.tasks import Subject
 from psvit_core.pareto import ParetoArchive
 from psvit_core.records import Measurement, ModelSummary, PrunePlan
 from psvit_core.sensitivity.table import load_spec

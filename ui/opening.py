@@ -13,7 +13,7 @@ from psvit_core.errors import OutputError
 from psvit_core.files import write_whole
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from ui import loaders, origins, state, words

@@ -10,7 +10,7 @@ import streamlit as st
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import RecoverySettings
+from psvit_core.jobs.engine import RecoverySettings
 from psvit_core.records import (
     RECOVERIES,
     FinetuneSettings,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.jobs.engine import SweepSettings
 from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
 from psvit_core.sensitivity.table import DEFAULT_RATIOS
 from psvit_core.size import plan_size

@@ -12,7 +12,7 @@ import streamlit as st
 from psvit_core.errors import PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import PlanSettings
+from psvit_core.jobs.engine import PlanSettings
 from psvit_core.records import (
     Interval,
     Measurement,

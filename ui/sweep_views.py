@@ -9,7 +9,7 @@ import streamlit as st
 
 from psvit_core.errors import RecordError
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.jobs.engine import SweepSettings
 from psvit_core.outcomes import Outcome, as_run, load_outcome
 from psvit_core.records import (
     Conditions,

@@ -16,6 +16,8 @@ from psvit_core.errors import InvalidPlanError, UnknownNameError
 from psvit_core.files import check_writable, last_lines
 from psvit_core.jobs import client, opening, tasks
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.engine import summarize_model
+from psvit_core.jobs.planning import check_swept
 from psvit_core.plans import reached_ratios
 from psvit_core.records import Interval, Measurement, ModelSummary, PrunePlan, SensitivityTable
 from psvit_core.share import read_share, share_text
@@ -39,7 +41,7 @@ def _summary(options: argparse.Namespace, model: str) -> ModelSummary:
         options.model = model
     if options.checkpoint is None and (shipped := shipped_summary(options.model)):
         return shipped
-    return tasks.summarize_model(make_engine(options))
+    return summarize_model(make_engine(options))
 
 
 def link(options: argparse.Namespace) -> tuple[Result, str]:
@@ -71,9 +73,9 @@ def compare(options: argparse.Namespace) -> tuple[Result, str]:
     plans = [PrunePlan.load(path) for path in options.plans]
     table = SensitivityTable.load(options.sweep) if options.sweep else None
     worker = make_engine(options) if options.data else None
-    summary = tasks.summarize_model(worker) if worker else _summary(options, options.model)
+    summary = summarize_model(worker) if worker else _summary(options, options.model)
     if table:
-        tasks.check_swept(table, summary)
+        check_swept(table, summary)
     for plan in plans:
         plan.check(summary.groups, summary.weights_hash)
     ratios = [reached_ratios(summary, plan) for plan in plans]

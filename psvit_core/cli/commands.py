@@ -23,13 +23,16 @@ from psvit_core.cli.texts import (
 from psvit_core.errors import PsvitError, UnknownNameError
 from psvit_core.files import check_model_file, check_writable
 from psvit_core.jobs import tasks
-from psvit_core.jobs.fronts import ParetoSettings, run_pareto
-from psvit_core.jobs.tasks import (
+from psvit_core.jobs.engine import (
     PlanSettings,
     Progress,
     RecoverySettings,
     SweepSettings,
+    refused_groups,
+    summarize_model,
 )
+from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.planning import run_plan
 from psvit_core.jobs.tuning import run_finetune
 from psvit_core.metrics.energy import at_energy, energy_model
 from psvit_core.planners import POLICIES
@@ -80,7 +83,7 @@ def models(options: argparse.Namespace) -> tuple[Result, str]:
 def groups(options: argparse.Namespace) -> tuple[Result, str]:
     """A model's channel groups, and what is left out."""
     engine = make_engine(options)
-    summary, refused = tasks.summarize_model(engine), tasks.refused_groups(engine)
+    summary, refused = summarize_model(engine), refused_groups(engine)
     size = plan_size(summary, None)
     head = f"{summary.model}: {len(summary.groups)} channel groups, {size_text(size.to_dict())}"
     lines = [
@@ -130,7 +133,7 @@ def sweep(options: argparse.Namespace) -> tuple[Result, str]:
         published := tasks.compare_published(engine.card, tasks.evaluate(engine))
     ):
         print(published_text(*published), file=sys.stderr)  # before any cell is run
-    for name, reason in tasks.refused_groups(engine).items():
+    for name, reason in refused_groups(engine).items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     with tqdm(unit="image", file=sys.stderr, disable=None) as bar:
         table = tasks.run_sweep(engine, settings, progress=_on(bar))
@@ -169,7 +172,7 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
         options.limit = options.measure
         engine = make_engine(options)
     with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
-        plan, measured = tasks.run_plan(engine, table, settings, progress=_on(bar))
+        plan, measured = run_plan(engine, table, settings, progress=_on(bar))
     plan.save(options.out)
     summary = table.summary
     drop = planners.predict_drop_interval(table, reached_ratios(summary, plan))
@@ -195,7 +198,7 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
     plan = PrunePlan.load(options.plan)
     engine = make_engine(options)
     path, report = tasks.prune(engine, plan, options.out, recovery)
-    summary = tasks.summarize_model(engine)
+    summary = summarize_model(engine)
     size = plan_size(summary, plan)
     result = {
         "out": str(path),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from psvit_core.jobs.tasks import Engine, Subject
+from psvit_core.jobs.engine import Engine, Subject
 from psvit_core.store import Store
 
 Result = dict[str, Any]

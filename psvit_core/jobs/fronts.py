@@ -11,21 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
-from psvit_core.jobs.improved import measure_recovered
-from psvit_core.jobs.tasks import (
+from psvit_core.jobs.engine import (
     Engine,
     PlanSettings,
     Progress,
     RecoverySettings,
     SweepSettings,
     Tick,
-    check_table,
-    evaluate,
-    made_by,
-    run_plan,
-    run_sweep,
     warm_up,
 )
+from psvit_core.jobs.improved import measure_recovered
+from psvit_core.jobs.planning import check_table, made_by, run_plan
+from psvit_core.jobs.tasks import evaluate, run_sweep
 from psvit_core.pareto import ParetoArchive, Unreached, empty_archive, read_archive
 from psvit_core.planners import POLICIES, SCOPES, Target, check_counts, make_plan
 from psvit_core.records import RECOVERIES, PrunePlan, Record, SensitivityTable

@@ -9,7 +9,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psvit_core.jobs.tasks import Engine, RecoverySettings, Tick, pruned
+from psvit_core.jobs.engine import Engine, RecoverySettings, Tick
+from psvit_core.jobs.tasks import pruned
 from psvit_core.pareto import Made, add_point
 from psvit_core.records import FinetuneReport, Measurement, PrunePlan, RecoveryReport
 from psvit_core.store import ENGINE_VERSION, digest

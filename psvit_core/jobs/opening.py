@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from psvit_core.errors import DataError
-from psvit_core.jobs.tasks import Engine
+from psvit_core.jobs.engine import Engine
 from psvit_core.records import Record
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 
 CodeStamp = frozenset[tuple[str, int, int]]
 

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 
 from psvit_core.errors import CheckpointError, InvalidPlanError, ModelError, PsvitError
 from psvit_core.files import check_model_file
-from psvit_core.jobs.improved import measure_trained
-from psvit_core.jobs.tasks import (
+from psvit_core.jobs.engine import (
     Engine,
     Progress,
     RecoverySettings,
     Tick,
-    evaluate,
-    pruned,
 )
+from psvit_core.jobs.improved import measure_trained
+from psvit_core.jobs.tasks import evaluate, pruned
 from psvit_core.records import (
     FinetuneReport,
     FinetuneSettings,

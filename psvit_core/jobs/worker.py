@@ -21,23 +21,21 @@ from psvit_core.demo import DemoStore
 from psvit_core.errors import CancelledError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import SHORT, Job
-from psvit_core.jobs.fronts import ParetoSettings, run_pareto
-from psvit_core.jobs.improved import measure_file
-from psvit_core.jobs.opening import check_data, inspect_file
-from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, model_stamp
-from psvit_core.jobs.tasks import (
+from psvit_core.jobs.engine import (
     Engine,
     PlanSettings,
     RecoverySettings,
     Subject,
     SweepSettings,
-    evaluate,
-    prune,
-    run_plan,
-    run_sweep,
     summarize_model,
     warm_up,
 )
+from psvit_core.jobs.fronts import ParetoSettings, run_pareto
+from psvit_core.jobs.improved import measure_file
+from psvit_core.jobs.opening import check_data, inspect_file
+from psvit_core.jobs.planning import run_plan
+from psvit_core.jobs.stamps import CodeStamp, code_stamp, data_stamp, model_stamp
+from psvit_core.jobs.tasks import evaluate, prune, run_sweep
 from psvit_core.jobs.tuning import run_finetune
 from psvit_core.records import FinetuneSettings, Partial, PrunePlan, SensitivityTable
 from psvit_core.sensitivity.table import load_spec, read_table

@@ -17,7 +17,7 @@ from playwright.sync_api import Page, expect
 from psvit_core.demo import SWITCH_ENV, DemoStore, shipped_bundles
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings, Interval, PrunePlan
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace

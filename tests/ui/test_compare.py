@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from psvit_core.errors import InvalidPlanError
 from psvit_core.jobs import client
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.plans import plan_from_ratios
 from psvit_core.records import Interval, Measurement, PrunePlan
 from psvit_core.share import share_text

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Subject, SweepSettings
+from psvit_core.jobs.engine import Subject, SweepSettings
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server

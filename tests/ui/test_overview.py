@@ -16,7 +16,7 @@ from psvit_core import demo
 from psvit_core.demo import DemoStore, shipped_bundles
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.pareto import ParetoPoint
 from psvit_core.records import Machine, Measurement, Profile, Quartiles
 from psvit_core.size import plan_size

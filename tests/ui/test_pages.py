@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import Subject
+from psvit_core.jobs.engine import Subject
 from psvit_core.size import memory_saving
 from psvit_core.store import Store
 from psvit_core.workspace import Workspace

@@ -11,7 +11,7 @@ import pytest
 from psvit_core.importance import CRITERIA
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.tasks import SweepSettings
+from psvit_core.jobs.engine import SweepSettings
 from psvit_core.records import ModelSummary
 from psvit_core.size import plan_size
 from psvit_core.store import Store
