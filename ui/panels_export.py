@@ -18,6 +18,7 @@ from psvit_core.store import Store
 from psvit_core.workspace import Workspace
 from ui import drafts, files, loaders, state, words
 from ui.drafts import Draft
+from ui.origins import source_card
 from ui.panels_job import job_panel, live
 from ui.panels_plan import default_file_name
 
@@ -97,7 +98,7 @@ def _export_entry(
 
 def load_lines(name: str, workspace: Workspace) -> None:
     """How to use the file in Python and in a shell, on the images chosen above."""
-    card, limit = workspace.card, workspace.subject.limit
+    card, limit = source_card(workspace.subject.model), workspace.subject.limit
     data = workspace.subject.data or (card.data if card else None)
     lines = ["import psvit_core as psvit", "", f'model = psvit.load_model("{name}")']
     if card is not None:

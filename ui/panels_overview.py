@@ -343,8 +343,7 @@ def front_estimate(
     """What measuring a front takes, in a sentence."""
     n_plans = len(list(settings.cells()))
     n_images = workspace.subject.limit or (conditions.n_images if conditions else None)
-    if n_images is None and workspace.card and workspace.subject.data is None:
-        n_images = workspace.card.training.get("val_images")
+    n_images = n_images or loaders.n_val_images(workspace)
     what = (
         f"{len(settings.policies)} policies × {len(settings.savings)} savings = {n_plans} plans, "
         f"planned from the sweep and measured on {words.images(workspace.subject.limit)}"
