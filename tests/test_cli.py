@@ -114,7 +114,7 @@ def test_a_killed_sweep_resumes(
     tmp_path: Path, own_store: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    arguments = ["sweep", "sdt_v1_digits", "--data", "digits", "--limit", "60", "--ratios",
+    arguments = ["sweep", "sdt_v1_digits", "--data", "digits", "--limit", "400", "--ratios",
                  "0.25,0.5", "--batch", "15"]  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "psvit_core", *arguments, "--out", str(tmp_path / "s.json")],
@@ -126,7 +126,7 @@ def test_a_killed_sweep_resumes(
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished = seen(own_store)
-    assert 0 < finished < 32 * 60
+    assert 0 < finished < 32 * 400
     assert not (tmp_path / "s.json").exists()
 
     images = 0
@@ -139,7 +139,7 @@ def test_a_killed_sweep_resumes(
 
     monkeypatch.setattr(Board, "add", count)
     resumed = run(capsys, *arguments, "--out", tmp_path / "s.json")
-    assert images == 32 * 60 - finished  # nothing is run twice
+    assert images == 32 * 400 - finished  # nothing is run twice
     os.environ["PSVIT_CACHE"] = str(tmp_path / "another")
     uninterrupted = run(capsys, *arguments, "--out", tmp_path / "t.json")
     assert resumed == uninterrupted

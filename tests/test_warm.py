@@ -67,7 +67,8 @@ def test_jobs_come_before_getting_ready(store: Store, monkeypatch: pytest.Monkey
 def test_its_way_imports_no_slow_package(tmp_path: Path) -> None:
     program = (
         "import json, sys\n"
-        "from psvit_core.jobs.tasks import Subject, evaluate, warm_up\n"
+        "from psvit_core.jobs.engine import Subject, warm_up\n"
+        "from psvit_core.jobs.tasks import evaluate\n"
         "from psvit_core.jobs.worker import Worker\n"
         "from psvit_core.store import Store\n"
         "engine = Worker(Store(sys.argv[1]), 'cpu').engine(Subject(limit=20))\n"
