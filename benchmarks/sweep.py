@@ -46,7 +46,8 @@ from psvit_core.outcomes import load_outcome
 from psvit_core.records import SensitivityTable
 from psvit_core.runtime import Run
 from psvit_core.sensitivity import replay
-from psvit_core.sensitivity.sweep import make_spec, prepare, sweep
+from psvit_core.sensitivity.prepare import prepare
+from psvit_core.sensitivity.sweep import make_spec, sweep
 from psvit_core.sensitivity.table import DEFAULT_RATIOS, FIRST_LOOK, Cell, SweepSpec
 from psvit_core.store import Store
 from psvit_core.surgery import apply_plan

@@ -15,9 +15,10 @@ from psvit_core import fused, native
 from psvit_core.runtime import Run, channels_last
 from psvit_core.sensitivity import replay
 from psvit_core.sensitivity.fold import fold
+from psvit_core.sensitivity.prepare import prepare
 from psvit_core.sensitivity.program import Programs, agrees, unsupported
 from psvit_core.sensitivity.replay import Answer, Replay, Task
-from psvit_core.sensitivity.sweep import make_spec, prepare, sweep
+from psvit_core.sensitivity.sweep import make_spec, sweep
 from psvit_core.sensitivity.writer import Entry, UnsupportedError
 from psvit_core.tape import Made, Value, record
 from psvit_core.zoo.layers import bn_and_pad

@@ -60,7 +60,7 @@ def images_of(runs: list[tuple[str, tuple[int, ...], int]]) -> int:
 def test_equal_to_the_naive_loop(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("psvit_core.sensitivity.sweep._BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("psvit_core.sensitivity.prepare._BATCHES_AT_ONCE", 1)
     monkeypatch.setattr(replay, "_MOST_PER_RUN", 2)  # images that a program takes at a time
     model, data = tiny_model(name, torch.float64), tiny_data(name, 7)
     run = Run(batch=3, precision="float64")  # odd last batches, odd last runs
@@ -95,7 +95,7 @@ def test_equal_to_the_naive_loop(
 def test_a_stopped_sweep_goes_on_where_it_was(
     tmp_path: Path, runs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("psvit_core.sensitivity.sweep._BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr("psvit_core.sensitivity.prepare._BATCHES_AT_ONCE", 1)
     model, data, store = tiny_model("sdt_v1"), tiny_data("sdt_v1", 6), Store(tmp_path)
     calls = 0
 
@@ -215,7 +215,7 @@ def test_a_network_that_cannot_be_written_down_is_run_in_full(
     def refuse(*_: Any) -> None:
         raise TapeError("it writes in place")
 
-    monkeypatch.setattr("psvit_core.sensitivity.sweep.record_network", refuse)
+    monkeypatch.setattr("psvit_core.sensitivity.prepare.record_network", refuse)
     plain = sweep(model, data, ratios=RATIOS, run=run)
     for a, b in zip(fast.rows, plain.rows, strict=True):
         assert replace(a, kl=0.0) == replace(b, kl=0.0)

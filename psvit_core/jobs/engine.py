@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 
 from psvit_core.errors import DataError
 from psvit_core.planners import DEFAULT_BUDGET
-from psvit_core.records import (
-    ModelSummary,
-    Record,
-)
+from psvit_core.records import ModelSummary, Record
 from psvit_core.sensitivity.table import DEFAULT_RATIOS
 from psvit_core.store import Store
 from psvit_core.zoo.cards import DEFAULT_MODEL, ModelCard
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-
 Tick = Callable[[], None]
 
 
