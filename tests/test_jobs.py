@@ -83,9 +83,9 @@ def seen(workspace: Workspace) -> list[int]:
 
 def test_a_sweep_survives_a_killed_worker(store: Store) -> None:
     subject = dataclasses.replace(SUBJECT, limit=400)  # long enough to be killed in its middle
-    workspace, whole_sweep = Workspace(subject, store), 90 * 400  # images of cells
-    job = workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5)))
-    assert workspace.start_sweep(SweepSettings(ratios=(0.25, 0.5))).id == job.id  # not twice
+    workspace, whole_sweep = Workspace(subject, store), 45 * 400  # images of cells
+    job = workspace.start_sweep(QUICK)
+    assert workspace.start_sweep(QUICK).id == job.id  # not twice
     running = wait(store, job, lambda j: j.total > 0 and len(seen(workspace)) >= 20)
     assert running.total == whole_sweep
     assert running.pid is not None
@@ -105,9 +105,7 @@ def test_a_sweep_survives_a_killed_worker(store: Store) -> None:
     assert (done.done, done.total) == (whole_sweep, whole_sweep)
     assert done.fresh < whole_sweep  # what was there was not run again
     whole = workspace.table(load_spec(store, key))
-    reference = run_sweep(
-        Engine(subject, Store(store.folder / "other")), SweepSettings(ratios=(0.25, 0.5))
-    )
+    reference = run_sweep(Engine(subject, Store(store.folder / "other")), QUICK)
     assert whole == reference
 
 
