@@ -74,6 +74,7 @@ def test_cold_deep_link(fresh_server: Server, open_page: OpenPage, path: str) ->
         assert "libtorch" not in maps.read_text()
 
 
+@pytest.mark.slow  # over a minute; its steps are tested one by one on the pages' own files
 def test_sweep_to_download(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
     sweep_survives(page, server)
