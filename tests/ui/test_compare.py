@@ -176,7 +176,9 @@ def test_keep_compare_rename_delete_load(
     expect(page.get_by_role("button", name="Undo: delete")).to_have_count(0)
     assert names(server) == ["Half", "A quarter"]
 
+    shows(page, "Plan", "A quarter (current)")  # the list of before is gone
     choose(page, "Plan", "Half")
+    shows(page, "Plan", "Half")
     page.get_by_role("button", name="Load into Tune").click()
     expect(page.get_by_text("It is the current plan now")).to_be_visible()
     draft = drafts.load_draft(server.store, MODEL)
