@@ -1,15 +1,17 @@
-"""Entry of the app: ``streamlit run app.py``.
+"""Entry point of the app: ``streamlit run app.py``.
 
-Adds to Streamlit what a page cannot do: the download route, the check of the Host header, a worker
-that is warm before it is needed, the restart of waiting jobs, and one place where errors become
-messages. The screens are in ``pages/``.
+Adds to Streamlit what a page cannot provide: routes for downloads and for the progress of jobs, the
+check of the Host header and headers for security, a worker that is ready before it is needed, the
+restart of waiting jobs, and one handler for errors.
+The screens are in ``pages/``.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import streamlit as st
@@ -17,30 +19,48 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Route
 
-from psvit_core.jobs import client
-from psvit_core.jobs.engine import Subject
-from psvit_core.store import Store
-from ui.errors import show_error
-from ui.files import ROUTE, send_file
+from psvit_core.errors import StoreError
+from psvit_core.jobs import servers, workers
+from psvit_core.records import Subject
+from psvit_core.storage.store import Store
+from ui.model import recovery
+from ui.model.loaders import WARM_ENV
+from ui.panels import live
+from ui.shell.downloads import ROUTE, send_file
+from ui.shell.errors import show_error
+from ui.shell.headers import SecurityHeaders
 
-WARM_ENV = "PSVIT_WARM"  # "0": no worker before the first job
-HOSTS = ["localhost", "127.0.0.1"]  # config.toml names the same for websockets
+log = logging.getLogger(__name__)
+HOSTS = ["localhost", "127.0.0.1"]  # the same as in config.toml, for websockets
 
 
 @asynccontextmanager
 async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
-    """On start, have a worker get ready, and give jobs that wait since a crash theirs."""
-    store = Store()
-    if os.environ.get(WARM_ENV) != "0":
-        client.ensure_worker(store, warm=Subject().to_dict())
-    client.reconcile(store)
-    yield {}
+    """Start a worker when the server starts, and for jobs that wait without one, as after a crash.
+
+    The worker ends soon after the server, but not before it has no more jobs. The server starts
+    even with a store that cannot be written to.
+    """
+    with ExitStack() as running:
+        try:
+            store = Store()
+            running.enter_context(servers.jobs_have_workers(store))
+            servers.register_server(store)
+            running.callback(servers.unregister_server, store)
+            if os.environ.get(WARM_ENV) != "0":
+                workers.ensure_worker(store, warm=Subject(recovery=recovery.default()))
+        except StoreError as error:  # a full disk, for example, of which every page tells
+            log.error("%s", error)
+        yield {}
 
 
 app = st.App(
-    "ui/main.py",
-    routes=[Route(ROUTE, send_file)],
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
+    "ui/shell/main.py",
+    routes=[Route(ROUTE, send_file), Route(live.ROUTE, live.send_progress)],
+    middleware=[
+        Middleware(SecurityHeaders),
+        Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
+    ],
     lifespan=lifespan,
     on_script_error=show_error,
 )

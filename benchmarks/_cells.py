@@ -1,6 +1,6 @@
-"""The cells of a benchmark that resumes: one JSON file, written as each cell is done.
+"""Cells of a benchmark that can resume: one JSON file, written after each cell.
 
-Several processes may fill one file.
+Several processes may write to one file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from psvit_core.files import write_text
-from psvit_core.outcomes import Array
-from psvit_core.store import ENGINE_VERSION
+from psvit_core.storage.predictions import Array
+from psvit_core.storage.store import ENGINE_VERSION
 
 Cell = dict[str, Any]
 
 PUBLISHED = ("psvit", "prime")
-#: How a plan was made; with a number: ``optimal`` with so many measured plans in place of 20.
+#: Ways to make a plan. A number is the measuring budget of ``optimal``; its default is 20.
 HOWS = ("predicted", "measured", "measured 80")
 
 
@@ -31,11 +31,11 @@ class Cells:
     """Results by settings, in one file.
 
     Args:
-        path: The file; read if it is there.
-        head: What else the file says: settings, versions, machine.
+        path: The file; read if it exists.
+        head: Settings, versions and machine, stored next to the cells.
 
     Raises:
-        SystemExit: If the file is of another engine version.
+        SystemExit: If another engine version wrote the file.
     """
 
     def __init__(self, path: Path, head: dict[str, Any] | None = None) -> None:
@@ -48,23 +48,25 @@ class Cells:
             if head is None:
                 self.head = document
             elif document["engine"] != ENGINE_VERSION:
-                raise SystemExit(f"{path} is of engine {document['engine']}. Move it away.")
+                raise SystemExit(
+                    f"{path} was written by engine version {document['engine']}. Move or delete it."
+                )
 
     def has(self, settings: Sequence[Any]) -> bool:
-        """Whether a cell is measured."""
+        """Return whether a cell is measured."""
         return _key(settings) in self.cells
 
     def get(self, *settings: Any) -> Cell | None:
-        """A cell, or None."""
+        """Return a cell, or None."""
         return self.cells.get(_key(settings))
 
     def make(self, settings: Sequence[Any], measure: Callable[[], Cell]) -> Cell:
-        """The cell of these settings, measured and written if it is not there."""
+        """Return the cell of these settings; measure and write it first if it is missing."""
         key = _key(settings)
         if key not in self.cells:
             cell = measure()
             with FileLock(f"{self.path}.lock"):
-                if self.path.exists():  # what other processes have written in the meantime
+                if self.path.exists():  # other processes may have written since
                     self.cells = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
                 self.cells.setdefault(key, cell)
                 self.write()
@@ -72,7 +74,7 @@ class Cells:
         return self.cells[key]
 
     def write(self) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.cells.items())
         head = json.dumps(self.head, indent=1)[:-2]
         write_text(self.path, f'{head},\n "cells": {{\n{lines}\n}}}}\n')
@@ -80,7 +82,7 @@ class Cells:
     def best_plan(
         self, model: str, policy: str, saving: float, hows: Sequence[str] = HOWS
     ) -> Cell | None:
-        """Of a policy's plans at a saving the best one on the val split: accuracy, then KL.
+        """Return a policy's best plan at a saving on the val split, by accuracy, then by KL.
 
         A published policy may also take a plan that it measured its way to for a larger saving:
         where only some of its plans were measured while planning, none is held against it.
@@ -102,11 +104,11 @@ def _key(settings: Sequence[Any]) -> str:
 
 
 def pack(right: Array) -> str:
-    """Which images are classified correctly, a bit an image."""
+    """Return which images are classified correctly, one bit per image."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 def unpack(text: str, n_images: int) -> Array:
-    """The inverse of ``pack``, (n_images,) bool."""
+    """Return the inverse of ``pack``, (n_images,) bool."""
     bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8))
     return bits[:n_images].astype(bool)

@@ -1,4 +1,4 @@
-"""The cells of ``policies.py`` as numbers."""
+"""Numbers from the cells of ``policies.py``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from benchmarks._cells import HOWS, PUBLISHED, Cell, Cells, unpack
-from psvit_core.outcomes import Array
 from psvit_core.stats import paired_drop_interval
+from psvit_core.storage.predictions import Array
 
 POLICIES = ("uniform", "psvit", "prime", "optimal")
 
@@ -18,7 +18,7 @@ RECOVERIES = ("none", "bn", "lsq", "both")
 
 SETS = ("digits", "digits:distorted")
 
-LOSS, NEAR = 3.0, 1.0  # pp: the papers' loss, and what counts as near it
+LOSS, NEAR = 3.0, 1.0  # pp: the loss in the papers, and the tolerance around it
 
 SEEDS = (0, 1, 2)
 
@@ -26,7 +26,7 @@ TUNED, EPOCHS = (0.4, 0.55, 0.7), (1.0, 5.0)  # fine-tuning: savings, epochs
 
 
 class Results:
-    """The cells as numbers.
+    """Numbers from the cells.
 
     Args:
         cells: The result file.
@@ -40,31 +40,35 @@ class Results:
         self.savings = sorted({s[3] for s in settings})
 
     def plan(self, model: str, policy: str, saving: float) -> Cell | None:
-        """The chosen plan of a policy at a saving."""
+        """Return the chosen plan of a policy at a saving."""
         return self.cells.best_plan(model, policy, saving, self.hows)
 
     def right(self, cell: Cell, model: str, sets: Sequence[str] = SETS) -> Array:
-        """Which test images a final model gets right."""
+        """Return which test images a final model classifies correctly."""
         n = (self.cells.get("baseline", model) or {})["n"]
         return np.concatenate([unpack(cell[f"{spec} right"], n) for spec in sets])
 
     def baseline(self, model: str, sets: Sequence[str] = SETS) -> Array:
-        """Which test images the unpruned model gets right."""
+        """Return which test images the unpruned model classifies correctly."""
         return self.right(self.cells.get("baseline", model) or {}, model, sets)
 
     def test(
         self, model: str, policy: str, saving: float, recovery: str = "none", seed: int = 0
     ) -> Cell | None:
-        """The test cell of a policy's chosen plan."""
+        """Return the test cell of a policy's chosen plan."""
         plan = self.plan(model, policy, saving)
         seed = 0 if recovery == "none" else seed
         return self.cells.get("test", model, plan["id"], recovery, seed) if plan else None
 
     def drop(
-        self, model: str, policy: str, saving: float, recovery: str = "none",
+        self,
+        model: str,
+        policy: str,
+        saving: float,
+        recovery: str = "none",
         sets: Sequence[str] = SETS[:1],
-    ) -> float | None:  # fmt: skip
-        """Points lost on the test images, mean over seeds; None where it is not measured."""
+    ) -> float | None:
+        """Return the points lost on the test images, mean over seeds; None if not measured."""
         seeds = SEEDS[:1] if recovery == "none" else SEEDS
         cells = [c for s in seeds if (c := self.test(model, policy, saving, recovery, s))]
         if not cells:
@@ -75,7 +79,7 @@ class Results:
     def best_published(
         self, model: str, saving: float, recovery: str = "none"
     ) -> tuple[str, float] | None:
-        """The published policy that loses less on the test images, and how much."""
+        """Return the published policy that loses less on the test images, and its loss."""
         found = [
             (policy, drop)
             for policy in PUBLISHED
@@ -84,7 +88,7 @@ class Results:
         return min(found, key=lambda item: item[1], default=None)
 
     def crossing(self, model: str, recovery: str = "none") -> float | None:
-        """The tested saving where the better published policy's loss is nearest to 3 pp.
+        """Return the tested saving where the better published policy loses about 3 pp.
 
         The larger of equally near ones; None where none is within ``NEAR``.
         """
@@ -97,7 +101,7 @@ class Results:
         return -saving if off <= NEAR else None
 
     def bytes_at_loss(self, model: str, policy: str, recovery: str) -> tuple[float, bool] | None:
-        """Remaining fraction of the bytes where 3 pp are lost, linear between measured plans.
+        """Return the remaining fraction of bytes at a loss of 3 pp, linear between measured plans.
 
         Args:
             model: Which.
@@ -121,7 +125,7 @@ class Results:
 
 
 def at_loss(points: Iterable[tuple[float, float]]) -> tuple[float, bool] | None:
-    """Remaining fraction of the bytes where ``LOSS`` is first reached.
+    """Return the remaining fraction of bytes where ``LOSS`` is first reached.
 
     Args:
         points: (fraction saved, drop in pp).
@@ -139,7 +143,7 @@ def at_loss(points: Iterable[tuple[float, float]]) -> tuple[float, bool] | None:
 
 
 def paired(better: Array, worse: Array) -> tuple[float, float, float]:
-    """How much more accurate one model is than another on the same images: pp with interval."""
+    """Return the paired accuracy difference of two models: percentage points with interval."""
     counts = (better & worse, better & ~worse, ~better & worse, ~better & ~worse)
     value, low, high = paired_drop_interval(*(int(c.sum()) for c in counts))
     return 100 * value, 100 * low, 100 * high
@@ -153,18 +157,18 @@ Row = tuple[str, str, Numbers]  # where, on which images, the numbers
 
 
 def holds(lost_there: Points, lost_here: Points, gain: Points) -> bool:
-    """Whether ``optimal`` loses at most half, and surely less."""
+    """Return whether ``optimal`` loses at most half, and significantly less."""
     return lost_here[0] <= lost_there[0] / 2 and gain[1] > 0
 
 
 def crossings(r: Results, recovery: str) -> dict[str, float]:
-    """The saving where the better published policy loses about 3 pp, by model."""
+    """Return, by model, the saving where the better published policy loses about 3 pp."""
     found = {model: r.crossing(model, recovery) for model in r.models}
     return {model: saving for model, saving in found.items() if saving is not None}
 
 
 def compared(r: Results, recovery: str, places: dict[str, float]) -> list[Row]:
-    """``optimal`` against the better published policy at these savings, by model, then pooled.
+    """Compare ``optimal`` with the better published policy, by model, then pooled.
 
     All seeds of a recovery that both have are pooled.
     """
@@ -203,7 +207,7 @@ def _numbers(base: Array, theirs: Array, ours: Array) -> Numbers:
 
 
 def against_published(r: Results, model: str, saving: float) -> tuple[Points, str] | None:
-    """Points by which ``optimal`` is better on all test images, no recovery, and than which."""
+    """Return by how many points ``optimal`` beats the best published policy, and which one."""
     best, mine = r.best_published(model, saving), r.test(model, "optimal", saving)
     if best is None or mine is None:
         return None
@@ -213,7 +217,7 @@ def against_published(r: Results, model: str, saving: float) -> tuple[Points, st
 
 
 def criteria_means(r: Results) -> dict[str, float]:
-    """Mean accuracy on val by criterion, best first: of uniform plans at their better scopes."""
+    """Return the mean val accuracy of uniform plans by criterion, best first."""
     best: dict[tuple[str, str, float], float] = {}
     for key, cell in r.cells.cells.items():
         kind, *settings = json.loads(key)
@@ -230,6 +234,6 @@ def criteria_means(r: Results) -> dict[str, float]:
 
 
 def tuned(r: Results, model: str, policy: str, saving: float, epochs: float) -> Cell | None:
-    """The fine-tuned chosen plan of a policy."""
+    """Return the fine-tuned cell of a policy's chosen plan."""
     plan = r.plan(model, policy, saving)
     return r.cells.get("tuned", model, plan["id"], epochs) if plan else None

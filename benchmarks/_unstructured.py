@@ -1,8 +1,8 @@
-"""Unstructured magnitude pruning: the reference that structured pruning is set against.
+"""Unstructured magnitude pruning, the reference for structured pruning.
 
-Single weights of all convolutions and linear layers are set to zero, the smallest magnitudes of
-the whole network first (torch's ``global_unstructured`` with L1). Shapes stay, so a dense file and
-a dense forward pass gain nothing; what a sparse file would take is counted here in two formats.
+Sets single weights of all convolutions and linear layers to zero, the smallest magnitudes of the
+whole network first (torch's ``global_unstructured`` with L1). Shapes stay, so a dense file and a
+dense forward pass gain nothing. This module counts the bytes of a sparse file in two formats.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from psvit_core.groups import COMPUTE_LAYERS, summarize
+from psvit_core.plan.size import plan_size
 from psvit_core.records import check_ratio
-from psvit_core.size import plan_size
 from psvit_core.zoo.base import SpikingModel
 
 VALUE_BYTES = 4  # float32
@@ -24,26 +24,26 @@ INDEX_BYTES = 4  # int32
 
 @dataclass(frozen=True)
 class SparseSize:
-    """What a model with zeros takes, in bytes.
+    """Size of a model with zeros, in bytes.
 
-    Besides the weights, everything that inference reads (affine parameters, BatchNorm statistics,
-    biases) is in all three, dense in float32.
+    All three include everything else that inference reads (affine parameters, BatchNorm
+    statistics, biases), dense in float32.
     """
 
     n_weights: int  # of convolutions and linear layers
-    n_left: int  # of those, not zero
+    n_left: int  # of those, nonzero
     dense: int  # every weight in float32
-    bitmap: int  # a bit for every weight, whole bytes a tensor, and the values that are not zero
+    bitmap: int  # one bit per weight, padded to bytes per tensor, and the nonzero values
     csr: int  # rows are output channels: values, int32 columns, int32 row starts (rows + 1)
 
     @property
     def sparse(self) -> int:
-        """The smaller of the two sparse formats."""
+        """Bytes of the smaller sparse format."""
         return min(self.bitmap, self.csr)
 
 
 def prune_magnitudes(model: SpikingModel, sparsity: float) -> SpikingModel:
-    """A copy of ``model`` with that fraction of its weights set to zero, smallest first.
+    """Return a copy of ``model`` with a fraction of its weights set to zero, smallest first.
 
     Args:
         model: Stays untouched.
@@ -63,7 +63,7 @@ def prune_magnitudes(model: SpikingModel, sparsity: float) -> SpikingModel:
 
 
 def compute_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Convolutions and linear layers that inference reads, by name."""
+    """Return the convolutions and linear layers that inference reads, by name."""
     unused = getattr(model, "unused", ())
     return [
         (name, module)
@@ -73,7 +73,7 @@ def compute_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def sparse_size(model: SpikingModel) -> SparseSize:
-    """Count what is left of ``model`` and what it takes in each format."""
+    """Count the remaining weights of ``model`` and its bytes in each format."""
     weights = [module.get_parameter("weight").detach() for _, module in compute_layers(model)]
     dense = plan_size(summarize(model, {}), None).bytes
     n_weights = sum(w.numel() for w in weights)
@@ -88,11 +88,11 @@ def sparse_size(model: SpikingModel) -> SparseSize:
 
 
 def bitmap_bytes(weight: Tensor) -> int:
-    """A bit a weight, filled up to whole bytes, and the values that are not zero."""
+    """Return the bytes of one bit per weight, padded, and the nonzero values."""
     return -(-weight.numel() // 8) + int(weight.count_nonzero()) * VALUE_BYTES
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Compressed rows of the (output channels, everything else) matrix with int32 indices."""
+    """Return the bytes of compressed rows with int32 indices; a row is an output channel."""
     n_left = int(weight.count_nonzero())
     return n_left * (VALUE_BYTES + INDEX_BYTES) + (len(weight) + 1) * INDEX_BYTES

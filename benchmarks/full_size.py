@@ -1,11 +1,11 @@
-"""One size of every family at 224 px through the command line: seconds an image, peak memory.
+"""One size of every family at 224 px, from the command line: seconds per image, peak memory.
 
     python benchmarks/full_size.py [--quick] [--json]
 
-Weights are random, saved in the official trainers' wrapper; images are made JPEGs in ImageNet's
-folder layout. So this times loading and the forward pass, not accuracy. CPU seconds (on one thread
-what an idle machine's clock would show); those of an image are the difference of two runs with
-different numbers of images, so that start and loading cancel out.
+Weights are random and saved in the wrapper of the official trainers; images are generated JPEGs in
+ImageNet's folder layout. So this measures loading and the forward pass, not accuracy. Times are CPU
+seconds of one thread (wall time on an idle machine). The time per image is the difference of two
+runs with different numbers of images, so that start and loading cancel out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MANY = 20
 
 
 def main() -> None:
-    """Run every model in processes of its own."""
+    """Run every model in its own processes."""
     chosen = options(__doc__ or "")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def make_images(root: Path, n: int) -> Path:
-    """``n`` JPEGs in each of four class folders; half of them are the val split."""
+    """Write ``n`` JPEGs to each of four class folders; half of them are the val split."""
     random = np.random.RandomState(0)
     for wnid in WNIDS:
         (root / "val" / wnid).mkdir(parents=True)
@@ -65,7 +65,7 @@ def make_images(root: Path, n: int) -> Path:
 
 
 def measure(name: str, images: Path, folder: Path) -> dict[str, Any]:
-    """One model's row."""
+    """Measure one model and return its row."""
     torch.manual_seed(0)
     card = model_card(name)
     model = build_model(card.family, **card.arguments)
@@ -74,24 +74,36 @@ def measure(name: str, images: Path, folder: Path) -> dict[str, Any]:
     torch.save({wrapper: model.state_dict(), "args": argparse.Namespace()}, path)
     few, few_memory = run(name, path, images, FEW)
     many, many_memory = run(name, path, images, MANY)
-    an_image = (many - few) / (MANY - FEW)
+    per_image = (many - few) / (MANY - FEW)
     path.unlink()
     return {
         "model": name,
         "parameters": f"{card.parameters / 1e6:.1f} M",
         "T": model.T,
-        "CPU s an image": round(an_image, 2),
-        "CPU s start and load": round(few - FEW * an_image, 1),
+        "CPU s an image": round(per_image, 2),
+        "CPU s start and load": round(few - FEW * per_image, 1),
         "peak memory (MB)": round(max(few_memory, many_memory) / 1e6),
     }
 
 
 def run(name: str, path: Path, images: Path, limit: int) -> tuple[float, int]:
-    """CPU seconds and peak resident bytes of one ``evaluate``."""
+    """Run ``evaluate`` once; return CPU seconds and peak resident bytes."""
     command = [
-        sys.executable, "-m", "psvit_core", "evaluate", name, "--checkpoint", str(path),
-        "--data", f"imagenet:{images}", "--limit", str(limit), "--batch", str(BATCH), "--json",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "psvit_core",
+        "evaluate",
+        name,
+        "--checkpoint",
+        str(path),
+        "--data",
+        f"imagenet:{images}",
+        "--limit",
+        str(limit),
+        "--batch",
+        str(BATCH),
+        "--json",
+    ]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "PSVIT_CACHE": cache, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)

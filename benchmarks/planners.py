@@ -1,12 +1,12 @@
-"""Planner time and optimality gap: every policy, from the table alone.
+"""Planning time and optimality gap of every policy, from the table alone.
 
     python benchmarks/planners.py [--quick] [--json]
 
-Summaries of full-size models (69 groups and more) with a made, seeded sensitivity of 9 ratios; the
-120-group one is a Meta-SpikeFormer whose deep blocks are repeated. CPU seconds of one thread, since
-other work may share the machine. "above bound" is how much more than a lower bound the summed KL of
-``optimal`` is: the linear program over convex hulls of the costs and McCormick envelopes of the
-products of widths. The true optimum lies between, so it is the most that could be gained.
+Full-size models (69 and 120 groups) with synthetic, seeded sensitivities at 9 ratios; the model
+with 120 groups is a Meta-SpikeFormer with repeated deep blocks. Times are CPU seconds of one
+thread, so that other processes matter less. "above bound" is the excess of the total KL of
+``optimal`` over a lower bound (Lagrangian relaxation). The true optimum lies between, so this is
+the largest possible gain.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ import torch
 
 from benchmarks._report import options, report
 from psvit_core.groups import summarize
-from psvit_core.planners import POLICIES, Problem, Target, group_kls
-from psvit_core.plans import reached_ratios
+from psvit_core.plan.build import reached_ratios
+from psvit_core.plan.size import plan_size
+from psvit_core.planners import PLANNERS, Problem, group_kls
 from psvit_core.records import (
+    ChannelGroup,
     Conditions,
     Interval,
     ModelSummary,
     SensitivityRow,
     SensitivityTable,
+    Target,
     n_pruned,
 )
-from psvit_core.size import plan_size
 from psvit_core.zoo.cards import model_card
 from psvit_core.zoo.registry import build_model
 
@@ -44,29 +46,39 @@ RATIOS = tuple(round(0.1 * i, 1) for i in range(1, 10))
 SAVINGS = (0.2668, 0.55)
 N_GROUPS = 120
 SEED = 0
+CONDITIONS = Conditions(
+    data="made",
+    split="val",
+    n_images=100,
+    T=4,
+    batch=10,
+    precision="float32",
+    device="cpu",
+    transform="none",
+)
 
 
 def main() -> None:
-    """Plan on both tables at every saving."""
+    """Plan with every policy for both tables and all savings."""
     chosen = options(__doc__ or "")
     torch.set_num_threads(1)
     small = zoo_summary(MODEL)
     summaries = [small] if chosen.quick else [small, widened(small, N_GROUPS)]
     rows = [
-        row(made_table(summary), policy, saving)
+        row(synthetic_table(summary), policy, saving)
         for summary in summaries
         for saving in SAVINGS
-        for policy in POLICIES
+        for policy in PLANNERS
     ]
     settings = {"ratios": len(RATIOS), "seed": SEED, "threads": 1, "model": MODEL}
     report("planners", rows, settings, chosen)
 
 
 def row(table: SensitivityTable, policy: str, saving: float) -> dict[str, Any]:
-    """One policy at one saving."""
+    """Time one policy at one saving."""
     problem = Problem(table=table, target=Target(saving=saving))
     start = time.process_time()
-    plan = POLICIES[policy](problem)
+    plan = PLANNERS[policy](problem)
     seconds = time.process_time() - start
     ratios = reached_ratios(table.summary, plan)
     kl = sum(group_kls(table, ratios).values())
@@ -83,7 +95,7 @@ def row(table: SensitivityTable, policy: str, saving: float) -> dict[str, Any]:
 
 
 def zoo_summary(name: str) -> ModelSummary:
-    """A registered model's summary, its units ranked as they stand."""
+    """Return the summary of a registered model with units ranked by index."""
     card = model_card(name)
     model = build_model(card.family, **card.arguments)
     ranking = {g.group_id: tuple(range(g.n_units)) for g in model.channel_groups()}
@@ -91,11 +103,11 @@ def zoo_summary(name: str) -> ModelSummary:
 
 
 def widened(summary: ModelSummary, n_groups: int) -> ModelSummary:
-    """The model with its last groups, and the tensors that they own, repeated until ``n_groups``.
+    """Return the model with its last groups and their tensors repeated, up to ``n_groups``.
 
-    A repeated group reads and writes the same residual stream as the one it copies.
+    A repeated group reads and writes the same residual stream as the original.
     """
-    inner = [g for g in summary.groups if g.kind != "residual"]
+    inner = [g for g in summary.groups if not g.is_stream]
     extra = inner[len(inner) - (n_groups - len(summary.groups)) :]
     copied = {g.group_id: f"{g.group_id}.again" for g in extra}
     tensors = [
@@ -117,35 +129,46 @@ def widened(summary: ModelSummary, n_groups: int) -> ModelSummary:
     )
 
 
-def made_table(summary: ModelSummary) -> SensitivityTable:
-    """A seeded sensitivity: KL grows as a power of the ratio, the scale differs 1000-fold."""
+def synthetic_table(summary: ModelSummary) -> SensitivityTable:
+    """Return seeded sensitivities: KLs are powers of the ratio, with scales from 0.001 to 1."""
     random = np.random.default_rng(SEED)
     rows = []
     for group in summary.groups:
-        scale = 10 ** random.uniform(-3, 0) * (3 if group.kind == "residual" else 1)
+        scale = 10 ** random.uniform(-3, 0) * (3 if group.is_stream else 1)
         power = random.uniform(1.5, 4)
         for ratio in RATIOS:
             kl = scale * ratio**power * random.uniform(0.8, 1.2)
-            rows.append(
-                SensitivityRow(
-                    group_id=group.group_id, prune_ratio=ratio,
-                    n_pruned=n_pruned(ratio, group.n_units, group.heads),
-                    accuracy=exactly(0.9), drop=exactly(30 * kl), kl=kl, agreement=0.9,
-                    size=plan_size(summary, None), sops=0.0, n_images=100,
-                )
-            )  # fmt: skip
-    conditions = Conditions(
-        data="made", split="val", n_images=100, T=4, batch=10, precision="float32", device="cpu",
-        transform="none",
-    )  # fmt: skip
+            rows.append(synthetic_row(summary, group, ratio, kl))
     return SensitivityTable(
-        summary=summary, criterion="l2", conditions=conditions, ratios=RATIOS,
-        baseline_accuracy=exactly(0.9), rows=tuple(rows),
-    )  # fmt: skip
+        summary=summary,
+        criterion="l2",
+        conditions=CONDITIONS,
+        ratios=RATIOS,
+        baseline_accuracy=exactly(0.9),
+        rows=tuple(rows),
+    )
+
+
+def synthetic_row(
+    summary: ModelSummary, group: ChannelGroup, prune_ratio: float, kl: float, sops: float = 0.0
+) -> SensitivityRow:
+    """Return the row of a cell with this KL and a drop in proportion to it."""
+    return SensitivityRow(
+        group_id=group.group_id,
+        prune_ratio=prune_ratio,
+        n_pruned=n_pruned(prune_ratio, group.n_units, group.heads),
+        accuracy=exactly(0.9),
+        drop=exactly(30 * kl),
+        kl=kl,
+        agreement=0.9,
+        size=plan_size(summary, None),
+        sops=sops,
+        n_images=100,
+    )
 
 
 def exactly(value: float) -> Interval:
-    """A number without doubt."""
+    """Return an interval of zero width."""
     return Interval(value=value, low=value, high=value)
 
 

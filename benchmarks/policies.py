@@ -1,14 +1,13 @@
-"""Planners, criteria, recoveries and fine-tuning beside each other on the two demo models.
+"""Compare planners, criteria, recoveries and fine-tuning on the two demo models.
 
     python benchmarks/policies.py [--quick] [--json] [--cache DIR] [--out FILE]
                                    [--model NAME] [--report]
 
-One engine version and one result file. Every cell is kept under its settings as soon as it is
-measured, so a stopped run goes on where it stopped; sweeps and trainings resume from the store in
-``--cache``. Plans are made and chosen on the val split only; the test split (and its distorted
-copy) is looked at once for every final model. ``--report`` measures nothing: it writes
-``docs/results.md`` and its plots from the result file. Two processes with a ``--model`` each may
-fill one file.
+Uses one engine version and one result file. Every cell is stored under its settings as soon as it
+is measured, so a stopped run continues; sweeps and trainings resume from the store in ``--cache``.
+Plans are made and chosen on the val split only. The test split (and its distorted copy) is used
+once for every final model. ``--report`` measures nothing: it writes ``docs/results.md`` and its
+plots from the result file. Two processes with different ``--model`` may write to one file.
 """
 
 from __future__ import annotations
@@ -27,36 +26,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import torch
 
 from benchmarks._cells import PUBLISHED, Cells, unpack
-from benchmarks._policies_bench import CRITERION, N_PLANNING, SCOPES, Bench
+from benchmarks._policies_bench import (
+    CRITERION,
+    N_PLANNING,
+    SCOPES,
+    Bench,
+    tuned_cell,
+    unstructured_cell,
+)
 from benchmarks._policies_page import write_page
-from benchmarks._policies_report import (
-    accuracy_tables,
-    headline,
-)
-from benchmarks._policies_results import (
-    EPOCHS,
-    LOSS,
-    RECOVERIES,
-    SEEDS,
-    TUNED,
-    Results,
-)
+from benchmarks._policies_report import accuracy_table, at_the_loss, headline_table
+from benchmarks._policies_results import EPOCHS, LOSS, RECOVERIES, SEEDS, TUNED, Results
 from benchmarks._report import RESULTS
 from psvit_core.importance import CRITERIA
 from psvit_core.metrics.profile import machine
-from psvit_core.planners import POLICIES
-from psvit_core.store import Store
+from psvit_core.records import POLICIES
+from psvit_core.storage.store import Store
 
 MODELS = ("e_spikeformer_digits", "sdt_v1_digits")
 SAVINGS = (0.224, 0.2668, 0.4, 0.55, 0.7)
-FAR = (0.8, 0.85, 0.9)  # where plans lose much also after a recovery; predicted plans only
+FAR = (0.8, 0.85, 0.9)  # large losses even after a recovery; predicted plans only
 TRIED = (*PUBLISHED, "optimal")
-CLOSE = 0.01  # what the bisection for the loss of 3 pp ends at
+CLOSE = 0.01  # the bisection for the loss of 3 pp stops at this width
 QUICK_IMAGES, QUICK_RATIOS = 40, (0.3, 0.6)
 
 
 def crossing(cells: Cells, model: str, savings: Iterable[float]) -> tuple[float, float] | None:
-    """The neighbouring savings between which the better published policy comes to lose 3 pp."""
+    """Return the two savings between which the better published policy reaches a loss of 3 pp."""
     below = 0.0
     for saving in sorted(savings):
         drop = published_drop(cells, model, saving)
@@ -68,7 +64,7 @@ def crossing(cells: Cells, model: str, savings: Iterable[float]) -> tuple[float,
 
 
 def published_drop(cells: Cells, model: str, saving: float) -> float | None:
-    """Test drop (pp) of the better of psvit and prime; None where neither is tested."""
+    """Return the test drop (pp) of the better of psvit and prime; None if neither is tested."""
     base = cells.get("baseline", model)
     found = []
     for policy in PUBLISHED:
@@ -82,7 +78,7 @@ def published_drop(cells: Cells, model: str, saving: float) -> float | None:
 
 
 def full_run(b: Bench) -> None:
-    """Everything of one model; what decides which plan is tested, before its tests."""
+    """Run all cells of one model; those that choose plans before their tests."""
     b.cells.make(["baseline", b.name], b.baseline_cell)
     for saving in SAVINGS:
         every_plan(b, saving)
@@ -97,15 +93,15 @@ def full_run(b: Bench) -> None:
             names = POLICIES if saving in SAVINGS else TRIED
             b.test_plans(names, saving, seed, RECOVERIES[min(seed, 1) :])
     for saving in SAVINGS:
-        b.unstructured_cell(saving)
+        unstructured_cell(b, saving)
     for epochs in EPOCHS:
         for saving in reversed(TUNED):
             for policy in ("uniform", "optimal"):
-                b.tuned_cell(policy, saving, epochs)
+                tuned_cell(b, policy, saving, epochs)
 
 
 def every_plan(b: Bench, saving: float) -> None:
-    """Every policy's plans at a saving, predicted and measured, and their tests."""
+    """Make every policy's plans at a saving, predicted and measured, and test them."""
     plans(b, POLICIES, saving, ("predicted",))
     plans(b, PUBLISHED, saving, ("measured",))
     plans(b, ("optimal",), saving, ("measured", "measured 80"), ("all",))
@@ -113,7 +109,7 @@ def every_plan(b: Bench, saving: float) -> None:
 
 
 def headlines(b: Bench) -> list[float]:
-    """Savings where a bisection looks for the published loss of 3 pp, with every plan there."""
+    """Bisect for the saving with a published loss of 3 pp, making every plan on the way."""
     tried = [*SAVINGS, *FAR]
     while found := crossing(b.cells, b.name, tried):
         low, high = found
@@ -132,7 +128,7 @@ def plans(
     hows: Iterable[str],
     scopes: Iterable[str] = SCOPES,
 ) -> None:
-    """Plans of all these."""
+    """Make the plans of all these settings."""
     for policy in policies:
         for scope in scopes:
             for how in hows:
@@ -141,12 +137,16 @@ def plans(
 
 def main() -> None:
     """Measure what is missing, or write the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute's worth; not kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="run for about a minute; do not store the result"
+    )
     parser.add_argument("--json", action="store_true", help="print the cells as one JSON object")
     parser.add_argument("--cache", default="cache/policies", help="folder of the store")
     parser.add_argument("--out", default=None, help="result file")
-    parser.add_argument("--model", action="append", choices=MODELS, help="only this one")
+    parser.add_argument("--model", action="append", choices=MODELS, help="run only this model")
     parser.add_argument("--report", action="store_true", help="only write docs/results.md")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -168,21 +168,25 @@ def main() -> None:
         print(json.dumps({**cells.head, "cells": cells.cells}))
         return
     r = Results(cells)
-    print("\n".join([*accuracy_tables(r, (0.4,) if chosen.quick else SAVINGS), *headline(r)]))
+    print(accuracy_table(r, (0.4,) if chosen.quick else SAVINGS).markdown())
+    print(headline_table(at_the_loss(r)).markdown())
 
 
 def head() -> dict[str, Any]:
-    """What the result file says beside its cells."""
+    """Return the head of the result file."""
     return {
-        "benchmark": "policies", "threads": 1, "machine": machine("cpu").processor,
+        "benchmark": "policies",
+        "threads": 1,
+        "machine": machine("cpu").processor,
         "versions": {p: version(p) for p in ("torch", "spikingjelly")},
-        "criterion": CRITERION, "planning images": N_PLANNING,
+        "criterion": CRITERION,
+        "planning images": N_PLANNING,
         "test sets": ["digits", "digits:distorted"],
-    }  # fmt: skip
+    }
 
 
 def quick_run(bench: Bench, cells: Cells) -> None:
-    """A minute's worth: predicted plans of one model at one saving, on few images."""
+    """Run for about a minute: predicted plans of one model at one saving, on few images."""
     cells.make(["baseline", bench.name], bench.baseline_cell)
     plans(bench, POLICIES, 0.4, ("predicted",))
     bench.test_plans(POLICIES, 0.4, 0, ("none", "bn"))

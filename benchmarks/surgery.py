@@ -2,10 +2,10 @@
 
     python benchmarks/surgery.py [--quick] [--json]
 
-Beside it torch-pruning's DepGraph on the same model (traced at 64 px with the neurons stubbed and
-its expand-mapping off, without which it groups spiking attention wrongly): building its graph and
-groups, and pruning the same share of every group. It ties q, k and v, so its groups are fewer; its
-time only is compared. Each model is measured in a process of its own.
+For comparison, torch-pruning's DepGraph builds its graph and groups on the same model and prunes
+the same share of every group. It is traced at 64 px with the neurons stubbed and its
+expand-mapping off; otherwise it groups spiking attention wrongly. It ties q, k and v and so has
+fewer groups; only times are compared. Each model is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks._report import options, report
 from psvit_core.groups import find_groups, summarize
 from psvit_core.importance import rank
 from psvit_core.neurons import LIF
-from psvit_core.plans import plan_from_ratios
+from psvit_core.plan.build import plan_from_ratios
 from psvit_core.surgery import apply_plan, stored_bytes
 from psvit_core.zoo.cards import model_card
 from psvit_core.zoo.registry import build_model
@@ -39,7 +39,7 @@ RATIO = 0.3
 
 
 def main() -> None:
-    """Measure every model in a process of its own."""
+    """Measure every model in a separate process."""
     if len(sys.argv) > 2 and sys.argv[1] == "--one":
         print(json.dumps(measure(sys.argv[2])))
         return
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """One model's row."""
+    """Measure one model and return its row."""
     torch.set_num_threads(1)
     card = model_card(name)
     model = build_model(card.family, **card.arguments)
@@ -79,7 +79,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def torch_pruning(name: str) -> dict[str, Any]:
-    """torch-pruning's seconds for the same model and share."""
+    """Return torch-pruning's seconds for the same model and share."""
     import torch_pruning as tp
 
     card = model_card(name)
@@ -107,14 +107,14 @@ def torch_pruning(name: str) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Result and seconds of ``work``."""
+    """Run ``work`` and return its result and its seconds."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
 
 
 def peak_bytes() -> int:
-    """Peak resident bytes of this process so far (Linux: kilobytes)."""
+    """Return the peak resident bytes of this process so far (Linux reports kilobytes)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,28 +1,20 @@
-"""Latency of the Tune page in Chromium, beside the same page made of ``st.slider``.
+"""Latency of the Tune page in Chromium, compared with the same page made of ``st.slider``.
 
     python benchmarks/ui.py [--quick] [--json]
 
-Local redraw: from the pointer's move to the figure that it changes, in frames of the browser and in
-milliseconds. Answer: from letting go to the server's figures. Both pages show the same figures of
-the same plan from the same functions; the page of sliders is made here and thrown away. The tables
-are made up (no model runs): Meta-SpikeFormer 15M's shapes with its 69 groups, and the same with
-more blocks for 120.
+Local redraw: time from a pointer move to the figure that it changes, in frames of the browser and
+in milliseconds. Answer: time from the pointer's release to the server's figures. Both pages compute
+the same figures of the same plan with the same functions. The sweeps are invented (no model runs):
+one for the 69 groups of Meta-SpikeFormer 15M, one for the same model with more blocks, 120 groups.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,62 +25,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks._report import options, report
-from psvit_core.jobs import client
-from psvit_core.jobs.engine import Subject
-from psvit_core.records import ModelSummary, ShapeTable
-from psvit_core.store import Store
-from psvit_core.zoo.cards import model_card
+from benchmarks._ui_cases import MODEL, RATIOS, ROOT, SLIDERS, put_model, served
+from psvit_core.storage.store import Store
 from tests.browser import chromium_path
-from tests.ui.example import put_sweep
 
-ROOT = Path(__file__).resolve().parents[1]
-MODEL = "meta_spikeformer_15m"
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+SIZES = (69, 120)  # channel groups
 DRAGS, LOADS = 30, 5
-QUIET = 450  # milliseconds without a change after which a figure counts as the last one
+QUIET = 450  # milliseconds without a change after which a figure counts as final
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 
-SLIDERS = """
-import sys
-sys.path.insert(0, {root!r})
-import streamlit as st
-from psvit_core.size import plan_size
-from ui import drafts, loaders, predict, state, words, sweep_views
-from ui.loaders import Choice
-
-def sliders():
-    store = loaders.open_store()
-    summary = Choice(model={path!r}, limit=None).describer(store).summary()
-    view = next(v for v in sweep_views.sweeps(store, summary) if v.complete)
-    predictor = predict.predictor(view.table)
-    draft = state.draft(store, summary)
-    base, size = plan_size(summary, None), plan_size(summary, draft.plan)
-    st.title("Sliders")
-    tiles = st.columns(4)
-    tiles[0].metric("Memory", words.megabytes(size.bytes))
-    tiles[1].metric("Parameters", f"{{size.params:,}}")
-    tiles[2].metric("MACs a time step", words.count(size.macs))
-    tiles[3].metric("Predicted drop", words.drop(predictor.drop(draft.plan)))
-    for column, at in zip(st.columns(4), range(4)):
-        for group in summary.groups[at::4]:
-            name = "s/" + group.group_id
-            def move(group_id=group.group_id, name=name):
-                new = drafts.with_ratio(state.draft(store, summary), summary, group_id,
-                                        st.session_state[name] / 100)
-                state.set_draft(store, summary, new)
-            with column:
-                st.slider(group.label, 0, 95, key=name, on_change=move, persist_state="session")
-
-def other():
-    st.title("Other")
-
-st.set_page_config(layout="wide")
-pages = [st.Page(sliders, title="Sliders", default=True), st.Page(other, title="Other")]
-st.navigation(pages, position="top").run()
-"""
-
-#: Times in the page itself: the pointer's events, and the changes of the figures' text. Streamlit
-#: may draw a metric anew, so the whole app is watched where the figure is not in a component.
+#: Records in the page when the pointer moves and when the figures' text changes. Streamlit may
+#: replace a metric's element, so the whole app is observed for figures outside of components.
 WATCH = """
 target => {
   const app = target.closest('[data-testid=stApp]');
@@ -107,15 +54,12 @@ target => {
 }
 """
 
-
-TITLES = (
-    "Sensitivity", "Tune", "Compare", "Fine-tune", "Export", "Jobs", "Open", "Overview",
-)  # fmt: skip
+TITLES = ("Sensitivity", "Tune", "Compare", "Fine-tune", "Export", "Jobs", "Open", "Overview")
 CLICKED = """
 () => addEventListener('click', () => { window.clicked = performance.now(); },
                        { capture: true, once: true })
 """
-#: Looks for controls in components, too.
+#: Begins a function that counts elements, also inside components.
 SEEN = """() => {
   const roots = root => [root, ...[...root.querySelectorAll('*')]
     .filter(e => e.shadowRoot).flatMap(e => roots(e.shadowRoot))];
@@ -126,12 +70,12 @@ SEEN = """() => {
 
 
 def main() -> None:
-    """Measure both pages at both sizes."""
+    """Measure both pages at both sizes, then all pages on the demo."""
     chosen = options(__doc__ or "")
     rows = []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         store = Store(folder)
-        paths = [put_model(store, n) for n in ((69,) if chosen.quick else (69, 120))]
+        paths = [put_model(store, n) for n in (SIZES[:1] if chosen.quick else SIZES)]
         browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         for n, path in paths:
             script = Path(folder) / f"sliders{n}.py"
@@ -145,106 +89,19 @@ def main() -> None:
                     rows.append(row | measure(browser, url, page, quick=chosen.quick))
                     print(rows[-1], file=sys.stderr)
         about = {
-            "model": MODEL, "ratios": len(RATIOS), "cpus": os.cpu_count(),
-            "streamlit": version("streamlit"), "chromium": browser.version,
-            "drags": DRAGS, "loads": LOADS,
-        }  # fmt: skip
+            "model": MODEL,
+            "ratios": len(RATIOS),
+            "cpus": os.cpu_count(),
+            "streamlit": version("streamlit"),
+            "chromium": browser.version,
+            "drags": DRAGS,
+            "loads": LOADS,
+        }
         with served(ROOT / "app.py", f"{folder}/demo") as url:
             rows += pages(browser, url, 1 if chosen.quick else LOADS)
-        with served(ROOT / "app.py", f"{folder}/warm", warm=True) as url:
-            rows.append(first_estimates(browser, url, Path(folder) / "warm"))
         browser.close()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     report("ui", [{name: row.get(name, "") for name in columns} for row in rows], about, chosen)
-
-
-# ---- models and servers ------------------------------------------------------------------------
-
-
-def put_model(store: Store, n: int) -> tuple[int, str]:
-    """A model of ``n`` groups with its description and sweep in the store; a file that names it."""
-    path = store.folder / f"model{n}.safetensors"
-    path.touch()
-    model = grown(full_size(), n)
-    model = dataclasses.replace(model, model=str(path), weights_hash=f"{n:064d}")
-    put_sweep(store, model, RATIOS, n_images=500)
-    job = client.Job(
-        id=f"model{n}", task="summary", title="", state="done", created=1.0, ended=1.0,
-        params={"subject": Subject(model=str(path)).to_dict()},
-        result={"summary": model.to_dict()},
-    )  # fmt: skip
-    client.save(store, job)
-    return n, str(path)
-
-
-def full_size() -> ModelSummary:
-    """The description of the full-size model with random weights."""
-    from psvit_core.groups import summarize
-    from psvit_core.importance import rank
-    from psvit_core.zoo.registry import build_model
-
-    card = model_card(MODEL)
-    model = build_model(card.family, **card.arguments)
-    return summarize(model, {"l2": rank(model, "l2")})
-
-
-def grown(model: ModelSummary, n: int) -> ModelSummary:
-    """The model with copies of a block's groups, tensors and compute until it has ``n`` groups."""
-    block = [g for g in model.groups if g.block == "Block 3.1"]
-    groups, shapes = list(model.groups), model.shapes
-    tensors, terms = list(shapes.tensors), list(shapes.terms)
-    rankings = {criterion: dict(of) for criterion, of in model.rankings.items()}
-    for copy in range(1, n):
-        taken = block[: n - len(groups)]
-        if not taken:
-            break
-        new = {g.group_id: f"copy{copy}.{g.group_id}" for g in taken}
-        for group in taken:
-            label = {"group_id": new[group.group_id], "block": f"Block 5.{copy}"}
-            groups.append(dataclasses.replace(group, **label))
-            for of in rankings.values():
-                of[new[group.group_id]] = of[group.group_id]
-        for t in shapes.tensors:
-            if any(g in new for g in t.groups if g):
-                renamed = tuple(new.get(g, g) if g else None for g in t.groups)
-                tensors.append(dataclasses.replace(t, name=f"copy{copy}.{t.name}", groups=renamed))
-        for c in shapes.terms:
-            if any(g in new for g in c.groups):
-                renamed = tuple(new.get(g, g) for g in c.groups)
-                terms.append(dataclasses.replace(c, layer=f"copy{copy}.{c.layer}", groups=renamed))
-    table = ShapeTable(tensors=tuple(tensors), terms=tuple(terms))
-    return dataclasses.replace(model, groups=tuple(groups), shapes=table, rankings=rankings)
-
-
-@contextmanager
-def served(script: Path, cache: str, *, warm: bool = False) -> Iterator[str]:
-    """A server of a script over a store; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.headless", "true"]
-    process = subprocess.Popen(
-        [*command, "--server.port", str(port)],
-        cwd=ROOT,
-        env={**os.environ, "PSVIT_CACHE": cache, "PSVIT_WARM": str(int(warm))},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 # ---- pages -------------------------------------------------------------------------------------
@@ -262,7 +119,7 @@ class Equalizer:
         self.path, self.other_path = path, other_path
 
     def spot(self, page: Page, at: int, percent: float) -> tuple[float, float]:
-        """Where a percentage of a control is on the page."""
+        """Return the position of a control's percentage on the page."""
         column = page.get_by_role("slider").nth(at)
         column.evaluate("e => e.scrollIntoView({ block: 'nearest', inline: 'nearest' })")
         box = column.locator(".well").bounding_box()
@@ -270,7 +127,7 @@ class Equalizer:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] * (1 - percent / 100)
 
     def answered(self, text: str) -> bool:
-        """Whether a figure's text is the server's."""
+        """Return whether a figure's text comes from the server."""
         return "≈" not in text
 
 
@@ -284,7 +141,7 @@ class Sliders(Equalizer):
 
     def spot(self, page: Page, at: int, percent: float) -> tuple[float, float]:
         slider = page.get_by_test_id("stSlider").nth(at)
-        slider.evaluate("e => e.scrollIntoView({ block: 'center' })")  # not under the head
+        slider.evaluate("e => e.scrollIntoView({ block: 'center' })")  # not below the header
         track = slider.bounding_box()
         assert track is not None
         y = track["y"] + track["height"] * 0.72
@@ -300,7 +157,7 @@ def idle(page: Page) -> None:
 
 
 def measure(browser: Browser, url: str, kind: Equalizer, *, quick: bool) -> dict[str, Any]:
-    """One row."""
+    """Return the row of one page."""
     loads = [load(browser, url, kind) for _ in range(2 if quick else LOADS + 1)][1:]
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
@@ -324,7 +181,7 @@ def measure(browser: Browser, url: str, kind: Equalizer, *, quick: bool) -> dict
 
 
 def load(browser: Browser, url: str, kind: Equalizer) -> tuple[float, float]:
-    """Milliseconds to the first contentful paint and to the first control, in a new browser."""
+    """Return milliseconds to the first contentful paint and the first control in a new browser."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     start = time.perf_counter()
@@ -338,7 +195,7 @@ def load(browser: Browser, url: str, kind: Equalizer) -> tuple[float, float]:
 
 
 def switch(page: Page, kind: Equalizer) -> float:
-    """Milliseconds from the click on the page's link to its last control, told by the page."""
+    """Return milliseconds from the click on the page's link to its last control."""
     n = page.locator(kind.control).count()
     page.get_by_role("link", name=kind.other, exact=True).click()
     page.locator(kind.control).first.wait_for(state="detached")
@@ -346,17 +203,20 @@ def switch(page: Page, kind: Equalizer) -> float:
 
 
 def go(page: Page, title: str, done: str) -> float:
-    """Milliseconds from the click on a page's link until ``done`` (JavaScript) is true there."""
+    """Return milliseconds from the click on a page's link until ``done`` (JavaScript) is true."""
     idle(page)
-    page.wait_for_timeout(1500)  # what the page before still draws belongs to that one
+    page.wait_for_timeout(1500)  # until the previous page is completely drawn
     page.evaluate(CLICKED)
     page.get_by_role("link", name=title, exact=True).click()
-    return float(page.wait_for_function(f"{SEEN}; return {done} && performance.now() - clicked; }}")
-                 .json_value())  # fmt: skip
+    return float(
+        page.wait_for_function(
+            f"{SEEN}; return {done} && performance.now() - clicked; }}"
+        ).json_value()
+    )
 
 
 def pages(browser: Browser, url: str, rounds: int) -> list[dict[str, Any]]:
-    """One row a page of the app on the demo: from the click until its script has run."""
+    """Return one row per page on the demo: time from the click until its script has run."""
     context = browser.new_context(viewport={"width": 1440, "height": 1000})
     page = context.new_page()
     page.goto(url)
@@ -368,41 +228,17 @@ def pages(browser: Browser, url: str, rounds: int) -> list[dict[str, Any]]:
     context.close()
     return [
         {
-            "page": f"{title}, demo", "groups": 16,
+            "page": f"{title}, demo",
+            "groups": 16,
             "page switch (ms)": round(statistics.median(times[1:])),
             "page switch, first (ms)": round(times[0]),
         }
         for title, times in found.items()
-    ]  # fmt: skip
-
-
-def first_estimates(browser: Browser, url: str, cache: Path) -> dict[str, Any]:
-    """From pressing Measure to the first estimate and to the result, on the demo; two plans."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(f"{url}/tune")
-    idle(page)
-    log, deadline = cache / "logs" / "worker-cpu.log", time.monotonic() + 60
-    while not (log.exists() and "warm: baseline" in log.read_text(encoding="utf-8")):
-        if time.monotonic() > deadline:
-            raise TimeoutError("the worker does not get warm")
-        time.sleep(0.1)
-    first, last = [], []
-    for column in (6, 9):
-        page.get_by_role("slider").nth(column).press("PageUp")
-        time.sleep(1)
-        idle(page)
-        page.get_by_role("button", name="Measure", exact=True).click()
-        begin = time.monotonic()
-        for text, into in (("So far|the gap is", first), ("the gap is", last)):
-            page.get_by_text(re.compile(text)).first.wait_for(timeout=60_000)
-            into.append(round(1000 * (time.monotonic() - begin)))
-    page.close()
-    return {"page": "Tune, demo: Measure", "groups": 16, "first estimate (ms)": max(first),
-            "result (ms)": max(last)}  # fmt: skip
+    ]
 
 
 def drags(page: Page, kind: Equalizer, count: int) -> tuple[list[int], list[float], list[float]]:
-    """Frames and milliseconds from a move to the figure, and milliseconds to the server's."""
+    """Return frames and milliseconds from moves to figures, and milliseconds to the server's."""
     page.locator(kind.figure).first.wait_for()
     element = page.locator(kind.figure).first
     element.evaluate(WATCH)
@@ -433,7 +269,7 @@ def drags(page: Page, kind: Equalizer, count: int) -> tuple[list[int], list[floa
 
 
 def answer(page: Page, kind: Equalizer) -> float:
-    """Milliseconds from letting go to the last figure that the server sends for it."""
+    """Return milliseconds from the pointer's release to the server's last figure."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         page.wait_for_timeout(QUIET)

@@ -1,6 +1,6 @@
-"""Structured pruning of spiking vision transformers: the engine of the PSViT explorer.
+"""Structured pruning of spiking vision transformers: the library behind the PSViT explorer.
 
-Importing this package is cheap and imports no torch; names load what they need when first used.
+Importing this package is fast and does not import torch; names load their modules on first use.
 
 Example:
     >>> import psvit_core as psvit
@@ -18,23 +18,19 @@ if TYPE_CHECKING:
     from psvit_core.data import EvalSet, load_data
     from psvit_core.errors import PsvitError
     from psvit_core.evaluate import measure
-    from psvit_core.export.pruned import save_pruned
+    from psvit_core.export import export_torch
     from psvit_core.groups import find_groups, plan_from_kept
     from psvit_core.pareto import ParetoArchive
     from psvit_core.planners import make_plan
-    from psvit_core.records import (
-        ChannelGroup,
-        Measurement,
-        PrunePlan,
-        SensitivityTable,
-    )
+    from psvit_core.records import ChannelGroup, Measurement, PrunePlan, SensitivityTable
     from psvit_core.runtime import Run
     from psvit_core.sensitivity.sweep import sweep
-    from psvit_core.store import Store
+    from psvit_core.storage.store import Store
     from psvit_core.surgery import apply_plan, silenced
     from psvit_core.workspace import Workspace
     from psvit_core.zoo.cards import list_models, model_card
     from psvit_core.zoo.checkpoint import load_model
+    from psvit_core.zoo.pruned import save_pruned
     from psvit_core.zoo.registry import build_model
 
 _HOMES = {
@@ -46,11 +42,12 @@ _HOMES = {
     "PsvitError": "errors",
     "Run": "runtime",
     "SensitivityTable": "records",
-    "Store": "store",
+    "Store": "storage.store",
     "Workspace": "workspace",
     "apply_plan": "surgery",
     "build_model": "zoo.registry",
     "check_groups": "custom",
+    "export_torch": "export",
     "find_groups": "groups",
     "list_models": "zoo.cards",
     "load_data": "data",
@@ -60,7 +57,7 @@ _HOMES = {
     "model_card": "zoo.cards",
     "plan_from_kept": "groups",
     "register_model": "custom",
-    "save_pruned": "export.pruned",
+    "save_pruned": "zoo.pruned",
     "silenced": "surgery",
     "sweep": "sensitivity.sweep",
 }
@@ -79,6 +76,7 @@ __all__ = [
     "apply_plan",
     "build_model",
     "check_groups",
+    "export_torch",
     "find_groups",
     "list_models",
     "load_data",

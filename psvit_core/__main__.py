@@ -1,4 +1,4 @@
-"""``python -m psvit_core``: the command line."""
+"""``python -m psvit_core``: the same as the command ``psvit``."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""Every error that a user can cause, each with the rule, the value and the way out.
+"""Errors that a user can cause. Each message gives the rule, the value and a way out.
 
-All derive from ``PsvitError``; its ``exit_code`` is what the command line ends with
+All derive from ``PsvitError``, whose ``exit_code`` is the exit status of the command line
 (2: bad input, 1: failed while running, 130: cancelled).
 """
 
@@ -11,20 +11,26 @@ from collections.abc import Iterable
 
 
 class PsvitError(Exception):
-    """Base of every error that psvit_core raises on purpose."""
+    """Base class of all errors that psvit_core raises on purpose."""
 
     exit_code = 2
 
 
 class UnknownNameError(PsvitError):
-    """A model, criterion, policy or data set that is not registered."""
+    """An unknown model, criterion, policy, data set or other name."""
 
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
-        """Name what was asked for and offer the nearest known names."""
+        """Build the message with the closest match and all known names.
+
+        Args:
+            what: Kind of the name, e.g. ``policy``.
+            name: The unknown name.
+            known: Names that exist.
+        """
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"No {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+        super().__init__(f"Unknown {what} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
 
 
 class InvalidRatioError(PsvitError):
@@ -32,23 +38,23 @@ class InvalidRatioError(PsvitError):
 
 
 class InvalidEnergyError(PsvitError):
-    """An energy constant that is no amount of energy."""
+    """An energy per operation that is negative or not finite."""
 
 
 class InvalidPlanError(PsvitError):
-    """A plan, or a sweep to plan from, that does not fit what it is used on."""
+    """A plan or sweep that does not match the model it is used with."""
 
 
 class RecordError(PsvitError):
-    """A JSON document that is not the record it is read as."""
+    """A JSON document that is not a valid record of the expected type."""
 
 
 class ModelError(PsvitError):
-    """Arguments or widths that no model can be built from."""
+    """Arguments or widths that do not describe a valid model."""
 
 
 class CheckpointError(PsvitError):
-    """A checkpoint file that is damaged, foreign or does not fit."""
+    """A checkpoint file that is damaged, of another format or made for another model."""
 
 
 class DataError(PsvitError):
@@ -56,28 +62,32 @@ class DataError(PsvitError):
 
 
 class OutputError(PsvitError):
-    """A place that cannot be written to."""
+    """A path that cannot be written."""
 
 
 class StoreError(PsvitError):
-    """A damaged entry of the store; the message names the path to delete."""
+    """A damaged store entry. The message names the path to delete."""
 
 
 class TargetError(PsvitError):
-    """A target that no plan on the given grid reaches; the message says the most."""
+    """A target that no plan can reach. The message gives the largest saving that is possible."""
 
 
 class DeviceError(PsvitError):
-    """A device that this machine does not have."""
+    """A device that is not available on this machine."""
 
 
 class JobError(PsvitError):
-    """Background work that failed."""
+    """A background job that failed."""
 
     exit_code = 1
 
 
+class PsvitWarning(UserWarning):
+    """Something that a user should know about a result that is still valid."""
+
+
 class CancelledError(PsvitError):
-    """Work that the user cancelled; what was finished is kept."""
+    """Work cancelled by the user. Finished parts stay in the store."""
 
     exit_code = 130

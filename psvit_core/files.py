@@ -1,29 +1,132 @@
-"""Writing files whole or not at all."""
+"""Atomic file writes and checks of output paths."""
 
 from __future__ import annotations
 
+import keyword
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from psvit_core.errors import OutputError
+from psvit_core.errors import OutputError, PsvitError
 
-MODEL_SUFFIX = ".safetensors"  # readers take a file of any other name for a pickle
-_TAIL_BYTES = 32_000  # that are read from a file's end
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PLACELESS = ("cifar10", "cifar10-jpeg")  # data whose images are known by their content
+READING = "2-"  # begins the digest of images that versions up to 0.2 read differently
+WNID = re.compile(r"n\d{8}")  # name of a class folder of ImageNet
+MODEL_SUFFIX = ".safetensors"  # files with any other suffix are read as pickles
+_NEEDED_BY_EXPORTS = {"torch", "safetensors", "spikingjelly", "numpy", "psvit_core"}
+_TAIL_BYTES = 32_000  # read from the end of a file
+#: Folders that systems and tools leave among the class folders of a data set, in lower case.
+_LEFTOVERS = frozenset(
+    (
+        "__macosx",
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "__pycache__",
+        "lost+found",
+        "system volume information",
+    )
+)
+#: Names of split folders, in lower case, without an ``images`` before or after them.
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "calib": "calib",
+    "calibration": "calib",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+_EXTRA = r"(?:images?|imgs?|data|dataset|set|split)"
+_SPLIT_NAME = re.compile(
+    rf"(?:{_EXTRA}[ _.-]?)?({'|'.join(_SPLIT_WORDS)})(?:[ _.-]?{_EXTRA})?", re.IGNORECASE
+)
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced by the home folder.
+
+    Raises:
+        PsvitError: If there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise PsvitError(
+            f"Cannot expand the ~ in {path!s:.80}: the home folder does not exist. Give the full "
+            "path."
+        ) from error
+
+
+def is_file(path: str | Path) -> bool:
+    """Return True for a regular file that can be looked up.
+
+    ``Path.is_file`` raises where a name is too long, or a folder on the way may not be searched.
+    """
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def expand_spec(spec: str) -> str:
+    """Return a data specification with ``~`` in its path replaced by the home folder."""
+    kind, colon, place = spec.partition(":")
+    return f"{kind}:{expand(place)}" if place.startswith("~") else f"{kind}{colon}{place}"
+
+
+def data_set_name(spec: str) -> str:
+    """Return a data specification as results name it: without the place where that says nothing.
+
+    Every picture of CIFAR-10 is known by its content, so that results hold for every copy.
+    """
+    kind = spec.partition(":")[0]
+    return kind if kind in PLACELESS else spec
+
+
+def is_module(name: str) -> bool:
+    """Return whether a Python file of this name would hide another module, or is a keyword."""
+    return keyword.iskeyword(name) or name in sys.stdlib_module_names | _NEEDED_BY_EXPORTS
+
+
+def module_name(file_name: str) -> str:
+    """Return a name for the Python file of a checkpoint, which can be imported."""
+    name = re.sub(r"\W", "_", Path(file_name).stem, flags=re.ASCII)
+    name = name if name.isidentifier() else f"net_{name}"
+    return f"{name}_net" if is_module(name) else name
 
 
 def check_writable(path: str | Path) -> Path:
-    """Raise ``OutputError`` now if ``path`` could not be written later."""
-    path = Path(path)
+    """Check that ``path`` can be written, without creating it.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: If it is a folder or special file, or its folder is missing or read-only.
+    """
+    path = expand(path)
     parent = path.parent
     try:
         if path.is_dir():
-            raise OutputError(f"Cannot write {path}: it is a folder. Name a file in it.")
+            raise OutputError(f"Cannot write {path}: it is a folder. Give a file name inside it.")
         if path.exists() and not path.is_file():
-            raise OutputError(f"Cannot write {path}: it is no regular file. Name another.")
+            raise OutputError(
+                f"Cannot write {path}: it is not a regular file. Choose another name."
+            )
         if not parent.is_dir():
-            raise OutputError(f"Cannot write {path}: there is no folder {parent}. Create it first.")
+            raise OutputError(
+                f"Cannot write {path}: folder {parent} does not exist. Create it first."
+            )
         with tempfile.TemporaryFile(dir=parent):
             pass
     except (OSError, ValueError) as error:
@@ -34,12 +137,19 @@ def check_writable(path: str | Path) -> Path:
 
 
 def check_model_file(path: str | Path) -> Path:
-    """``check_writable`` for a model that is to be read again: its name ends in .safetensors."""
-    path = Path(path)
+    """Check that a model can be written to ``path``: writable, with the suffix .safetensors.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: If the suffix is another or the path cannot be written.
+    """
+    path = expand(path)
     if path.suffix != MODEL_SUFFIX:
         raise OutputError(
-            f"A model is written as a {MODEL_SUFFIX} file, by which it is known when it is opened; "
-            f"got {str(path)!r:.80}. Name it {path.stem or 'model'}{MODEL_SUFFIX}, for example."
+            f"Models are saved with the suffix {MODEL_SUFFIX}; got {str(path)!r:.80}. "
+            f"Use for example {path.stem or 'model'}{MODEL_SUFFIX}."
         )
     return check_writable(path)
 
@@ -48,11 +158,18 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a file in one step: readers see the old content or the new, never a part.
+
+    Args:
+        path: Destination; an existing file is replaced.
+        write: Fills the temporary file whose path it receives; that file then replaces ``path``.
+
+    Returns:
+        The path.
 
     Raises:
-        OutputError: If the place cannot be written to; nothing is left behind.
+        OutputError: If the path cannot be written. No temporary file is left behind.
     """
     path = check_writable(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".psvit-", suffix=".part")
@@ -70,21 +187,180 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write ``text`` as UTF-8, whole or not at all."""
-    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    """Write ``text`` as UTF-8 in one step, like ``write_atomic``."""
+    return write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
+    mask = os.umask(0)  # reading it requires setting it
     os.umask(mask)
     return mask
 
 
 def last_lines(path: Path, n_lines: int) -> list[str]:
-    """The last lines of a text file, however large it is; of very long ones fewer."""
+    """Return up to ``n_lines`` lines from the end of a text file, reading at most 32 kB."""
     with path.open("rb") as file:
         start = max(0, path.stat().st_size - _TAIL_BYTES)
         file.seek(start)
         text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
     lines = text.splitlines()
     return lines[1 if start else 0 :][-n_lines:] if n_lines > 0 else []
+
+
+# ---- split and class folders ---------------------------------------------------------------------
+
+
+def is_ignored_folder(name: str) -> bool:
+    """Return whether a folder is hidden, or left by a system or tool, and never a class."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file's name ends like that of an image and is not hidden."""
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without those that are never a class.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    with os.scandir(folder) as found:
+        return sorted(e.name for e in found if not is_ignored_folder(e.name) and e.is_dir())
+
+
+def has_images(folder: Path, *, deep: bool = True) -> bool:
+    """Return whether a folder contains an image; with ``deep``, it may be in a subfolder.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    return any(True for _ in _images(folder, set(), deep))
+
+
+def _images(folder: Path, seen: set[tuple[int, int]], deep: bool) -> Iterator[str]:
+    facts = folder.stat()
+    if (facts.st_dev, facts.st_ino) in seen:  # links that lead here again
+        return
+    seen.add((facts.st_dev, facts.st_ino))
+    below = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            if is_ignored_folder(entry.name):
+                continue
+            if entry.is_dir():
+                below.append(Path(entry.path))
+            elif is_image_name(entry.name):
+                yield entry.path
+    for place in below if deep else ():
+        yield from _images(place, seen, deep)
+
+
+def split_folders(place: Path) -> dict[str, list[Path]]:
+    """Return the folders of each split in a data set's folder.
+
+    Names are compared without case: ``train`` or ``training``, ``val``, ``valid`` or
+    ``validation``, ``test``, ``calib``; also with ``images`` before or after, as in
+    ``images_train``. A folder of the exact name (``val``) comes before all others. A folder of
+    images among class folders is a class, whatever its name.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    found: dict[str, list[Path]] = {}
+    others = []
+    for name in subfolders(place):
+        match = _SPLIT_NAME.fullmatch(name)
+        if match:
+            found.setdefault(_SPLIT_WORDS[match[1].lower()], []).append(place / name)
+        else:
+            others.append(place / name)
+    for split, folders in found.items():
+        exact = [folder for folder in folders if folder.name == split]
+        found[split] = exact or folders
+    flat = [f for folders in found.values() for f in folders if _is_flat(f)]
+    if flat and len(flat) == sum(map(len, found.values())) and any(map(has_images, others)):
+        return {}  # a class named like a split, among other classes
+    return found
+
+
+def _is_flat(folder: Path) -> bool:
+    return not subfolders(folder) and has_images(folder, deep=False)
+
+
+def class_names(place: Path, splits: dict[str, list[Path]]) -> list[str]:
+    """Return the names of all classes of a data set, sorted, over all of its splits.
+
+    A folder without images that ``train`` lacks is no class. Without ``train`` to compare with, it
+    keeps the place of a class that has no images here.
+
+    Args:
+        place: The data set's folder, with class folders if there are no splits.
+        splits: Its split folders, as from ``split_folders``.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    names = {name for folder in splits.get("train", ()) for name in subfolders(folder)}
+    for root in [root for folders in splits.values() for root in folders] or [place]:
+        for name in subfolders(root):
+            if name not in names and ("train" not in splits or has_images(root / name)):
+                names.add(name)
+    return sorted(names)
+
+
+def is_read_anew(spec: str, split: str) -> bool:
+    """Return whether versions up to 0.2 read other images or labels for a split of a data set."""
+    kind, _, place = expand_spec(spec).partition(":")
+    return kind == "cifar10" or (kind == "folder" and is_read_differently(Path(place), split))
+
+
+def is_read_differently(place: Path, split: str) -> bool:
+    """Return whether a split's images or labels differ from those of versions up to 0.2.
+
+    These knew splits by their exact names only, counted the classes of each split by itself, and
+    took every folder for a class. Results of such versions do not hold where this is true.
+    """
+    try:
+        splits = split_folders(place)
+        names = class_names(place, splits)
+        divided = takes_val_from_train(splits) and _folder_of(split, splits) == "train"
+        before = place / split
+        if not before.is_dir():
+            before = place / "train" if split == "calib" else place
+        [root] = splits[_folder_of(split, splits)] if splits else [place]
+        return (
+            divided
+            or root != before
+            or _are_relabelled(root, names)
+            or any(_has_leftovers(root / name) for name in names)
+        )
+    except (OSError, LookupError, ValueError):  # no such split, which has no results
+        return False
+
+
+def _folder_of(split: str, splits: dict[str, list[Path]]) -> str:
+    """Return the split whose folder contains a split's images."""
+    inside = split == "calib" or (split == "val" and takes_val_from_train(splits))
+    return "train" if split not in splits and inside else split
+
+
+def takes_val_from_train(splits: dict[str, list[Path]]) -> bool:
+    """Return whether the validation images are a part of ``train``: there is no folder for them."""
+    return "train" in splits and "test" in splits and "val" not in splits
+
+
+def _are_relabelled(root: Path, names: list[str]) -> bool:
+    before = _names_before(root)
+    # ImageNet's classes are numbered by their own list, whichever are there.
+    return before != names and not all(map(WNID.fullmatch, (*before, *names)))
+
+
+def _names_before(root: Path) -> list[str]:
+    with os.scandir(root) as found:
+        return sorted(e.name for e in found if not e.name.startswith(".") and e.is_dir())
+
+
+def _has_leftovers(folder: Path) -> bool:
+    return any((folder / name).is_dir() for name in ("@eaDir", "__MACOSX"))  # lists no images

@@ -1,59 +1,65 @@
-"""The spiking neurons of the zoo, stateless from the outside.
+"""Spiking neurons of the model zoo, without visible state.
 
-``LIF`` is SpikingJelly's ``LIFNode`` (its parameters, surrogate and numerics) whose forward starts
-from zero state, leaves none behind and runs on the kernels of ``fused``. ``IntegerLIF`` is the
-integer-valued neuron of E-SpikeFormer, which has no state.
+``LIF`` is SpikingJelly's ``LIFNode`` with the same parameters, surrogate and numerics. Its forward
+starts from zero state, leaves none and runs on ``psvit_core.kernels.lif``. ``IntegerLIF`` is the
+integer-valued neuron of E-SpikeFormer and has no state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import Tensor, nn
 
-from psvit_core import fused
-
-_eager = False
+from psvit_core.kernels import lif
 
 
 @contextmanager
 def eager_neurons() -> Iterator[None]:
-    """Run SpikingJelly's own multi-step forward inside the block: the reference for ``fused``."""
-    global _eager
-    before, _eager = _eager, True
+    """Run SpikingJelly's multi-step forward inside the block, the reference for our kernels."""
+    before, LIF.eager = LIF.eager, True
     try:
         yield
     finally:
-        _eager = before
+        LIF.eager = before
 
 
 class LIF(neuron.LIFNode):  # type: ignore[misc]
-    """Leaky integrate-and-fire neuron of Spikformer, SDT v1, SDT v2 and QKFormer.
+    """Leaky integrate-and-fire neuron of all families but E-SpikeFormer.
 
     ``forward`` takes and returns (T, ...), time first; each call starts from zero state.
 
     Args:
-        v_threshold: 1.0 everywhere but after an attention product, where it is 0.5.
+        v_threshold: Firing threshold; 0.5 after most attention products, 1.0 elsewhere.
+        atan: Train with the arctangent surrogate, as SpikingResformer; otherwise with the sigmoid.
     """
 
-    def __init__(self, v_threshold: float = 1.0) -> None:
+    eager: ClassVar[bool] = False  # set by ``eager_neurons``
+
+    def __init__(self, v_threshold: float = 1.0, *, atan: bool = False) -> None:
         super().__init__(
             tau=2.0,
             v_threshold=v_threshold,
             v_reset=0.0,
             decay_input=True,
             detach_reset=True,
-            surrogate_function=surrogate.Sigmoid(alpha=fused.SURROGATE_ALPHA),
+            surrogate_function=surrogate.ATan(alpha=lif.ATAN_ALPHA)
+            if atan
+            else surrogate.Sigmoid(alpha=lif.SURROGATE_ALPHA),
             step_mode="m",
         )
+        self.atan = atan
 
     def forward(self, x_seq: Tensor) -> Tensor:
-        """Spikes (T, ...) of 0.0 and 1.0 for the input current ``x_seq`` (T, ...)."""
-        if not _eager:
-            return fused.lif(x_seq, self.v_threshold)
+        """Return spikes of 0.0 and 1.0 for the input current ``x_seq``, both (T, ...)."""
+        if not self.eager:
+            if self.atan:
+                return lif.lif(x_seq, self.v_threshold, atan=True)
+            return lif.lif(x_seq, self.v_threshold)
         functional.reset_net(self)
         spikes = super().forward(x_seq)
         functional.reset_net(self)
@@ -62,46 +68,59 @@ class LIF(neuron.LIFNode):  # type: ignore[misc]
 
 class _RoundClamped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, levels: int) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x: Tensor, levels: int, half_up: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.levels = levels
-        return x.clamp(0, levels).round()
+        ctx.levels, ctx.half_up = levels, half_up
+        return lif.integer_lif(x, levels, 1, half_up)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grad * ((x >= 0) & (x <= ctx.levels)), None
+        if ctx.half_up:  # as published with it: the limits themselves pass no gradient
+            return grad * ((x > 0) & (x < ctx.levels)), None, None
+        return grad * ((x >= 0) & (x <= ctx.levels)), None, None
 
 
 class IntegerLIF(nn.Module):
     """Integer-valued neuron: ``round(clamp(x, 0, 4)) / norm``, straight-through gradient.
 
-    One output of ``k / norm`` stands for ``k`` spikes in ``levels`` sub-steps at deployment.
+    An output of ``k / norm`` represents ``k`` spikes in ``levels`` sub-steps at deployment.
 
     Args:
-        norm: Divisor of the output; 4 everywhere but before the head, where it is 1.
+        norm: Divisor of the output; 1 before the head, 4 elsewhere.
         levels: Largest integer level.
+        half_up: Round halves up, as in the large models; otherwise to the nearest even number.
 
     Source:
         Yao et al. 2025, Scaling Spike-driven Transformer, TPAMI.
     """
 
-    def __init__(self, norm: int = 4, levels: int = 4) -> None:
+    def __init__(self, norm: int = 4, levels: int = 4, half_up: bool = False) -> None:
         super().__init__()
         self.norm = norm
         self.levels = levels
+        self.half_up = half_up
 
     def forward(self, x: Tensor) -> Tensor:
-        """Levels over ``norm``, shaped like ``x``."""
+        """Return levels divided by ``norm``, with the shape of ``x``."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _RoundClamped.apply(x, self.levels) / self.norm
-        return fused.integer_lif(x, self.levels, self.norm)
+            return _RoundClamped.apply(x, self.levels, self.half_up) / self.norm
+        return lif.integer_lif(x, self.levels, self.norm, self.half_up)
 
 
-#: Every neuron class of the zoo: the layers whose firing is measured.
+#: All neuron classes of the zoo, whose firing is measured.
 NEURONS = (LIF, IntegerLIF)
 
 
 def spikes_per_unit(module: nn.Module) -> int:
-    """How many spikes an output of 1.0 of this neuron stands for (1 for LIF, norm for integers)."""
+    """Return the number of spikes that an output of 1.0 represents: 1 for LIF, else ``norm``."""
     return module.norm if isinstance(module, IntegerLIF) else 1
+
+
+def stays_silent(neuron: nn.Module) -> bool:
+    """Return True if a SpikingJelly neuron never fires without input.
+
+    Only then does removing a unit equal silencing it.
+    """
+    v_reset, v_threshold = getattr(neuron, "v_reset", 0), getattr(neuron, "v_threshold", 1.0)
+    return v_reset in (0, None) and float(v_threshold) > 0

@@ -1,13 +1,14 @@
-"""Intervals for accuracies and paired accuracy drops; pure Python, no torch.
+"""Confidence intervals for accuracies and paired accuracy drops, in pure Python.
 
-All are two-sided 95 % intervals. A drop compares two models on the *same* images, so its interval
-is paired; the naive Wald interval says "plus or minus 0" when no image changed sides, these do not.
+All intervals are two-sided with 95 % confidence unless stated otherwise. A drop compares two models
+on the *same* images, so its interval is paired. The simple Wald interval has zero width when both
+models get the same images right; the intervals here do not, nor do those over batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import log, sqrt
 from random import Random
 from statistics import NormalDist
 from typing import cast
@@ -18,7 +19,14 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson_interval(n_correct: int, n_images: int) -> tuple[float, float]:
-    """Wilson score interval of an accuracy, as fractions.
+    """Return the Wilson score interval of an accuracy, as fractions.
+
+    Args:
+        n_correct: Images classified correctly.
+        n_images: All images.
+
+    Returns:
+        (low, high) in [0, 1].
 
     Raises:
         RecordError: If ``n_images`` is 0 or ``n_correct`` is outside ``0..n_images``.
@@ -27,30 +35,43 @@ def wilson_interval(n_correct: int, n_images: int) -> tuple[float, float]:
         Wilson 1927, J. Am. Stat. Assoc. 22; method 3 of Newcombe 1998.
     """
     if not 0 <= n_correct <= n_images or n_images == 0:
-        raise RecordError(f"{n_correct} correct of {n_images} images is no accuracy.")
+        raise RecordError(f"{n_correct} correct of {n_images} images is not an accuracy.")
     p = n_correct / n_images
     z2 = Z95**2
     centre = (2 * n_correct + z2) / (2 * (n_images + z2))
     half = Z95 * sqrt(z2 + 4 * n_correct * (1 - p)) / (2 * (n_images + z2))
-    # At p = 0 and 1 one limit is exactly 0 or 1; rounding must not move it outside.
+    # At p = 0 and 1 one limit is exactly 0 or 1; keep rounding from moving it.
     low = 0.0 if n_correct == 0 else centre - half
     high = 1.0 if n_correct == n_images else centre + half
     return max(0.0, low), min(1.0, high)
 
 
 def cluster_interval(
-    sums: Sequence[float], sizes: Sequence[int], resamples: int = 2000
+    sums: Sequence[float],
+    sizes: Sequence[int],
+    resamples: int = 2000,
+    *,
+    independent: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
-    """Interval of a mean over images that come in batches which influence each other.
+    """Return the interval of a mean over images whose results depend on their batch.
+
+    Batches that happen to agree say little about how batches vary: a bootstrap of five batches
+    without a correct image is a point. The result therefore contains the interval for independent
+    images.
 
     Args:
         sums: Sum over the images of each batch: correct ones, or baseline minus pruned.
-        sizes: Images of each batch.
-        resamples: Bootstrap resamples of whole batches; seeded.
+        sizes: Number of images in each batch.
+        resamples: Seeded bootstrap resamples of whole batches.
+        independent: Interval as if the images were independent; None: Wilson's, with ``sums`` as
+            correct images.
 
     Returns:
-        2.5th and 97.5th percentile of the bootstrap means. With fewer than two batches nothing is
-        known: (-inf, inf).
+        2.5th and 97.5th percentile of the bootstrap means, moved out to ``independent`` where they
+        lie inside; (-inf, inf) for fewer than two batches.
+
+    Raises:
+        RecordError: If ``independent`` is None and the sums are not numbers of correct images.
 
     Source:
         Cluster bootstrap: Davison and Hinkley 1997, Bootstrap Methods, section 3.8.
@@ -58,19 +79,20 @@ def cluster_interval(
     n = len(sums)
     if n < 2:
         return float("-inf"), float("inf")
+    low, high = independent or wilson_interval(round(sum(sums)), sum(sizes))
     random = Random(0)
     means = []
     for _ in range(resamples):
         chosen = random.choices(range(n), k=n)
         means.append(sum(sums[i] for i in chosen) / sum(sizes[i] for i in chosen))
     means.sort()
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+    return min(low, means[int(0.025 * resamples)]), max(high, means[int(0.975 * resamples) - 1])
 
 
 def paired_drop_interval(
     both: int, only_baseline: int, only_pruned: int, neither: int
 ) -> tuple[float, float, float]:
-    """Accuracy drop from baseline to pruned on the same images, with its interval.
+    """Return the accuracy drop from baseline to pruned on the same images, with its interval.
 
     Args:
         both: Images that both models classify correctly.
@@ -79,7 +101,7 @@ def paired_drop_interval(
         neither: Images that neither classifies correctly.
 
     Returns:
-        (drop, low, high) as fractions; positive: the pruned model is worse.
+        (drop, low, high) as fractions; positive if the pruned model is worse.
 
     Source:
         Newcombe 1998, Stat. Med. 17, 2635-2650, method 10 (Wilson limits with a
@@ -105,21 +127,20 @@ def paired_drop_interval(
 def drop_bounds_of_all(
     only_baseline: int, only_pruned: int, n_seen: int, n_all: int, alpha: float
 ) -> tuple[float, float]:
-    """Bounds of the drop on all images of a split, from some of them drawn without replacement.
+    """Bound the drop on a split from a random sample of its images without replacement.
 
-    The numbers of images that only one of the two models gets right are bounded each for itself
-    (exact hypergeometric limits, a quarter of ``alpha`` on each side), so the result is
-    conservative.
+    The counts of images that only one of the two models gets right are bounded separately (exact
+    hypergeometric limits, a quarter of ``alpha`` on each side), so the result is conservative.
 
     Args:
-        only_baseline: Seen images that only the baseline classifies correctly.
-        only_pruned: Seen images that only the pruned model classifies correctly.
-        n_seen: Images seen.
-        n_all: Images of the split.
-        alpha: Chance that the bounds do not hold.
+        only_baseline: Sampled images that only the baseline classifies correctly.
+        only_pruned: Sampled images that only the pruned model classifies correctly.
+        n_seen: Sampled images.
+        n_all: All images of the split.
+        alpha: Probability that the bounds do not hold.
 
     Returns:
-        (low, high) as fractions; equal when all images were seen.
+        (low, high) as fractions; equal if all images were sampled.
 
     Source:
         Konijn 1973, Statistical Theory of Sample Survey Design, on the exact test's inversion.
@@ -129,31 +150,90 @@ def drop_bounds_of_all(
     return (lost[0] - won[1]) / n_all, (lost[1] - won[0]) / n_all
 
 
+def accuracy_bounds_of_all(
+    n_correct: int, n_seen: int, n_all: int, alpha: float
+) -> tuple[float, float]:
+    """Bound the accuracy on a split from a random sample of its images without replacement.
+
+    Args:
+        n_correct: Sampled images that are classified correctly.
+        n_seen: Sampled images.
+        n_all: All images of the split.
+        alpha: Probability that the bounds do not hold.
+
+    Returns:
+        (low, high) as fractions; equal if all images were sampled.
+    """
+    low, high = _total_bounds(n_correct, n_seen, n_all, alpha / 2)
+    return low / n_all, high / n_all
+
+
+def mean_bounds_of_batches(
+    sums: Sequence[float], sizes: Sequence[int], n_all: int, least: float, alpha: float
+) -> tuple[float, float]:
+    """Bound a mean over all images from some batches, if the images of a batch depend on it.
+
+    Args:
+        sums: Sum over the images of each batch so far; batches come in random order.
+        sizes: Number of images in each batch, equal but for the last one of the split.
+        n_all: All images of the split.
+        least: Least value of an image, 0 or -1; the largest is 1.
+        alpha: Probability that the bounds do not hold.
+
+    Source:
+        Serfling 1974, Ann. Stat. 2, 39-48 (Hoeffding's inequality without replacement).
+    """
+    full = sizes[0]
+    n_full = n_all // full  # batches of the whole split, without a shorter last one
+    seen = [s / full for s, size in zip(sums, sizes, strict=True) if size == full]
+    mean = sum(seen) / len(seen)
+    unseen = 1 - (len(seen) - 1) / n_full if len(seen) < n_full else 0.0
+    half = (1 - least) * sqrt(unseen * log(2 / alpha) / (2 * len(seen)))
+    share = n_full * full / n_all
+    low = share * max(mean - half, least) + (1 - share) * least
+    high = share * min(mean + half, 1.0) + (1 - share)
+    return low, high
+
+
+def look_sizes(n_all: int, batch: int) -> list[int]:
+    """Return the numbers of images after which an estimate may be shown: fixed in advance.
+
+    Each look is at least a tenth further than the one before. If each look's bounds fail with
+    probability ``alpha / len(look_sizes(...))``, all of them hold together with ``1 - alpha``,
+    whenever one looks or stops.
+    """
+    sizes, n = [], batch
+    while n < n_all:
+        sizes.append(n)
+        n += max(1, n // (10 * batch)) * batch
+    return sizes
+
+
 def _total_bounds(k: int, n_seen: int, n_all: int, tail: float) -> tuple[int, int]:
-    """Bounds of how many of all images have a property that ``k`` of the seen ones have."""
-    from scipy.stats import hypergeom  # not needed by who only reads tables of whole sweeps
+    """Bound how many of all images have a property that ``k`` sampled images have."""
+    from scipy.stats import hypergeom  # slow to import; only progressive sweeps need it
 
     least, most = k, n_all - n_seen + k
 
-    def plausible_low(total: int) -> bool:  # not too few for so many seen
+    def not_too_small(total: int) -> bool:
         return cast(float, hypergeom.sf(k - 1, n_all, total, n_seen)) > tail
 
-    def plausible_high(total: int) -> bool:
+    def not_too_large(total: int) -> bool:
         return cast(float, hypergeom.cdf(k, n_all, total, n_seen)) > tail
 
-    a, b = least, most
-    while a < b:
-        middle = (a + b) // 2
-        if plausible_low(middle):
-            b = middle
+    low, high = least, most
+    while low < high:
+        middle = (low + high) // 2
+        if not_too_small(middle):
+            high = middle
         else:
-            a = middle + 1
-    low = a
-    a, b = least, most
-    while a < b:
-        middle = (a + b + 1) // 2
-        if plausible_high(middle):
-            a = middle
+            low = middle + 1
+    smallest = low
+    low, high = least, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if not_too_large(middle):
+            low = middle
         else:
-            b = middle - 1
-    return low, a
+            high = middle - 1
+    return smallest, low

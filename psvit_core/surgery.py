@@ -1,8 +1,8 @@
-"""Removing channels for real (``apply_plan``) and in effect (``silenced``).
+"""Removes channels physically (``apply_plan``) or only in effect (``silenced``).
 
-``silenced`` is the oracle: the full model in which the removed units are silent, done by zeroing
-gamma and beta of the group's BatchNorms. A zeroed filter alone would still emit its BatchNorm bias.
-Both compute the same function; ``tests/test_surgery.py`` proves it in float64.
+``silenced`` is the reference: the full model with gamma and beta of the group's BatchNorms set to
+zero at the removed units. (A filter of zeros alone would still emit the BatchNorm's bias.) Both
+compute the same function; ``tests/core/test_surgery.py`` verifies it in float64.
 """
 
 from __future__ import annotations
@@ -14,34 +14,35 @@ from torch import Tensor, nn
 
 from psvit_core.errors import InvalidPlanError
 from psvit_core.groups import find_groups
-from psvit_core.neurons import LIF
+from psvit_core.neurons import LIF, stays_silent
 from psvit_core.records import ChannelGroup, PrunePlan
-from psvit_core.zoo.base import SpikingModel
+from psvit_core.selection import Selection, alive_positions, select, selections_by_tensor
+from psvit_core.zoo.base import SpikingModel, batch_norm_names
 from psvit_core.zoo.checkpoint import weights_hash
 
 
 def apply_plan(model: SpikingModel, plan: PrunePlan) -> SpikingModel:
-    """The smaller model that ``plan`` leaves; ``model`` stays untouched and shares no memory.
+    """Return a smaller model without the units that ``plan`` removes.
+
+    ``model`` is not changed, and the result shares no memory with it.
 
     Raises:
-        InvalidPlanError: If the plan was made for other weights or is illegal here.
+        InvalidPlanError: If the plan was made for other weights or does not fit the model.
     """
     groups = find_groups(model)
     plan.check(groups, weights_hash(model))
     widths = dict(model.widths)
-    chosen: dict[str, list[tuple[int, Tensor]]] = {}
+    selections = []
     for group in groups:
-        if group.group_id not in plan.kept:
-            continue
-        kept = torch.tensor(plan.kept[group.group_id])
-        widths[group.group_id] = len(kept)
-        for tensor, axis in (*group.writers, *group.readers):
-            chosen.setdefault(tensor, []).append((axis, kept))
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        for axis, kept in chosen.get(name, ()):
-            tensor = tensor.index_select(axis, kept.to(tensor.device))
-        tensors[name] = tensor.clone() if name not in chosen else tensor
+        if group.group_id in plan.kept:
+            kept = torch.tensor(plan.kept[group.group_id])
+            widths[group.group_id] = len(kept)
+            selections.append(Selection(group, kept))
+    chosen = selections_by_tensor(selections)
+    tensors = {
+        name: select(name, tensor, chosen[name]) if name in chosen else tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
     small = model.resized(widths)
     small.load_state_dict(tensors, strict=True, assign=True)
     small.name = model.name
@@ -52,7 +53,7 @@ def apply_plan(model: SpikingModel, plan: PrunePlan) -> SpikingModel:
 def _provenance(
     model: SpikingModel, groups: tuple[ChannelGroup, ...], plan: PrunePlan
 ) -> dict[str, object]:
-    """Where the smaller model comes from; kept indices composed to the first ancestor."""
+    """Return the origin of the smaller model, with kept indices of the first ancestor."""
     before = model.provenance
     earlier: Mapping[str, list[int]] = before.get("kept", {})
     kept = {name: list(units) for name, units in earlier.items()}
@@ -61,7 +62,7 @@ def _provenance(
             base = earlier.get(group.group_id, list(range(group.n_units)))
             kept[group.group_id] = [base[i] for i in plan.kept[group.group_id]]
     return {
-        **before,  # with what was done after the earlier plans: recoveries, fine-tuning
+        **before,  # including recoveries and fine-tuning after earlier plans
         "origin": before.get("origin", plan.model),
         "origin_weights_hash": before.get("origin_weights_hash", plan.weights_hash),
         "origin_bytes": before.get("origin_bytes", stored_bytes(model)),
@@ -71,7 +72,7 @@ def _provenance(
 
 
 def stored_bytes(model: SpikingModel) -> int:
-    """Bytes in fp32 of what inference reads: parameters and BatchNorm statistics."""
+    """Return the fp32 bytes that inference reads: parameters and BatchNorm statistics."""
     return sum(
         4 * tensor.numel()
         for name, tensor in model.state_dict().items()
@@ -82,62 +83,72 @@ def stored_bytes(model: SpikingModel) -> int:
 def silencing_edits(
     model: SpikingModel, plan: PrunePlan, groups: tuple[ChannelGroup, ...] | None = None
 ) -> dict[str, Tensor]:
-    """New gamma and beta, by tensor name, that silence the units which ``plan`` removes.
+    """Return the gamma and beta, by tensor name, that silence the units which ``plan`` removes.
+
+    Args:
+        model: The full model.
+        plan: A plan that was made for it; not checked here.
+        groups: The model's channel groups; found if None.
 
     Raises:
-        InvalidPlanError: If silencing at the BatchNorms would not equal removal for this model.
+        InvalidPlanError: If silencing at the BatchNorms does not equal removal for this model.
     """
-    _assert_silence_is_removal(model)
+    _check_neurons(model)
     tensors = model.state_dict()
-    norms = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    norms = batch_norm_names(model)
     edits: dict[str, Tensor] = {}
     for group in groups or find_groups(model):
         if group.group_id not in plan.kept:
             continue
-        alive = torch.zeros(group.n_units, dtype=torch.bool)
-        alive[list(plan.kept[group.group_id])] = True
-        for name, _ in group.writers:
+        kept = torch.tensor(plan.kept[group.group_id])
+        for name, axis in group.writers:
             parent, _, leaf = name.rpartition(".")
             if parent in norms and leaf in ("weight", "bias"):
-                edits[name] = tensors[name] * alive.to(tensors[name].device)
+                before = edits.get(name, tensors[name])  # groups may share a BatchNorm
+                alive = alive_positions(group, f"{name}:{axis}", kept, len(before))
+                edits[name] = before * alive.to(before.device)
     return edits
 
 
-def _assert_silence_is_removal(model: SpikingModel) -> None:
+def _check_neurons(model: SpikingModel) -> None:
+    """Raise ``InvalidPlanError`` if a neuron may fire without input."""
     for name, module in model.named_modules():
-        if isinstance(module, LIF) and not (module.v_reset == 0 and module.v_threshold > 0):
+        if isinstance(module, LIF) and not stays_silent(module):
             raise InvalidPlanError(
-                f"Neuron {name!r} has v_reset={module.v_reset}, v_threshold={module.v_threshold}: "
-                "without input it may fire, so its channels cannot be silenced. Needs v_reset=0 "
-                "and v_threshold>0."
+                f"Neuron {name!r} has v_reset={module.v_reset}, v_threshold={module.v_threshold}. "
+                "It may fire without input, so its channels cannot be silenced. Use v_reset=0 and "
+                "v_threshold>0."
             )
 
 
 class Silenced(nn.Module):
-    """A full model whose removed units are silent; shares the weights of ``model``."""
+    """A full model whose removed units are silent; shares the weights of ``model``.
+
+    Args:
+        model: The full model.
+        edits: Replacements of gamma and beta by tensor name, from ``silencing_edits``.
+    """
 
     def __init__(self, model: SpikingModel, edits: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.edits = dict(edits)  # gamma and beta by tensor name
+        self.edits = dict(edits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, (B, num_classes), as of the pruned model."""
-        logits: Tensor = torch.func.functional_call(self.model, self.edits, (x,))
+        """Return the logits of the pruned model, (B, num_classes)."""
+        # With ``tie_weights``, a module that has two names would keep the edits.
+        logits: Tensor = torch.func.functional_call(self.model, self.edits, (x,), tie_weights=False)
         return logits
 
 
 def silenced(model: SpikingModel, plan: PrunePlan) -> Silenced:
-    """The full model with the removed units silent: same function as ``apply_plan``, full shapes.
+    """Return the full model with silent units: the function of ``apply_plan`` at full shapes.
 
-    ``model`` is not changed, and later changes of its weights show in the result.
+    ``model`` is not changed. The result shares its weights, so later changes affect both.
 
     Raises:
-        InvalidPlanError: If the plan does not fit, or silencing would not equal removal here.
+        InvalidPlanError: If the plan does not fit, or silencing does not equal removal for this
+            model.
     """
     plan.check(find_groups(model), weights_hash(model))
     return Silenced(model, silencing_edits(model, plan)).train(model.training)

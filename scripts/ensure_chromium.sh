@@ -48,7 +48,7 @@ if [ -n "${PSVIT_CHROMIUM:-}" ]; then
         echo "$PSVIT_CHROMIUM"
         exit 0
     fi
-    echo "PSVIT_CHROMIUM=$PSVIT_CHROMIUM is not a program. Name a Chromium or unset it." >&2
+    echo "PSVIT_CHROMIUM=$PSVIT_CHROMIUM is not an executable. Set it to a Chromium, or unset it." >&2
     exit 1
 fi
 

@@ -1,4 +1,4 @@
-"""Networks as a user would write them, registered: the plugin of the tests of own models."""
+"""Networks as a user would write them: the plugin for tests of custom models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = 10
 
 
 def warmed(net: nn.Module, shape: tuple[int, int, int] = SHAPE, T: int | None = None) -> nn.Module:
-    """Make the neurons of an untrained network fire, in the same way each time."""
+    """Initialize a network with seeded weights and statistics so that its neurons fire."""
     random = torch.Generator().manual_seed(0)
     for module in net.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
@@ -39,14 +39,22 @@ def warmed(net: nn.Module, shape: tuple[int, int, int] = SHAPE, T: int | None = 
 
 
 def spikformer() -> nn.Module:
-    """SpikingJelly's own Spikformer, small: q, k and v in one convolution, 4 heads."""
+    """Build a small version of SpikingJelly's Spikformer: combined q, k, v, and 4 heads."""
     return warmed(
         Spikformer(
-            T=4, in_channels=1, img_size_h=16, img_size_w=16, patch_size=4, num_classes=CLASSES,
-            embed_dims=32, num_heads=4, mlp_ratio=2.0, depths=2,
+            T=4,
+            in_channels=1,
+            img_size_h=16,
+            img_size_w=16,
+            patch_size=4,
+            num_classes=CLASSES,
+            embed_dims=32,
+            num_heads=4,
+            mlp_ratio=2.0,
+            depths=2,
         ),
         (1, 16, 16),
-    )  # fmt: skip
+    )
 
 
 def conv(n_in: int, n_out: int, size: int = 3, bias: bool = False) -> nn.Conv2d:
@@ -64,7 +72,7 @@ def lif() -> neuron.LIFNode:
 
 
 class Mixed(nn.Module):
-    """One group of each kind, good and bad; takes sequences (T, B, C, H, W)."""
+    """Network with valid and invalid groups; takes sequences (T, B, C, H, W)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +90,7 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.good_lif(self.good_bn(self.good(x)))
         x = self.fixed_lif(self.fixed_bn(self.fixed(x)))
-        x = x.reshape(x.shape[0], x.shape[1], 8, 8, 8)  # its width, written into the code
+        x = x.reshape(x.shape[0], x.shape[1], 8, 8, 8)  # a hard-coded width
         x = self.bare_lif(self.bare(x))
         a = self.cat_a_lif(self.cat_a_bn(self.cat_a(x)))
         b = self.cat_b_lif(self.cat_b_bn(self.cat_b(x)))
@@ -92,7 +100,7 @@ class Mixed(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Attention over tokens with separate q, k and v and hidden widths; loops over time itself."""
+    """Attention over tokens with separate q, k and v; loops over time in its forward."""
 
     T = 3
 
@@ -127,7 +135,7 @@ class Tokens(nn.Module):
 
 
 class Silent(nn.Module):
-    """Nothing ever fires."""
+    """Network whose neurons never fire."""
 
     def __init__(self, v_reset: float = 0.0) -> None:
         super().__init__()
@@ -141,11 +149,15 @@ class Silent(nn.Module):
 
 
 def register() -> None:
-    """Register all of them, as a plugin does when it is imported."""
+    """Register all networks, as a plugin does on import."""
     psvit_core.register_model(
-        "own_spikformer", spikformer, input_shape=(1, 16, 16), num_classes=CLASSES, data="digits",
+        "own_spikformer",
+        spikformer,
+        input_shape=(1, 16, 16),
+        num_classes=CLASSES,
+        data="digits",
         title="SpikingJelly's Spikformer",
-    )  # fmt: skip
+    )
     others: dict[str, tuple[Callable[[], nn.Module], int | None]] = {
         "own_mixed": (lambda: warmed(Mixed(), T=4), 4),
         "own_tokens": (lambda: warmed(Tokens()), None),

@@ -1,4 +1,4 @@
-"""Tiny models with the reference weights: small, and their neurons really fire."""
+"""Tiny models with reference weights, whose neurons fire."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from psvit_core.data import EvalSet
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.registry import build_model
+from psvit_core.zoo.registry import FAMILIES, build_model
 
 REFERENCE = Path(__file__).parent / "reference"
-#: Reference vectors of the families that are built so far.
-NAMES = (
+#: Names of the reference vectors.
+_ALL_NAMES = (
     "spikformer_imagenet",
     "spikformer_cifar",
     "sdt_v1",
@@ -29,19 +29,60 @@ NAMES = (
     "sdt_v3",
     "qkformer_imagenet",
     "qkformer_cifar",
+    "spikingformer_imagenet",
+    "spikingformer_cifar",
+    "spikingformer_cml_imagenet",
+    "spikingformer_cml_cifar",
+    "statten",
+    "statten_cifar",
+    "max_former_imagenet",
+    "max_former_cifar",
+    "ms_qkformer_imagenet",
+    "ms_qkformer_cifar",
+    "sdt_v3_large",
+    "sdt_v3_large_base",
+    "sdt_v3_large_d8",
+    "spikingresformer",
+    "spikingresformer_cifar",
 )
+
+
+def _family(name: str) -> str:
+    groups = json.loads((REFERENCE / "groups" / f"{name}.json").read_text())
+    return str(groups["family"])
+
+
+NAMES = tuple(name for name in _ALL_NAMES if _family(name) in FAMILIES)
+
+
+#: One vector of each family. Heavy tests of the other vectors are slow (``tests/conftest.py``).
+QUICK_NAMES = (
+    "spikformer_cifar",
+    "sdt_v1",
+    "sdt_v2_kd",
+    "sdt_v3",
+    "qkformer_cifar",
+    "spikingformer_cml_cifar",
+    "statten_cifar",
+    "max_former_cifar",
+    "ms_qkformer_cifar",
+    "sdt_v3_large_base",
+    "spikingresformer_cifar",
+)
+#: Vectors of the families with integer neurons.
+INTEGER_NAMES = tuple(name for name in NAMES if name.startswith("sdt_v3"))
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A reference file: its tensors and what it says about them."""
+    """Contents of a reference file: tensors and metadata."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The state dict."""
+        """Return the state dict."""
         return {
             k.removeprefix("weights."): t
             for k, t in self.tensors.items()
@@ -51,20 +92,23 @@ class Vector:
 
 @cache
 def vector(name: str) -> Vector:
-    """A reference file, read once."""
+    """Read a reference file, cached."""
     with safe_open(REFERENCE / "vectors" / f"{name}.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return Vector(tensors, json.loads(file.metadata()["meta"]))
 
 
 def build_tiny(name: str, widths: Mapping[str, int] | None = None) -> SpikingModel:
-    """The architecture of a reference vector, with random weights."""
+    """Build the architecture of a reference vector, with random weights."""
     meta = vector(name).meta
-    return build_model(meta["family"], widths, **{**meta["constructor"], "T": meta["T"]})
+    arguments = {**meta["constructor"], "T": meta["T"]}
+    if "img_size" not in arguments:  # many published classes take no size, or ignore it
+        arguments["img_size_h"], arguments["img_size_w"] = vector(name).tensors["input"].shape[2:]
+    return build_model(meta["family"], widths, **arguments)
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> SpikingModel:
-    """The model of a reference vector with its weights."""
+    """Build the model of a reference vector, with its weights."""
     model = build_tiny(name)
     model.load_state_dict({k: t.clone() for k, t in vector(name).weights.items()})
     model.name = name
@@ -72,12 +116,12 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> SpikingModel:
 
 
 def tiny_input(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The vector's images, (3, C, H, W)."""
+    """Return the images of a reference vector, (3, C, H, W)."""
     return vector(name).tensors["input"].to(dtype)
 
 
 def tiny_data(name: str, n_images: int = 7, seed: int = 0) -> EvalSet:
-    """Made images for a tiny model: the vector's own, mixed and shifted, with made labels."""
+    """Return synthetic data for a tiny model: mixtures of the vector's images, random labels."""
     base = tiny_input(name)
     random = torch.Generator().manual_seed(seed)
     mix = torch.rand(n_images, len(base), generator=random).softmax(1)

@@ -1,32 +1,70 @@
-"""What can be typed: commands, their arguments, and the values of these."""
+"""The commands, their arguments and how argument values are read."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from psvit_core.cli import around, commands
-from psvit_core.errors import DataError, InvalidRatioError
-from psvit_core.jobs.fronts import DEFAULT_SAVINGS
+from psvit_core.cli import app, cache, export, main_commands, other_commands, train
+from psvit_core.cli.options import (
+    add_calib_arguments,
+    add_condition_argument,
+    add_data_argument,
+    add_data_arguments,
+    add_entry_arguments,
+    add_model_arguments,
+    add_plugin_argument,
+    add_recovery_arguments,
+    add_round_to_argument,
+    add_target_arguments,
+    format_ratios,
+    parse_bound,
+    parse_bytes,
+    parse_lock,
+    parse_names,
+    parse_path,
+    parse_ratios,
+)
 from psvit_core.metrics.energy import ENERGY_MODELS
-from psvit_core.planners import DEFAULT_BUDGET, POLICIES, RESOURCES, SCOPES
-from psvit_core.records import RECOVERIES, FinetuneSettings
-from psvit_core.sensitivity.table import DEFAULT_RATIOS
+from psvit_core.records import (
+    DEFAULT_BUDGET,
+    DEFAULT_RATIOS,
+    DEFAULT_SAVINGS,
+    POLICIES,
+    RECOVERIES,
+    SCOPES,
+    FinetuneSettings,
+)
 
 _LOG_LINES = 60
+_APP = "open the browser app on this machine"
+
+AddCommand = Callable[..., argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends with one line, as all other errors."""
+    """A parser that reports an error in one line, like all other errors."""
+
+    #: Option that takes all arguments this parser does not know; None refuses them.
+    unknown_to: str | None = None
 
     def error(self, message: str) -> Any:
         self.exit(2, f"psvit: {message}. See {self.prog} --help\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = super().parse_known_args(args, namespace)
+        if self.unknown_to is None:
+            return options, unknown
+        setattr(options, self.unknown_to, [word for word in unknown if word != "--"])
+        return options, []
+
 
 def make_parser(description: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all commands; parsed options hold the function to call as ``command``."""
-    parser = _Parser(prog="python -m psvit_core", description=description)
+    """Return the parser of all commands; its results have the function to call as ``command``."""
+    parser = _Parser(prog=_program(), description=description)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -35,316 +73,378 @@ def make_parser(description: str | None = None) -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object")
         return command
 
-    _plugin_argument(add("models", commands.models, "list the registered models"))
-    _model_arguments(add("groups", commands.groups, "list a model's channel groups"))
-
-    _evaluate_arguments(add("evaluate", commands.evaluate, "measure a model"))
-    _sweep_arguments(
-        add("sweep", commands.sweep, "measure every group at every prune ratio; resumes")
-    )
-    _plan_arguments(
-        add("plan", commands.plan, "choose what to prune; with MODEL and --data, measured")
-    )
-    _pareto_arguments(
-        add("pareto", commands.pareto, "measure policies x targets and keep the front; resumes")
-    )
-    _prune_arguments(add("prune", commands.prune, "apply a plan and write the pruned checkpoint"))
-    _finetune_arguments(add("finetune", commands.finetune, "train a pruned model further; resumes"))
-    _around_arguments(add)
+    _add_main_commands(add)
+    _add_link_commands(add)
+    _add_other_commands(add)
+    _app_arguments(subparsers.add_parser("app", help=_APP, description=_APP))
     return parser
 
 
+def _program() -> str:
+    """Return the command as it was typed: the console script, or the module in a checkout."""
+    return "python -m psvit_core" if Path(sys.argv[0]).name == "__main__.py" else "psvit"
+
+
+def _add_main_commands(add: AddCommand) -> None:
+    add_plugin_argument(add("models", main_commands.models, "list the registered models"))
+    add_model_arguments(add("groups", main_commands.groups, "list a model's channel groups"))
+    _evaluate_arguments(add("evaluate", main_commands.evaluate, "measure a model"))
+    _sweep_arguments(
+        add("sweep", main_commands.sweep, "measure every group at every prune ratio; can resume")
+    )
+    _plan_arguments(
+        add(
+            "plan", main_commands.plan, "choose a plan; with MODEL, measure candidates and the plan"
+        )
+    )
+    _pareto_arguments(
+        add("pareto", main_commands.pareto, "measure policies x targets and the front; can resume")
+    )
+    _prune_arguments(
+        add("prune", main_commands.prune, "prune a model by a plan and write the checkpoint")
+    )
+    _finetune_arguments(add("finetune", main_commands.finetune, "train a pruned model; can resume"))
+    train.add_arguments(add("train", train.train, "train a new model; can resume"))
+    export.add_arguments(
+        add("export", export.export, "write a model that runs without this program")
+    )
+
+
+def _app_arguments(command: _Parser) -> None:
+    command.usage = "%(prog)s [-h] [--port N] [ARGUMENT ...]"
+    command.epilog = (
+        "Other arguments go to `streamlit run` unchanged, for example --server.headless true."
+    )
+    command.unknown_to = "streamlit"
+    command.set_defaults(command=app.run_app)
+    command.add_argument("--port", type=int, metavar="N", help="port to listen on (default 8501)")
+
+
+# ---- the main commands -----------------------------------------------------------------------
+
+
 def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command)
-    _data_arguments(command)
+    add_model_arguments(command)
+    add_data_arguments(command)
     command.add_argument(
-        "--profile", action="store_true", help="also run-time memory and latency on this machine"
+        "--plan", type=parse_path, metavar="F", help="measure MODEL pruned by this plan"
+    )
+    add_condition_argument(command)
+    command.add_argument(
+        "--profile",
+        action="store_true",
+        help="also measure run-time memory and latency on this machine",
     )
     command.add_argument(
-        "--energy", default=next(iter(ENERGY_MODELS)), metavar="NAME",
-        help=f"energy model: {', '.join(ENERGY_MODELS)}",
-    )  # fmt: skip
-    command.add_argument("--energy-mac", type=float, metavar="PJ", help="pJ an MAC, instead")
-    command.add_argument("--energy-ac", type=float, metavar="PJ", help="pJ an accumulate, instead")
+        "--energy",
+        default=next(iter(ENERGY_MODELS)),
+        metavar="NAME",
+        help=f"energy model: {', '.join(ENERGY_MODELS)} (default {next(iter(ENERGY_MODELS))})",
+    )
+    command.add_argument(
+        "--energy-mac", type=float, metavar="PJ", help="pJ per MAC, instead of the energy model's"
+    )
+    command.add_argument(
+        "--energy-ac",
+        type=float,
+        metavar="PJ",
+        help="pJ per accumulate, instead of the energy model's",
+    )
 
 
 def _sweep_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command)
-    _data_arguments(command)
+    add_model_arguments(command)
+    add_data_arguments(command)
     command.add_argument(
-        "--ratios", type=_ratios, default=DEFAULT_RATIOS, help="fractions removed, e.g. 0.25,0.5"
+        "--ratios",
+        type=parse_ratios,
+        default=DEFAULT_RATIOS,
+        help=f"fractions to remove (default {format_ratios(DEFAULT_RATIOS)})",
     )
     command.add_argument(
         "--criterion",
         metavar="NAME",
-        help="what ranks a group's units; by weights: l1, l2, l2_group, fpgm, bn_scale; by "
-        "calibration images: firing_rate, activation_weight, taylor, reconstruction; or random "
-        "(default: reconstruction, or l2_group where the data has no calibration images)",
+        help="ranks a group's units by weights (l1, l2, l2_group, fpgm, bn_scale), by calibration "
+        "images (firing_rate, activation_weight, taylor, reconstruction), or randomly (random); "
+        "default: reconstruction, or l2_group if the data has no calibration images",
     )
     command.add_argument(
-        "--calib-images", type=int, default=256, metavar="N", help="for criteria that need images"
+        "--calib-images",
+        type=int,
+        default=256,
+        metavar="N",
+        help="calibration images for criteria that need them (default 256)",
     )
     command.add_argument(
         "--seed",
         type=int,
         default=0,
         metavar="S",
-        help="0: calibrate on the calib split; others: on images drawn from the training split",
+        help="0 calibrates on the calib split (default); others draw from the training split",
     )
     command.add_argument(
         "--mode",
         default="exact",
-        help="exact: every image in every cell; progressive: 64 images in every cell, then more "
-        "where little is known",
+        help="exact runs all images in every cell (default); progressive runs 64, then more in "
+        "cells with wide intervals",
     )
     command.add_argument(
         "--memory-budget",
-        type=_bytes,
+        type=parse_bytes,
         metavar="SIZE",
-        help="for what is computed at one time, e.g. 256MB or 2GB (default: a quarter of the free)",
+        help="memory for intermediate values, e.g. 256MB or 2GB (default: a quarter of the free "
+        "memory)",
     )
-    command.add_argument("--out", required=True, help="JSON file for the table")
+    add_condition_argument(command)
+    command.add_argument(
+        "--out", required=True, type=parse_path, metavar="F", help="JSON file for the table"
+    )
 
 
 def _plan_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command, optional=True)
-    _data_arguments(command, limit=False)
-    command.add_argument("--sweep", required=True, help="table written by sweep")
-    command.add_argument("--policy", default="psvit", help=f"one of {', '.join(POLICIES)}")
-    target = command.add_mutually_exclusive_group(required=True)
-    target.add_argument("--memory-saving", type=float, help="fraction of bytes to save, e.g. 0.224")
-    target.add_argument("--max-drop", type=float, help="accuracy drop allowed, e.g. 0.03")
-    target.add_argument("--saving", type=float, help="fraction of --resource to save")
-    command.add_argument("--resource", default="memory", help=f"one of {', '.join(RESOURCES)}")
+    add_model_arguments(command, optional=True)
+    add_data_arguments(command, limit=False)
     command.add_argument(
-        "--lock", type=_lock, action="append", default=[], metavar="GROUP[=RATIO]",
-        help="keep a group at this prune ratio (0: whole); repeatable",
-    )  # fmt: skip
+        "--sweep", required=True, type=parse_path, metavar="F", help="table written by sweep"
+    )
+    command.add_argument("--policy", default="psvit", help=f"{', '.join(POLICIES)} (default psvit)")
+    add_target_arguments(command)
     command.add_argument(
-        "--bound", type=_bound, action="append", default=[], metavar="GROUP=LOW:HIGH",
-        help="least and largest prune ratio of a group; repeatable",
-    )  # fmt: skip
+        "--lock",
+        type=parse_lock,
+        action="append",
+        default=[],
+        metavar="GROUP[=RATIO]",
+        help="fix a group's prune ratio (default 0: not pruned); repeatable",
+    )
     command.add_argument(
-        "--budget-evaluations", type=int, default=DEFAULT_BUDGET, metavar="N",
-        help=f"most plans that optimal measures in a scope (default {DEFAULT_BUDGET})",
-    )  # fmt: skip
-    command.add_argument("--scope", default="all", help=f"groups to prune: {', '.join(SCOPES)}")
-    command.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
+        "--bound",
+        type=parse_bound,
+        action="append",
+        default=[],
+        metavar="GROUP=LOW:HIGH",
+        help="smallest and largest prune ratio of a group; repeatable",
+    )
+    command.add_argument(
+        "--budget-evaluations",
+        type=int,
+        default=DEFAULT_BUDGET,
+        metavar="N",
+        help=f"measure at most N plans per scope while planning (default {DEFAULT_BUDGET})",
+    )
+    command.add_argument(
+        "--budget-seconds",
+        type=float,
+        metavar="S",
+        help="measure no further plan after S seconds (default: no limit)",
+    )
+    command.add_argument(
+        "--scope", default="all", help=f"groups to prune: {', '.join(SCOPES)} (default all)"
+    )
+    add_round_to_argument(command)
     command.add_argument(
         "--measure", type=int, metavar="N", help="measure on N images (default all)"
     )
-    command.add_argument("--out", required=True, help="JSON file for the plan")
+    add_condition_argument(command)
+    command.add_argument(
+        "--out", required=True, type=parse_path, metavar="F", help="JSON file for the plan"
+    )
 
 
 def _pareto_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command)
-    _data_arguments(command)
-    command.add_argument("--policies", type=_names, help=f"of {', '.join(POLICIES)} (all)")
-    command.add_argument("--savings", type=_ratios, default=DEFAULT_SAVINGS, help="memory savings")
-    command.add_argument("--max-drops", type=_ratios, default=(), help="accuracy drops as targets")
-    command.add_argument("--scope", type=_names, default=("all",), help=f"of {', '.join(SCOPES)}")
+    add_model_arguments(command)
+    add_data_arguments(command)
     command.add_argument(
-        "--recovery", "--recover", dest="recover", type=_names, default=("none",),
-        help=f"of every chosen plan, besides itself: {', '.join(RECOVERIES)}",
-    )  # fmt: skip
-    _calib_arguments(command)
-    command.add_argument("--sweep", help="table written by sweep; swept now where not given")
-    command.add_argument("--ratios", type=_ratios, default=DEFAULT_RATIOS, help="of that sweep")
-    command.add_argument("--criterion", metavar="NAME", help="of that sweep; default as of sweep")
-    command.add_argument("--round-to", type=int, default=1, help="keep widths at multiples")
-    command.add_argument("--profile", action="store_true", help="also latency and memory here")
-    command.add_argument("--all", action="store_true", help="write also plans tried on the way")
-    command.add_argument("--csv", metavar="F", help="also a table for spreadsheets")
-    command.add_argument("--out", required=True, help="JSON file for the archive")
+        "--policies", type=parse_names, help=f"{', '.join(POLICIES)} (default all)"
+    )
+    command.add_argument(
+        "--savings",
+        type=parse_ratios,
+        default=DEFAULT_SAVINGS,
+        help=f"memory savings as targets (default {format_ratios(DEFAULT_SAVINGS)})",
+    )
+    command.add_argument(
+        "--max-drops", type=parse_ratios, default=(), help="accuracy drops as targets"
+    )
+    command.add_argument(
+        "--scope", type=parse_names, default=("all",), help=f"{', '.join(SCOPES)} (default all)"
+    )
+    command.add_argument(
+        "--recovery",
+        "--recover",
+        dest="recover",
+        type=parse_names,
+        metavar="METHOD",
+        help=f"recovery of every plan: {', '.join(RECOVERIES)} (default auto; none without "
+        "calibration images); of several, each is measured, and planning uses none",
+    )
+    add_calib_arguments(command)
+    command.add_argument(
+        "--sweep",
+        type=parse_path,
+        metavar="F",
+        help="table written by sweep (default: run a sweep first)",
+    )
+    command.add_argument(
+        "--ratios", type=parse_ratios, default=DEFAULT_RATIOS, help="prune ratios of that sweep"
+    )
+    command.add_argument(
+        "--criterion", metavar="NAME", help="criterion of that sweep (default as for sweep)"
+    )
+    add_round_to_argument(command)
+    command.add_argument(
+        "--profile", action="store_true", help="also measure run-time memory and latency"
+    )
+    command.add_argument(
+        "--all", action="store_true", help="also write plans that were tried but not chosen"
+    )
+    command.add_argument("--csv", type=parse_path, metavar="F", help="also write a CSV table")
+    command.add_argument(
+        "--out", required=True, type=parse_path, metavar="F", help="JSON file for the archive"
+    )
 
 
 def _prune_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command)
-    _data_arguments(command)
-    _recovery_arguments(command)
-    command.add_argument("--plan", required=True, help="plan written by plan")
-    command.add_argument("--out", required=True, help=".safetensors file for the pruned model")
-
-
-def _around_arguments(add: Callable[..., argparse.ArgumentParser]) -> None:
-    link = add("link", around.link, "a plan as a link that opens it in the app")
-    link.add_argument("plan", metavar="PLAN", help="plan file")
-    _model_arguments(link, optional=True)
-    link.add_argument(
-        "--url", default=around.URL, help=f"address of the app (default {around.URL})"
+    add_model_arguments(command)
+    add_data_arguments(command)
+    add_recovery_arguments(command)
+    command.add_argument(
+        "--plan", required=True, type=parse_path, metavar="F", help="plan file written by plan"
     )
-
-    open_link = add("open-link", around.open_link, "the plan of a link as a file")
-    open_link.add_argument("link", metavar="LINK", help="a link, or its plan=TEXT alone")
-    _model_arguments(open_link, optional=True)
-    open_link.add_argument("--out", required=True, help="JSON file for the plan")
-
-    compare = add("compare", around.compare, "plans side by side; with --data measured, by class")
-    _model_arguments(compare)
-    _data_arguments(compare)
-    compare.add_argument("plans", metavar="PLAN", nargs="+", help="plan files")
-    compare.add_argument("--sweep", help="table written by sweep, for predicted drops")
-
-    inspect = add("inspect", around.inspect, "what a checkpoint file holds, and as what it opens")
-    inspect.add_argument("file", metavar="FILE")
-
-    check = add("check-data", around.check_data, "count a model's images and look at some")
-    _model_arguments(check)
-    _data_argument(check)
-
-    jobs = add("jobs", around.jobs, "the app's background work: list, cancel, stop, resume, log")
-    jobs.add_argument("action", choices=(*around.ACTIONS, "list", "log"), metavar="ACTION")
-    jobs.add_argument("job", metavar="ID", nargs="?", help="for cancel, stop and resume")
-    jobs.add_argument("--device", default="cpu", help="whose log (default cpu)")
-    jobs.add_argument("--lines", type=int, default=_LOG_LINES, help=f"of it (last {_LOG_LINES})")
+    command.add_argument(
+        "--out",
+        required=True,
+        type=parse_path,
+        metavar="F",
+        help=".safetensors file for the pruned model",
+    )
 
 
 def _finetune_arguments(command: argparse.ArgumentParser) -> None:
-    _model_arguments(command)
-    _data_arguments(command, batch=f"{FinetuneSettings().batch}, of the training")
-    command.add_argument("--plan", metavar="F", help="prune MODEL by this plan first")
-    _recovery_arguments(command)
-    command.add_argument("--out", required=True, help=".safetensors file for the best epoch")
     default = FinetuneSettings()
+    add_model_arguments(command)
+    add_data_arguments(command, batch=f"{default.batch}, in training")
+    command.add_argument(
+        "--plan", type=parse_path, metavar="F", help="prune MODEL by this plan first"
+    )
+    add_recovery_arguments(command)
+    command.add_argument(
+        "--out",
+        required=True,
+        type=parse_path,
+        metavar="F",
+        help=".safetensors file for the best epoch's model",
+    )
 
     def add(name: str, kind: type, text: str) -> None:
         value = getattr(default, name)
         shown = "" if value is None else f" (default {value})"
         command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text}{shown}")
 
-    add("epochs", float, "a fraction is that fraction of an epoch's steps")
-    add("lr", float, "largest learning rate")
-    add("accumulate", int, "steps whose gradients are added up for one update")
-    add("weight_decay", float, "of all but biases and BatchNorms")
-    add("warmup", float, "fraction of the updates over which the learning rate rises")
-    add("clip", float, "largest norm of the gradient; 0: any")
-    add("label_smoothing", float, "of the labels")
-    add("augment", str, "auto, affine, flip or none")
-    add("mixup", float, "alpha of mixup; 0: off")
+    add("epochs", float, "number of epochs; may be a fraction")
+    add("lr", float, "peak learning rate")
+    add("accumulate", int, "batches per weight update")
+    add("weight_decay", float, "weight decay of all but biases and BatchNorms")
+    add("warmup", float, "fraction of the updates with a rising learning rate")
+    add("clip", float, "maximum norm of the gradient; 0 does not clip")
+    add("label_smoothing", float, "label smoothing")
+    add("augment", str, "auto, affine, crop, flip or none")
+    add("mixup", float, "alpha of mixup; 0 turns it off")
     add("erase", float, "probability of random erasing")
-    add("alpha", float, "weight of the distillation")
-    add("temperature", float, "of the distillation")
-    add("patience", int, "stop after so many epochs without a better validation accuracy")
-    add("train_images", int, "train on a stratified subset")
-    command.add_argument(
-        "--distil-from",
-        dest="teacher",
-        metavar="MODEL",
-        help="a model's name or file, none, or original (default) where its weights are here",
-    )
-    command.add_argument(
-        "--distil-checkpoint", dest="teacher_checkpoint", metavar="F", help="weights of that name"
-    )
+    add("alpha", float, "weight of the distillation loss")
+    add("temperature", float, "temperature of the distillation")
+    add("patience", int, "stop after this many epochs without a better validation accuracy")
+    add("train_images", int, "train on a stratified subset of this many images")
+    _teacher_arguments(command)
     command.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on after the last epoch of a stopped training with the same settings",
+        help="continue a stopped training with the same settings",
     )
 
 
-def _recovery_arguments(command: argparse.ArgumentParser) -> None:
+def _teacher_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--recover",
-        default="none",
-        help=f"after pruning, without training: {', '.join(RECOVERIES)} (default none)",
-    )
-    _calib_arguments(command)
-
-
-def _calib_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--calib-images", type=int, default=256, metavar="N", help="training images that it takes"
-    )
-    command.add_argument("--seed", type=int, default=0, help="chooses those images (default 0)")
-
-
-def _plugin_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--plugin",
-        metavar="MODULE_OR_FILE",
-        help="your Python module or .py file that registers a model of your own; it is run",
-    )
-
-
-def _model_arguments(command: argparse.ArgumentParser, optional: bool = False) -> None:
-    _plugin_argument(command)
-    command.add_argument(
-        "model",
+        "--distil-from",
+        dest="teacher",
+        type=parse_path,
         metavar="MODEL",
-        nargs="?" if optional else None,
-        help="registered name, or a pruned .safetensors",
+        help="a model's name or file, none, or original (default): the unpruned model, if its "
+        "weights are available",
     )
-    command.add_argument("--checkpoint", metavar="F", help="weights for a registered name")
-    command.add_argument("--ema", action="store_true", help="take the file's moving average")
-    command.add_argument("--num-heads", type=int, metavar="H", help="where not the card's")
-    command.add_argument("--image-size", type=int, metavar="PX", help="side, where not the card's")
-
-
-def _data_arguments(
-    command: argparse.ArgumentParser, limit: bool = True, batch: str = "the model card's"
-) -> None:
-    _data_argument(command)
-    command.add_argument("--split", default="val", help="train, calib, val (default) or test")
-    if limit:
-        command.add_argument("--limit", type=int, metavar="N", help="a stratified subset")
-    command.add_argument("--batch", type=int, metavar="B", help=f"default: {batch}")
-    command.add_argument("--precision", default="float32", help="float32, float64 or autocast")
-    command.add_argument("--time-steps", type=int, metavar="T")
-    command.add_argument("--device", default="cpu", metavar="D", help="cpu or cuda")
-    command.add_argument("--workers", type=int, default=0, metavar="N", help="decoding processes")
     command.add_argument(
-        "--bad-images", default="stop", metavar="WAY", help="stop (default) or skip unreadable ones"
+        "--distil-checkpoint",
+        dest="teacher_checkpoint",
+        type=parse_path,
+        metavar="F",
+        help="weights for a registered name in --distil-from",
     )
 
 
-def _data_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--data", metavar="SPEC", help="digits[:distorted], (cifar10|folder|imagenet):DIR, npz:FILE"
+# ---- links, files, jobs ----------------------------------------------------------------------
+
+
+def _add_link_commands(add: AddCommand) -> None:
+    link = add("link", other_commands.link, "print a link that opens a plan in the app")
+    link.add_argument("plan", type=parse_path, metavar="PLAN", help="plan file")
+    add_model_arguments(link, optional=True)
+    link.add_argument(
+        "--url",
+        default=other_commands.URL,
+        help=f"address of the app (default {other_commands.URL})",
+    )
+
+    open_link = add("open-link", other_commands.open_link, "write the plan of a link to a file")
+    open_link.add_argument("link", metavar="LINK", help="a link, or its plan=TEXT alone")
+    add_model_arguments(open_link, optional=True)
+    open_link.add_argument(
+        "--out", required=True, type=parse_path, metavar="F", help="JSON file for the plan"
     )
 
 
-def _bytes(text: str) -> int:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    try:
-        size = int(float(number) * units[unit])
-    except (KeyError, ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise DataError(f"--memory-budget is a size such as 256MB or 2GB; got {text!r}.")
-    return size
+def _add_other_commands(add: AddCommand) -> None:
+    compare = add(
+        "compare", other_commands.compare, "compare plans; with --data, measure them by class"
+    )
+    add_model_arguments(compare)
+    add_data_arguments(compare)
+    compare.add_argument("plans", type=parse_path, metavar="PLAN", nargs="+", help="plan files")
+    compare.add_argument(
+        "--sweep",
+        type=parse_path,
+        metavar="F",
+        help="table written by sweep, to predict accuracy drops",
+    )
 
+    inspect = add(
+        "inspect", other_commands.inspect, "show a checkpoint's contents and the models it fits"
+    )
+    inspect.add_argument("file", type=parse_path, metavar="FILE", help="checkpoint file")
+    add_entry_arguments(inspect)
+    add_plugin_argument(inspect)
 
-def _ratios(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidRatioError(
-            f"Ratios and targets are lists of fractions, such as 0.25,0.5; got {text!r}."
-        ) from None
+    check = add(
+        "check-data", other_commands.check_data, "count the images of each split and decode some"
+    )
+    add_model_arguments(check)
+    add_data_argument(check)
 
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _lock(text: str) -> tuple[str, float]:
-    group, _, ratio = text.partition("=")
-    try:
-        return group, float(ratio or 0)
-    except ValueError:
-        raise InvalidRatioError(
-            f"--lock is GROUP or GROUP=RATIO, such as block.0.mlp.hidden=0.25; got {text!r}."
-        ) from None
-
-
-def _bound(text: str) -> tuple[str, tuple[float, float]]:
-    group, _, limits = text.partition("=")
-    low, _, high = limits.partition(":")
-    try:
-        return group, (float(low), float(high))
-    except ValueError:
-        raise InvalidRatioError(
-            f"--bound is GROUP=LOW:HIGH, such as block.0.mlp.hidden=0.1:0.5; got {text!r}."
-        ) from None
+    cache.add_arguments(add("cache", cache.cache, "show, check or clear the store of results"))
+    jobs = add(
+        "jobs", other_commands.jobs, "list, cancel, stop or resume background jobs; show their log"
+    )
+    jobs.add_argument(
+        "action",
+        choices=(*other_commands.ACTIONS, "list", "log"),
+        metavar="ACTION",
+        help=", ".join((*other_commands.ACTIONS, "list", "log")),
+    )
+    jobs.add_argument("job", metavar="ID", nargs="?", help="for cancel, stop and resume")
+    jobs.add_argument("--device", default="cpu", help="device of the log's worker (default cpu)")
+    jobs.add_argument(
+        "--lines",
+        type=int,
+        default=_LOG_LINES,
+        help=f"number of log lines to show (default {_LOG_LINES})",
+    )

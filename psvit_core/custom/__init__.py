@@ -1,6 +1,6 @@
-"""Models of the users' own: any SpikingJelly network, its channel groups found and proved.
+"""Custom models: prune any SpikingJelly network, with channel groups found and verified.
 
-A plugin (a Python file of the user's, never uploaded code) registers a network::
+A plugin (a Python file of the user, never uploaded code) registers a network::
 
     import psvit_core
     import torch
@@ -15,31 +15,42 @@ A plugin (a Python file of the user's, never uploaded code) registers a network:
         "my_spikformer", build, input_shape=(3, 32, 32), num_classes=10, data="folder:images"
     )
 
-``python -m psvit_core groups my_spikformer --plugin my_plugin.py`` then names its groups.
-torch-pruning's DepGraph proposes them (``trace``), and the same oracle as for the zoo decides
-(``check``): removed must equal silenced in float64, alone and together. What fails is left out and
-named with the reason; ``check_groups`` lists both.
+``python -m psvit_core groups my_spikformer --plugin my_plugin.py`` then lists its groups.
+torch-pruning's DepGraph proposes them (``trace``). The zoo's own test decides (``check``):
+removed must equal silenced in float64, for each group alone and for all together. Groups that fail
+are rejected with a reason; ``check_groups`` lists both kinds.
 
-What is needed of a network: SpikingJelly neurons with v_reset 0 and a threshold above 0; a
-BatchNorm behind every layer whose outputs are to be pruned; a forward that takes widths from its
-layers or tensors (a width written into the code is found by the check, and its group refused);
-a forward that also runs on torch's meta device, for shapes. Heads are taken from attributes such
-as ``num_heads`` of the modules around a layer, and only where the freer form fails the check.
+Requirements on the network:
 
-A layer that holds q, k and v at once is split into its parts (``...parts.0.weight``), and the
-weight of a linear layer behind a flattened image is stored as (out, units, pixels); what comes out
-stays the same, which the check looks at, too.
+- SpikingJelly neurons with v_reset 0 and a threshold above 0.
+- A BatchNorm after every layer whose outputs are to be pruned.
+- A forward that takes widths from its layers or tensors. A hard-coded width makes the check fail,
+  and its group is rejected.
+- A forward that also runs on torch's meta device, which gives the shapes: tensors that it uses are
+  parameters or buffers.
+- A forward that keeps the type of its input, because groups are checked in float64.
 
-What is not counted: SOPs and MACs come from hooks on convolution and linear layers. Matrix
-products and other sums that a network computes by itself (the attention of most transformers) are
-in no number; ``GroupReport.uncounted`` names the layers that are not either. Firing rates are those
-of the zoo's neurons and stay empty here. Layers that read other values than counts of spikes are
-found by running made images, and count as MACs.
+Grouped convolutions that are not depthwise, layers that share a parameter, layers with computed
+weights and layers before neurons not derived from BaseNode are refused by name. Errors of the
+user's code become one ``ModelError``.
 
-A model's identity is its weights and the files that define its layers and ``build``: after a change
-there its plans have to be made anew. Other files that those import are not looked at. From the
-command line and in the worker the result of the check is kept in the store under that identity;
-a worker that runs already sees a changed plugin only when it is started anew.
+Numbers of heads are read from attributes such as ``num_heads`` of the modules around a layer. They
+are used only if the group fails the check without heads.
+
+A combined q, k, v layer is split into its parts (``...parts.0.weight``). The weight of a linear
+layer after a flattened map is stored as (out, units, pixels). The check also verifies that neither
+changes the output.
+
+Not counted: SOPs and MACs are measured by hooks on convolution and linear layers. Matrix products
+and other sums in the network's own code (the attention of most transformers) are in no number, nor
+are the layers in ``GroupReport.uncounted``. Firing rates are only measured for the neurons of the
+zoo. Layers that read values other than counts of spikes are found by running random images, and
+count as MACs.
+
+A model is identified by its weights and the files that define its layers and ``build``. After a
+change to them, make its plans again. Files that those import are not taken into account. The
+command line and the worker cache the result of the check in the store under that identity. A
+running worker sees a changed plugin only after a restart.
 """
 
 from psvit_core.custom.check import check_groups

@@ -1,9 +1,9 @@
-"""The oracle for models of the users' own: removed must equal silenced before a number is shown.
+"""Verifies channel groups of custom models: removed must equal silenced.
 
-In float64 on made images: the physically pruned model and the full model whose BatchNorms are
-zeroed at the removed units must give the same logits, the same spike counts and the same input
-currents in every neuron layer. A silent network passes every equality, so neurons must fire and
-the removal must change the logits, or the group is refused.
+In float64, on random images, the physically pruned model and the full model with zeroed BatchNorms
+must have the same logits, and the same spike counts and input currents in every neuron layer. A
+silent network would pass every comparison. Therefore neurons must fire and the removal must change
+the logits; otherwise the group is rejected.
 """
 
 from __future__ import annotations
@@ -18,233 +18,255 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from psvit_core.custom.layers import countable
-from psvit_core.custom.model import CustomModel, first_line
-from psvit_core.custom.structure import Found, GroupReport, Structure
+from psvit_core.custom.layers import is_countable
+from psvit_core.custom.model import CustomModel
+from psvit_core.custom.network import unsupported_neurons
+from psvit_core.custom.sharing import sharing_layers
+from psvit_core.custom.structure import CustomGroup, GroupReport, Structure
 from psvit_core.custom.trace import Candidate
+from psvit_core.custom.users_code import one_line
 from psvit_core.errors import ModelError, PsvitError
 from psvit_core.groups import COMPUTE_LAYERS, find_groups
-from psvit_core.neurons import NEURONS
+from psvit_core.neurons import NEURONS, stays_silent
 from psvit_core.records import ChannelGroup, PrunePlan
 from psvit_core.surgery import Silenced, apply_plan, silencing_edits
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
 
 TOLERANCE = 1e-9
-LEAST_CHANGE = 1e-6  # of the logits, for a removal to prove anything
+LEAST_CHANGE = 1e-6  # of the logits; a removal that changes less proves nothing
 N_IMAGES = 2
 _SEED = 0
-_SCALES = (
-    1.0,
-    0.3,
-    0.1,
-    3.0,
-)  # dim to glaring images: a mean of spikes is a whole number by chance
 
 Kept = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a model says and what its neuron layers see and send."""
+class ModelOutput:
+    """Logits of a model, with the spike count and input current of every neuron layer."""
 
     logits: Tensor
     spikes: dict[str, float]
     currents: dict[str, float]
 
-    def differs_from(self, other: Answer) -> str:
-        """How, in words; empty where all is equal."""
-        far = float((self.logits - other.logits).abs().max())
-        if not far <= TOLERANCE:
-            return f"the logits differ by {far:.1e}"
+    def difference(self, other: ModelOutput) -> str:
+        """Describe the first difference from ``other``; empty if there is none."""
+        distance = float((self.logits - other.logits).abs().max())
+        if not distance <= TOLERANCE:
+            return f"the logits differ by {distance:.1e}"
         for name, count in self.spikes.items():
             if count != other.spikes.get(name):
                 return f"{name} fires {count:g} times instead of {other.spikes.get(name)}"
-            near = max(1.0, abs(self.currents[name])) * TOLERANCE
-            if not abs(self.currents[name] - other.currents[name]) <= near:
-                return f"{name} gets another input current"
+            tolerance = max(1.0, abs(self.currents[name])) * TOLERANCE
+            if not abs(self.currents[name] - other.currents[name]) <= tolerance:
+                return f"{name} has another input current"
         return ""
 
 
 def check_groups(model: SpikingModel) -> GroupReport:
-    """Check every channel group of a model, alone and all together, now.
+    """Check every channel group of a model, alone and all together.
 
     Args:
-        model: Of the zoo or of the user's own; not changed.
+        model: A model of the zoo or a custom one; not changed.
 
     Returns:
-        Accepted groups; refused ones with reasons, with those that were left out when the model
-        was loaded from its registered name (a pruned file knows only the accepted ones).
+        Accepted groups, and rejected ones with reasons. Groups that were rejected when the model
+        was loaded from its registered name are included; a pruned file only knows accepted ones.
     """
     groups = find_groups(model)
-    oracle = _Oracle(model)
+    checker = _GroupChecker(model)
     refused = dict(getattr(model, "refused", {}))
-    refused |= {g.group_id: r for g in groups if (r := oracle.why_not(g))}
+    refused |= {g.group_id: fault for g in groups if (fault := checker.fault(g))}
     single = [g for g in groups if g.group_id not in refused]
-    refused |= oracle.why_not_together(single)
+    refused |= checker.joint_faults(single)
     return GroupReport(
         model=model.name,
         accepted=tuple(g.group_id for g in groups if g.group_id not in refused),
         refused=refused,
-        silent=oracle.silent,
+        silent=checker.silent,
         uncounted=tuple(getattr(model, "uncounted", ())),
     )
 
 
-def accept(model: CustomModel, candidates: Sequence[Candidate]) -> CustomModel:
-    """``model`` with the candidates that are exact; the others in ``refused`` with reasons."""
-    oracle = _Oracle(model)
-    unfit = oracle.unfit()
-    accepted: list[Found] = []
+def accept_groups(model: CustomModel, candidates: Sequence[Candidate]) -> CustomModel:
+    """Return ``model`` with the candidates that are exact, and the others in ``refused``."""
+    checker = _GroupChecker(model)
+    model_fault = checker.model_fault()
+    accepted: list[CustomGroup] = []
     refused: dict[str, str] = {}
-    owners: dict[tuple[str, int], str] = {}  # of each layer's axis
+    owners: dict[tuple[str, int], str] = {}  # group of each layer's axis
+    sharing = sharing_layers(model.net)
     for candidate in candidates:
         shared = [owners[key] for key in candidate.axes() if key in owners]
-        reason = f"It shares a layer with {shared[0]}." if shared else candidate.reason or unfit
-        for heads in [] if reason else candidate.heads:
-            found = candidate.found(heads)
-            reason = oracle.why_not_found(found)
-            if not reason:
-                accepted.append(found)
-                owners |= dict.fromkeys(candidate.axes(), candidate.group_id)
-                break
-        if reason:
-            refused[candidate.group_id] = reason
+        fault = f"It shares a layer with {shared[0]}." if shared else ""
+        tied = [sharing[path] for path, _ in candidate.axes() if path in sharing]
+        if tied:
+            fault = f"{tied[0]}, so their widths cannot differ."
+        group, fault = checker.first_exact(candidate, fault or candidate.reason or model_fault)
+        if group:
+            accepted.append(group)
+            owners |= dict.fromkeys(candidate.axes(), candidate.group_id)
+        else:
+            refused[candidate.group_id] = fault
     if accepted:
-        whole = oracle.restructured(accepted)
-        refused |= whole.why_not_together(whole.groups())
-    groups = tuple(found for found in accepted if found.group_id not in refused)
-    structure = Structure(groups=groups, batch_coupled=oracle.batch_coupled())
+        combined = checker.with_groups(accepted)
+        refused |= combined.joint_faults(combined.groups())
+    groups = tuple(group for group in accepted if group.group_id not in refused)
+    structure = Structure(groups=groups, batch_coupled=checker.batch_coupled())
     real_fed = find_real_fed(model.with_structure(structure))
     structure = dataclasses.replace(structure, real_fed=real_fed, T=model.T)
     return model.with_structure(structure, refused)
 
 
-def check_images(model: SpikingModel, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Made images, (N_IMAGES, C, H, W): seeded, normal, as normalised pixels are."""
+def random_images(model: SpikingModel, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return seeded normal images (N_IMAGES, C, H, W), distributed like normalized pixels."""
     random = torch.Generator().manual_seed(_SEED)
     return torch.randn(N_IMAGES, *model.input_shape, generator=random).to(dtype)
 
 
-class _Oracle:
+class _GroupChecker:
     def __init__(self, model: SpikingModel) -> None:
         self._model = copy.deepcopy(model).cpu().double().eval()
         self._hash = weights_hash(self._model)
-        self._x = check_images(model)
-        self._base = self._ask(self._model)
-        self.silent = tuple(name for name, n in self._base.spikes.items() if not n)
+        self._x = random_images(model)
+        try:
+            self._baseline = self._run(self._model)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}. Groups are checked in float64, so the forward must not change types: "
+                "write x.to(layer.weight.dtype) in place of x.float() or x.half()."
+            ) from error
+        self.silent = tuple(name for name, n in self._baseline.spikes.items() if not n)
 
     def groups(self) -> tuple[ChannelGroup, ...]:
         return find_groups(self._model)
 
-    def restructured(self, found: Sequence[Found]) -> _Oracle:
-        """An oracle for the same model with these groups.
+    def with_groups(self, groups: Sequence[CustomGroup]) -> _GroupChecker:
+        """Return a checker for the same model with these groups.
 
         Raises:
-            ModelError: If the layers cannot be split as the groups need it.
+            ModelError: If the groups need layers split that cannot be split.
         """
         assert isinstance(self._model, CustomModel)
         other = copy.copy(self)
-        other._model = self._model.with_structure(Structure(groups=tuple(found)))
-        if any(member.parts > 1 for f in found for member in f.members):
+        other._model = self._model.with_structure(Structure(groups=tuple(groups)))
+        if any(member.parts > 1 for group in groups for member in group.members):
             other._hash = weights_hash(other._model)
             try:
-                same = other._ask(other._model)
-            except Exception as error:  # whatever the user's forward raises
-                raise ModelError(f"A layer cannot be split: {first_line(error)}") from error
-            if different := same.differs_from(self._base):
-                raise ModelError(f"Splitting a layer changes the result: {different}.")
+                output = other._run(other._model)
+            except Exception as error:  # any error of the user's forward
+                raise ModelError(f"A layer cannot be split: {one_line(error)}") from error
+            if difference := output.difference(self._baseline):
+                raise ModelError(f"Splitting a layer changes the result: {difference}.")
         return other
 
-    def why_not_found(self, found: Found) -> str:
-        """Why a group is not exact in this form; empty where it is."""
-        try:
-            trial = self.restructured([found])
-            return trial.why_not(trial.groups()[0])
-        except PsvitError as error:
-            return str(error)
+    def first_exact(self, candidate: Candidate, fault: str) -> tuple[CustomGroup | None, str]:
+        """Return the first form of a candidate that is exact, or None and the last fault.
 
-    def unfit(self) -> str:
-        """Why no group of this model can be checked; empty where they can."""
+        Args:
+            candidate: The candidate, tried with each of its numbers of heads.
+            fault: A fault that is already known, or empty.
+        """
+        for heads in [] if fault else candidate.heads:
+            group = candidate.with_heads(heads)
+            try:
+                trial = self.with_groups([group])
+                fault = trial.fault(trial.groups()[0])
+            except PsvitError as error:
+                fault = str(error)
+            if not fault:
+                return group, ""
+        return None, fault
+
+    def model_fault(self) -> str:
+        """Return the reason why no group of this model can be checked; empty if they can."""
         for name, module in self._model.named_modules():
-            if not isinstance(module, neuron.BaseNode):
-                continue
-            reset, threshold = module.v_reset, getattr(module, "v_threshold", 1.0)
-            if reset not in (0, None) or not float(threshold) > 0:
+            if isinstance(module, neuron.BaseNode) and not stays_silent(module):
+                threshold = getattr(module, "v_threshold", 1.0)
                 return (
-                    f"Neuron {name} has v_reset={reset}, v_threshold={threshold}: without input "
-                    "it may fire, so that units cannot be silenced. Needs v_reset 0 and a "
+                    f"Neuron {name} has v_reset={module.v_reset}, v_threshold={threshold}. It may "
+                    "fire without input, so its units cannot be silenced. Use v_reset 0 and a "
                     "threshold above 0."
                 )
-        if not self._base.spikes:
-            return "It has no neuron derived from SpikingJelly's BaseNode; no other is known here."
-        if len(self.silent) == len(self._base.spikes):
+        if not self._baseline.spikes:
+            kinds = unsupported_neurons(self._model)
             return (
-                "No neuron fires on the images of the check, so that nothing can be proved. Load "
-                "trained weights, or warm the BatchNorm statistics."
+                "It has no neuron derived from SpikingJelly's BaseNode"
+                f"{f' (only {kinds})' if kinds else ''}; no others are supported."
             )
-        if self._ask(self._model).differs_from(self._base):
-            return "Two runs on the same images differ; a check needs a forward without chance."
+        if len(self.silent) == len(self._baseline.spikes):
+            return (
+                "No neuron fires on the test images, so nothing can be verified. Load trained "
+                "weights, or run some training images to set the BatchNorm statistics."
+            )
+        if self._run(self._model).difference(self._baseline):
+            return "Two runs on the same images differ. The forward must be deterministic."
         return ""
 
     def batch_coupled(self) -> bool:
-        """Whether an image's logits depend on the batch around it."""
+        """Return True if an image's logits depend on the other images of its batch."""
         with torch.no_grad():
             alone = self._model(self._x[:1])
-        return float((alone - self._base.logits[:1]).abs().max()) > TOLERANCE
+        return float((alone - self._baseline.logits[:1]).abs().max()) > TOLERANCE
 
-    def why_not(self, group: ChannelGroup) -> str:
-        """Why a group is not exact; empty where it is."""
+    def fault(self, group: ChannelGroup) -> str:
+        """Return the reason why a group is not exact; empty if it is."""
         change = 0.0
-        for removed in _removals(group):
-            different, changed = self._compare({group.group_id: _rest(group, removed)})
-            if different:
-                return different
+        for removed in _trial_removals(group):
+            difference, changed = self._compare({group.group_id: _kept_units(group, removed)})
+            if difference:
+                return difference
             change = max(change, changed)
         if change > LEAST_CHANGE:
             return ""
-        most = _most(group)
-        if not most:
-            return "Nothing can be removed: it has one unit" + (" a head." if group.heads else ".")
-        different, change = self._compare({group.group_id: _rest(group, most)})
-        if different or change > LEAST_CHANGE:
-            return different
+        removed = _all_but_one(group)
+        if not removed:
+            return "Nothing can be removed: it has one unit" + (
+                " per head." if group.heads else "."
+            )
+        difference, change = self._compare({group.group_id: _kept_units(group, removed)})
+        if difference or change > LEAST_CHANGE:
+            return difference
         return (
-            "Removing its units changes nothing on the images of the check (they do not fire or "
-            "nothing reads them), so that nothing is proved."
+            "Removing its units changes nothing on the test images (they do not fire, or nothing "
+            "reads them), so it cannot be verified."
         )
 
-    def why_not_together(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-        """Groups that are not exact together with the others."""
-        third = {g.group_id: _rest(g, gone) for g in groups for gone in [*_removals(g)][:1]}
+    def joint_faults(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """Return the groups that are not exact together with the others, with reasons."""
+        trial = {
+            g.group_id: _kept_units(g, removed)
+            for g in groups
+            for removed in [*_trial_removals(g)][:1]
+        }
         refused: dict[str, str] = {}
-        if not self._compare(third)[0]:
+        if not self._compare(trial)[0]:
             return refused
         kept: Kept = {}
-        for group_id, units in third.items():
-            different, _ = self._compare({**kept, group_id: units})
-            if different:
-                refused[group_id] = f"Together with the groups before it: {different}"
+        for group_id, units in trial.items():
+            difference, _ = self._compare({**kept, group_id: units})
+            if difference:
+                refused[group_id] = f"Together with the groups before it: {difference}"
             else:
                 kept[group_id] = units
         return refused
 
     def _compare(self, kept: Kept) -> tuple[str, float]:
-        """How the pruned model differs from the silenced one, and the change of the logits."""
+        """Return the pruned model's difference from the silenced one, and the logits' change."""
         plan = PrunePlan(
             model=self._model.name, weights_hash=self._hash, criterion="given", kept=kept
         )
         edits = silencing_edits(self._model, plan)
-        expected = self._ask(Silenced(self._model, edits).eval())
+        expected = self._run(Silenced(self._model, edits).eval())
         try:
-            got = self._ask(apply_plan(self._model, plan))
-        except Exception as error:  # whatever the user's forward raises at other widths
-            return f"It cannot run with fewer units: {first_line(error)}", 0.0
-        change = float((got.logits - self._base.logits).abs().max())
-        different = got.differs_from(expected)
-        return f"Removing is not silencing: {different}." if different else "", change
+            pruned = self._run(apply_plan(self._model, plan))
+        except Exception as error:  # any error of the user's forward at other widths
+            return f"It cannot run with fewer units: {one_line(error)}", 0.0
+        change = float((pruned.logits - self._baseline.logits).abs().max())
+        difference = pruned.difference(expected)
+        return f"Removing is not silencing: {difference}." if difference else "", change
 
-    def _ask(self, model: nn.Module) -> Answer:
+    def _run(self, model: nn.Module) -> ModelOutput:
         spikes: dict[str, float] = {}
         currents: dict[str, float] = {}
         handles = []
@@ -258,54 +280,56 @@ class _Oracle:
 
         for name, module in model.named_modules():
             if _is_neuron(module):
-                watch(name.removeprefix("model."))  # of a silenced model
+                watch(name.removeprefix("model."))  # prefix of a silenced model
         try:
             with torch.no_grad():
                 logits = model(self._x)
         finally:
             for handle in handles:
                 handle.remove()
-        return Answer(logits=logits, spikes=spikes, currents=currents)
+        return ModelOutput(logits=logits, spikes=spikes, currents=currents)
 
 
-def _removals(group: ChannelGroup) -> Iterator[list[int]]:
-    """Units to remove: seeded, about a third.
+def _trial_removals(group: ChannelGroup) -> Iterator[list[int]]:
+    """Yield sets of units to remove: random but seeded, about a third.
 
-    Without heads so many that no number of heads divides what stays: a group whose heads are not
-    known must fail. With heads the same number of each.
+    With heads, each head loses the same number. Without heads, the first number is such that no
+    number of heads divides the rest, so that a group whose heads are unknown fails.
     """
     heads = group.heads or 1
     width = group.n_units // heads
     third = max(1, width // 3)
-    odd = next(n for n in range(third, 0, -1) if math.gcd(width - n, width) == 1 or n == 1)
-    for count in dict.fromkeys((odd, third) if heads == 1 else (third,)):
+    coprime = next(n for n in range(third, 0, -1) if math.gcd(width - n, width) == 1 or n == 1)
+    for count in dict.fromkeys((coprime, third) if heads == 1 else (third,)):
         if count < width:
-            yield _seeded(heads, width, count)
+            yield _random_units(heads, width, count)
 
 
-def _most(group: ChannelGroup) -> list[int]:
-    """All units but one (of each head)."""
+def _all_but_one(group: ChannelGroup) -> list[int]:
+    """Return all units but one (of each head)."""
     heads = group.heads or 1
-    return _seeded(heads, group.n_units // heads, group.n_units // heads - 1)
+    return _random_units(heads, group.n_units // heads, group.n_units // heads - 1)
 
 
-def _seeded(heads: int, width: int, count: int) -> list[int]:
+def _random_units(heads: int, width: int, count: int) -> list[int]:
     random = torch.Generator().manual_seed(_SEED)
     order = [torch.randperm(width, generator=random) + head * width for head in range(heads)]
     return [unit for head in order for unit in head[:count].tolist()]
 
 
-def _rest(group: ChannelGroup, removed: Sequence[int]) -> tuple[int, ...]:
+def _kept_units(group: ChannelGroup, removed: Sequence[int]) -> tuple[int, ...]:
     gone = set(removed)
     return tuple(i for i in range(group.n_units) if i not in gone)
 
 
 def find_real_fed(model: CustomModel) -> dict[str, int]:
-    """Layers that read other values than counts of spikes, with how often an image runs each.
+    """Return the layers that read values other than counts of spikes, with their runs per image.
 
-    One run as it is, one in which every neuron fires at random: a mean of spikes that all fire, or
-    of none, would pass for a spike. Layers whose spikes cannot be counted exactly (dilated,
-    grouped, padded otherwise than with zeros) are among them: they count as dense.
+    The model runs twice, the second time with every neuron firing at random. Otherwise a mean of
+    spikes could be mistaken for a spike where all of them fire, or none.
+
+    Layers whose spikes cannot be counted exactly (dilated, grouped, or padded with values other
+    than zeros) are included and count as dense.
     """
     random = torch.Generator().manual_seed(_SEED)
     real: set[str] = set()
@@ -315,7 +339,7 @@ def find_real_fed(model: CustomModel) -> dict[str, int]:
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            if not countable(layer) or not bool(((x >= 0) & (x == x.round())).all()):
+            if not is_countable(layer) or not bool(((x >= 0) & (x == x.round())).all()):
                 real.add(name)
             rows[name] = rows.get(name, 0) + len(x)
             calls[name] = calls.get(name, 0) + 1
@@ -325,7 +349,7 @@ def find_real_fed(model: CustomModel) -> dict[str, int]:
     def fire(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return (torch.rand(output.shape, generator=random) < 0.5).to(output.dtype)
 
-    x = check_images(model, torch.float32)
+    x = random_images(model, model.dtype)
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, COMPUTE_LAYERS)]
     handles = [watch(name, layer) for name, layer in layers]
     with torch.no_grad():
@@ -337,8 +361,8 @@ def find_real_fed(model: CustomModel) -> dict[str, int]:
     runs: dict[str, int] = {}
     for name, layer in layers:
         if name in real:
-            calls_a_step = getattr(layer, "hooked", calls[name] // 2)
-            runs[name] = rows[name] // (2 * len(x)) // calls_a_step
+            calls_per_step = getattr(layer, "calls_per_step", calls[name] // 2)
+            runs[name] = rows[name] // (2 * len(x)) // calls_per_step
     return runs
 
 

@@ -1,12 +1,15 @@
-"""Candidates for channel groups: torch-pruning's DepGraph on a user's module, made to fit spikes.
+"""Finds candidates for channel groups with torch-pruning's DepGraph.
 
-DepGraph (Fang et al. 2023, arXiv 2301.12900) follows autograd's graph. On spiking networks it needs
-help, all of it during tracing only and on a copy: neurons pass their input on (SpikingJelly's LIF
-splits its input along time, which DepGraph takes for q, k, v), its index mapping for expanded
-tensors is off (it takes a product of five axes for grouped-query attention and drops the link), and
-the outputs of layers are copied (``out += x`` on a view would hide the layer).
+DepGraph (Fang et al. 2023, arXiv 2301.12900) follows autograd's graph. Spiking networks need three
+adaptations, which apply only while a copy of the network is traced:
 
-What comes out are candidates. Whether one is exact, only ``check`` says.
+- Neurons return their input, because SpikingJelly's LIF splits its input along time, which DepGraph
+  mistakes for q, k, v.
+- DepGraph's index mapping for expanded tensors is disabled, because it mistakes a product of five
+  axes for grouped-query attention and drops the dependency.
+- The outputs of layers are copied, because ``out += x`` on a view hides the layer.
+
+The result are candidates; ``check`` decides which of them are exact.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
-from psvit_core.custom.layers import BATCH_NORM, is_depthwise
-from psvit_core.custom.structure import Found, Member
+from psvit_core.custom.layers import is_depthwise
+from psvit_core.custom.network import computed_by, is_unsupported_neuron
+from psvit_core.custom.structure import CustomGroup, GroupAxis
 from psvit_core.errors import ModelError
+from psvit_core.zoo.base import BATCH_NORM
 
 PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _HEAD_NAMES = ("num_heads", "n_heads", "heads", "n_head", "nhead", "num_attention_heads")
@@ -33,85 +38,97 @@ _HEAD_NAMES = ("num_heads", "n_heads", "heads", "n_head", "nhead", "num_attentio
 
 @dataclass
 class Candidate:
-    """What may be a channel group: tried with each of ``heads`` in turn."""
+    """A possible channel group, to be checked with each of ``heads`` in turn."""
 
     group_id: str
-    reason: str = ""  # why it is none, where that is seen without trying
+    reason: str = ""  # why it is no group, if that is clear without a check
     kind: str = "conv"
     n_units: int = 0
     heads: list[int | None] = field(default_factory=lambda: [None])
-    members: tuple[Member, ...] = ()
+    members: tuple[GroupAxis, ...] = ()
 
     def axes(self) -> list[tuple[str, int]]:
-        """The axes of layers that its units lie along."""
+        """Return the (path, axis) pairs that its units lie along."""
         return [(member.path, member.axis) for member in self.members]
 
-    def found(self, heads: int | None) -> Found:
-        """This candidate as a group with so many heads."""
-        return Found(
-            group_id=self.group_id, kind="attention" if heads else self.kind,
-            n_units=self.n_units, heads=heads, members=self.members,
-        )  # fmt: skip
+    def with_heads(self, heads: int | None) -> CustomGroup:
+        """Return this candidate as a group with this number of heads."""
+        return CustomGroup(
+            group_id=self.group_id,
+            kind="attention" if heads else self.kind,
+            n_units=self.n_units,
+            heads=heads,
+            members=self.members,
+        )
 
 
-def trace(
-    net: nn.Module, x: Tensor, logits: Callable[[nn.Module, Tensor], Tensor]
-) -> list[Candidate]:
-    """Candidates in the order in which the network runs; every producing layer is in one.
+def trace(net: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor]) -> list[Candidate]:
+    """Return candidates in the order of the network's layers.
+
+    Every convolution and linear layer belongs to a candidate.
 
     Args:
         net: The user's module; not changed.
-        x: Images to trace with.
-        logits: Runs a module of this kind on images.
+        x: Images, (B, C, H, W).
+        run: Returns the logits of such a module for images.
+
+    Raises:
+        ModelError: If no gradient reaches the logits.
     """
     net = copy.deepcopy(net).float()
     for parameter in net.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())  # the graph is autograd's
+        parameter.requires_grad_(parameter.is_floating_point())  # autograd builds the graph
     for module in net.modules():
-        if isinstance(module, neuron.BaseNode):
+        if isinstance(module, neuron.BaseNode) or is_unsupported_neuron(module):
             module.forward = lambda current, *_: current * 1.0
-    return _Tracer(net, x, logits).candidates()
+    return _Tracer(net, x, run).candidates()
 
 
 @contextmanager
 def _without_expand_mapping() -> Iterator[Any]:
-    import torch_pruning  # type: ignore[import-untyped]
-    from torch_pruning.dependency import index_mapping  # type: ignore[import-untyped]
+    import torch_pruning
+    from torch_pruning.dependency import index_mapping
 
-    kept = index_mapping.update_expand_index_mapping
+    original = index_mapping.update_expand_index_mapping
     index_mapping.update_expand_index_mapping = lambda graph, node: None
     try:
         yield torch_pruning
     finally:
-        index_mapping.update_expand_index_mapping = kept
+        index_mapping.update_expand_index_mapping = original
 
 
 class _Tracer:
     def __init__(
-        self, net: nn.Module, x: Tensor, logits: Callable[[nn.Module, Tensor], Tensor]
+        self, net: nn.Module, x: Tensor, run: Callable[[nn.Module, Tensor], Tensor]
     ) -> None:
         self._net = net
         self._names = {module: name for name, module in net.named_modules()}
-        self._order: list[str] = []  # producing layers as they are first called
+        self._order: list[str] = []  # producing layers, by first call
+        self._neurons: dict[Any, str] = {}  # unsupported neurons, by the operation of their output
         for layer in net.modules():
             if isinstance(layer, PRODUCERS):
-                layer.register_forward_pre_hook(lambda m, _i: self._called(m))
+                layer.register_forward_pre_hook(lambda m, _i: self._record(m))
             if isinstance(layer, (*PRODUCERS, BATCH_NORM)):
                 layer.register_forward_hook(lambda _m, _i, out: out * 1.0)
+            if is_unsupported_neuron(layer):
+                layer.register_forward_hook(lambda m, _i, out: self._record_neuron(m, out))
         with _without_expand_mapping() as pruning, torch.enable_grad():
             self._types = pruning.ops.OPTYPE
             self._graph = pruning.DependencyGraph()
             self._graph.build_dependency(
-                net, x, forward_fn=lambda m, images: _followed(logits(m, images)), verbose=False
+                net, x, forward_fn=lambda m, images: _traceable(run(m, images)), verbose=False
             )
             self._groups = dict(self._all_groups())
 
-    def _called(self, layer: nn.Module) -> None:
+    def _record_neuron(self, module: nn.Module, spikes: Tensor) -> None:
+        self._neurons[spikes.grad_fn] = self._names[module]
+
+    def _record(self, layer: nn.Module) -> None:
         if self._names[layer] not in self._order:
             self._order.append(self._names[layer])
 
     def _all_groups(self) -> Iterator[tuple[str, Any]]:
-        """DepGraph's groups (or the error that it ends with) by the layer that they start at."""
+        """Yield DepGraph's groups, or its error messages, with the layer that they start at."""
         done: set[nn.Module] = set()
         for path in self._order:
             layer = self._net.get_submodule(path)
@@ -121,7 +138,7 @@ class _Tracer:
             units = list(range(pruner.get_out_channels(layer)))
             try:
                 group = self._graph.get_pruning_group(layer, pruner.prune_out_channels, units)
-            except Exception as error:  # of a library that guesses
+            except Exception as error:  # DepGraph relies on heuristics and may raise anything
                 yield path, f"DepGraph fails on it ({type(error).__name__}: {error})"
                 continue
             done |= {
@@ -136,14 +153,15 @@ class _Tracer:
         known = {m.path for c in found for m in c.members if m.axis == 0} | set(self._groups)
         for layer, name in self._names.items():
             if isinstance(layer, PRODUCERS) and name not in known:
-                why = "DepGraph does not reach it" if name in self._order else "It is never called"
-                found.append(Candidate(name, reason=f"{why}."))
-        return _shorter_ids(found)
+                called = name in self._order
+                reason = "DepGraph does not reach it." if called else "It is never called."
+                found.append(Candidate(name, reason=reason))
+        return _shorten_ids(found)
 
     def _candidate(self, path: str, group: Any) -> Candidate:
         if isinstance(group, str):
             return Candidate(path, reason=f"{group}.")
-        places: dict[tuple[str, int], set[tuple[int, int]]] = defaultdict(set)
+        indices: dict[tuple[str, int], set[tuple[int, int]]] = defaultdict(set)
         sizes: dict[tuple[str, int], int] = {}
         reasons = []
         for item in group:
@@ -151,17 +169,23 @@ class _Tracer:
             reasons.append(reason)
             if key:
                 sizes[key] = size
-                places[key] |= set(zip(item.idxs, item.root_idxs, strict=True))
-        members, layout = _members(sizes, places, self._net)
+                indices[key] |= set(zip(item.idxs, item.root_idxs, strict=True))
+        members, reason = _members(sizes, indices, self._net)
         n_units = min(sizes.values(), default=0)
-        reasons += [layout, *(self._unsilenced(m.path) for m in members if m.axis == 0)]
+        writers = [m.path for m in members if m.axis == 0]
+        reasons = [self._neuron_fault(path) for path in writers] + reasons
+        reasons += [reason, *(self._silencing_fault(path) for path in writers)]
         return Candidate(
-            path, next((r for r in reasons if r), ""), self._kind(members), n_units,
-            [None, *self._head_counts(members, n_units)], members,
-        )  # fmt: skip
+            path,
+            next((r for r in reasons if r), ""),
+            self._kind(members),
+            n_units,
+            [None, *self._head_counts(members, n_units)],
+            members,
+        )
 
     def _axis(self, dependency: Any) -> tuple[tuple[str, int] | None, int, str]:
-        """The axis that an item of a group is about, its length, and why it spoils the group."""
+        """Return the axis of a dependency, its length, and a reason if it rules the group out."""
         node, types = dependency.target, self._types
         module = node.module
         if node.type == types.OUTPUT:
@@ -171,44 +195,74 @@ class _Tracer:
             return (name, node.pruning_dim), module.shape[node.pruning_dim], ""
         path = self._names.get(module)
         if path is None:
-            return None, 0, ""  # an operation without channels of its own
-        if isinstance(module, BATCH_NORM):
-            plain = "" if module.affine else f"{path} has no gamma and beta to silence units with."
-            return (path, 0), module.num_features, plain
-        if isinstance(module, nn.PReLU):
-            shared = module.num_parameters == 1
-            return (None if shared else (path, 0)), module.num_parameters, ""
-        if not isinstance(module, PRODUCERS):
-            kind = type(module).__name__
-            return None, 0, f"{path} ({kind}) mixes the units or has no rule for removing one."
-        if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
-            return None, 0, f"{path} is a grouped convolution."
-        lengths = module.weight.shape  # (out, in, ...)
-        if is_depthwise(module) or self._graph.is_out_channel_pruning_fn(dependency.handler):
-            return (path, 0), lengths[0], ""
-        return (path, 1), lengths[1], ""
+            return None, 0, ""  # an operation without channels
+        return self._layer_axis(path, module, dependency)
 
-    def _unsilenced(self, path: str) -> str:
-        """Why zeroing BatchNorms does not silence this layer's outputs; empty where it does."""
+    def _layer_axis(
+        self, path: str, layer: nn.Module, dependency: Any
+    ) -> tuple[tuple[str, int] | None, int, str]:
+        if rule := computed_by(layer):
+            return (
+                None,
+                0,
+                f"{path} {rule}; only plain parameters can be pruned. Remove it in build.",
+            )
+        if isinstance(layer, BATCH_NORM):
+            reason = "" if layer.affine else f"{path} has no gamma and beta to silence units with."
+            return (path, 0), layer.num_features, reason
+        if isinstance(layer, nn.PReLU):
+            shared = layer.num_parameters == 1
+            return (None if shared else (path, 0)), layer.num_parameters, ""
+        if not isinstance(layer, PRODUCERS):
+            kind = type(layer).__name__
+            return None, 0, f"{path} ({kind}) mixes units, or no rule for removing one is known."
+        if getattr(layer, "groups", 1) > 1 and not is_depthwise(layer):
+            return None, 0, f"{path} is a grouped convolution."
+        is_output = is_depthwise(layer) or self._graph.is_out_channel_pruning_fn(dependency.handler)
+        axis = 0 if is_output else 1
+        return (path, axis), layer.weight.shape[axis], ""  # (out, in, ...)
+
+    def _silencing_fault(self, path: str) -> str:
+        """Return why zeroed BatchNorms do not silence a layer's outputs; empty if they do."""
         if path not in self._order:
             return ""
-        layer, types = self._net.get_submodule(path), self._types
+        for node in self._nodes_after(path, stop_at_norms=True):
+            if _mixes(node.module):
+                reader = self._names.get(node.module, "a layer")
+                return f"{path} has no BatchNorm between it and {reader}, which reads it."
+            if node.type == self._types.OUTPUT:
+                return f"{path} has no BatchNorm between it and the model's outputs."
+        return ""
+
+    def _neuron_fault(self, path: str) -> str:
+        """Return which unsupported neuron a layer's outputs reach; empty if they reach none."""
+        for node in self._nodes_after(path) if path in self._order else ():
+            if name := self._neurons.get(node.grad_fn):
+                kind = type(self._net.get_submodule(name)).__name__
+                return (
+                    f"{name} is a {kind}, which is not derived from SpikingJelly's BaseNode; no "
+                    "other neurons are supported."
+                )
+        return ""
+
+    def _nodes_after(self, path: str, *, stop_at_norms: bool = False) -> Iterator[Any]:
+        """Yield the operations from a layer's output to the layers that read it, with these."""
+        layer = self._net.get_submodule(path)
         todo, seen = list(self._graph.module2node[layer].outputs), set()
         while todo:
             node = todo.pop()
-            if node in seen or node.type == types.BN:
+            if node in seen or (stop_at_norms and node.type == self._types.BN):
                 continue
             seen.add(node)
-            if isinstance(node.module, PRODUCERS) and not is_depthwise(node.module):
-                reader = self._names.get(node.module, "a layer")
-                return f"{path} has no BatchNorm between it and {reader}, which reads it."
-            if node.type == types.OUTPUT:
-                return f"{path} has no BatchNorm between it and the model's outputs."
-            todo += node.outputs
-        return ""
+            yield node
+            if not _mixes(node.module):
+                todo += node.outputs
 
-    def _kind(self, members: tuple[Member, ...]) -> str:
-        """``residual`` for a stream: read by a layer that runs before another one writes to it."""
+    def _kind(self, members: tuple[GroupAxis, ...]) -> str:
+        """Return ``residual``, ``conv`` or ``linear``.
+
+        A residual stream is read by a layer that runs before the last layer that writes to it.
+        """
         wide = [m for m in members if m.path in self._order and not is_depthwise(self._layer(m))]
         writers = [self._order.index(m.path) for m in wide if m.axis == 0]
         readers = [self._order.index(m.path) for m in wide if m.axis == 1]
@@ -216,11 +270,11 @@ class _Tracer:
             return "residual"
         return "linear" if all(isinstance(self._layer(m), nn.Linear) for m in wide) else "conv"
 
-    def _layer(self, member: Member) -> nn.Module:
+    def _layer(self, member: GroupAxis) -> nn.Module:
         return self._net.get_submodule(member.path)
 
-    def _head_counts(self, members: tuple[Member, ...], n_units: int) -> list[int]:
-        """Head counts that the modules around the group's producing layers state."""
+    def _head_counts(self, members: tuple[GroupAxis, ...], n_units: int) -> list[int]:
+        """Return the numbers of heads in attributes of the modules around producing layers."""
         counts: list[int] = []
         for member in members:
             parts = member.path.split(".")
@@ -231,54 +285,64 @@ class _Tracer:
         return list(dict.fromkeys(fitting))
 
 
-def _followed(out: Tensor) -> Tensor:
-    """The logits, by an operation that is not a layer's."""
-    if out.grad_fn is None:
+def _mixes(layer: Any) -> bool:
+    """Return True for a layer whose outputs depend on all channels of its input."""
+    return isinstance(layer, PRODUCERS) and not is_depthwise(layer)
+
+
+def _traceable(logits: Tensor) -> Tensor:
+    """Return the logits as the output of an operation that belongs to no layer."""
+    if logits.grad_fn is None:
         raise ModelError(
-            "No gradient reaches the logits, so that the layers cannot be followed. Is there a "
-            "no_grad, or a neuron without surrogate gradient?"
+            "No gradient reaches the logits, so the layers cannot be traced. Remove no_grad from "
+            "the forward, and use neurons with a surrogate gradient."
         )
-    return out * 1.0
+    return logits * 1.0
 
 
 def _members(
     sizes: dict[tuple[str, int], int],
-    places: dict[tuple[str, int], set[tuple[int, int]]],
+    indices: dict[tuple[str, int], set[tuple[int, int]]],
     net: nn.Module,
-) -> tuple[tuple[Member, ...], str]:
-    """The axes of a group, and why they do not fit together (empty where they do).
+) -> tuple[tuple[GroupAxis, ...], str]:
+    """Return the axes of a group, and the reason if they do not match (otherwise empty).
 
-    The shortest axis says how many units there are: a layer that holds q, k and v has three places
-    for each, a linear layer behind a flattening one for every pixel.
+    The shortest axis determines the number of units. A combined q, k, v layer has three indices per
+    unit, and a linear layer after a flattened map one index per pixel.
+
+    Args:
+        sizes: Length of each (path, axis).
+        indices: Pairs of (index along the axis, unit) for each (path, axis).
+        net: The traced module.
     """
     n_units = min(sizes.values(), default=0)
     layers = dict(net.named_modules())
     members, reasons = [], []
     for (path, axis), size in sizes.items():
         parts, rest = divmod(size, n_units)
-        members.append(Member(path=path, axis=axis, parts=parts))
-        known = {place for place, _ in places[path, axis]}
-        told = {unit for _, unit in places[path, axis]} <= set(range(n_units))
-        first = known == set(range(n_units))  # of flattened sequences DepGraph knows no more
-        flat = first and isinstance(layers.get(path), nn.Linear)
-        if rest or (told and known < set(range(size)) and not flat):
-            reasons.append(f"{path} reads these units beside others (a concatenation).")
-        elif parts > 1 and not _splits(layers.get(path), axis):
-            reasons.append(f"{path} has {parts} places for each unit; no rule to cut such a layer.")
-        elif parts == 1 and told and any(place != unit for place, unit in places[path, axis]):
+        members.append(GroupAxis(path=path, axis=axis, parts=parts))
+        known = {index for index, _ in indices[path, axis]}
+        mapped = {unit for _, unit in indices[path, axis]} <= set(range(n_units))
+        # Of a flattened sequence, DepGraph only finds the first pixel's indices.
+        flat = known == set(range(n_units)) and isinstance(layers.get(path), nn.Linear)
+        if rest or (mapped and known < set(range(size)) and not flat):
+            reasons.append(f"{path} reads these units together with others (a concatenation).")
+        elif parts > 1 and not _can_split(layers.get(path), axis):
+            reasons.append(f"{path} has {parts} indices per unit, and such a layer cannot be cut.")
+        elif parts == 1 and mapped and any(index != unit for index, unit in indices[path, axis]):
             reasons.append(f"{path} has these units in another order.")
     return tuple(members), reasons[0] if reasons else ""
 
 
-def _splits(layer: nn.Module | None, axis: int) -> bool:
-    """Whether a layer can be split so that a unit is one index of each part."""
+def _can_split(layer: nn.Module | None, axis: int) -> bool:
+    """Return True if a layer can be split so that a unit is one index of each part."""
     if axis == 1:
         return isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
     return isinstance(layer, (*PRODUCERS, BATCH_NORM)) and not is_depthwise(layer)
 
 
-def _shorter_ids(candidates: list[Candidate]) -> list[Candidate]:
-    """Ids without the numbers that containers put last, where they stay distinct."""
+def _shorten_ids(candidates: list[Candidate]) -> list[Candidate]:
+    """Remove trailing container indices from ids, if the ids stay distinct."""
     short = [re.sub(r"(?<=.)(\.\d+)+$", "", c.group_id) for c in candidates]
     for candidate, name in zip(candidates, short, strict=True):
         if short.count(name) == 1:

@@ -1,8 +1,9 @@
-"""Images to measure on: digits, CIFAR-10, class folders, ImageNet and ``.npz`` files.
+"""Image data sets: digits, CIFAR-10, image folders, ImageNet and ``.npz`` files.
 
-A specification names the data (``digits``, ``folder:DIR``, ...); ``load_data`` returns an
-``EvalSet`` of one split. Image ids are stable over runs, so that results are kept per image. One
-file holds one kind of source; none executes anything that it reads.
+A specification names the data (``digits``, ``folder:DIR``, ...); ``load_data`` returns one split as
+an ``EvalSet``. Image ids are the same in every run because results are stored per image. Data files
+are
+untrusted: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from psvit_core.data.cifar10 import cifar10_source
+from psvit_core.data.cifar10 import cifar10_jpeg_source, cifar10_source
 from psvit_core.data.digits import digits_arrays, digits_source, digits_split
 from psvit_core.data.distorted import distorted_source
+from psvit_core.data.download import cifar10_folder, missing_cifar10
 from psvit_core.data.evalset import N_CALIB, SPLITS, EvalSet, Source
 from psvit_core.data.files import UnreadableImageError
 from psvit_core.data.folder import folder_source
 from psvit_core.data.imagenet import imagenet_source
 from psvit_core.data.npz import npz_source
 from psvit_core.data.pixels import fit, normalise
-from psvit_core.errors import UnknownNameError
+from psvit_core.errors import DataError, UnknownNameError
+from psvit_core.files import PLACELESS, expand
 from psvit_core.records import DIGITS_TRANSFORM, Transform
 
 __all__ = [
+    "BAD_IMAGE_ACTIONS",
     "N_CALIB",
-    "ON_BAD",
     "SPECS",
     "SPLITS",
     "EvalSet",
@@ -37,15 +40,25 @@ __all__ = [
     "normalise",
 ]
 
-SPECS = ("digits", "digits:distorted", "cifar10:DIR", "folder:DIR", "imagenet:DIR", "npz:FILE")
-ON_BAD = ("stop", "skip")
+SPECS = (
+    "digits",
+    "digits:distorted",
+    "cifar10",
+    "cifar10:DIR",
+    "cifar10-jpeg:DIR",
+    "folder:DIR",
+    "imagenet:DIR",
+    "npz:FILE",
+)
+BAD_IMAGE_ACTIONS = ("stop", "skip")
 
 _BUILT_IN: dict[str, Callable[[str, Transform], Source]] = {
     "digits": digits_source,
     "digits:distorted": distorted_source,
 }
-_PLACED: dict[str, Callable[[Path, str, Transform], Source]] = {
+_WITH_PATH: dict[str, Callable[[Path, str, Transform], Source]] = {
     "cifar10": cifar10_source,
+    "cifar10-jpeg": cifar10_jpeg_source,
     "folder": folder_source,
     "imagenet": imagenet_source,
     "npz": npz_source,
@@ -61,40 +74,42 @@ def load_data(
     on_bad: str = "stop",
     seed: int = 0,
 ) -> EvalSet:
-    """One split of the data that ``spec`` names.
+    """Load one split of a data set.
 
-    Only the images of the subset are looked at, and none is decoded before it is needed.
+    Only files of the selected subset are accessed, and images are decoded when they are needed.
 
     Args:
-        spec: ``digits``; ``digits:distorted`` (the same, rotated, scaled, sheared and noisy);
-            ``cifar10:DIR`` (the published batches, python or binary version);
-            ``folder:DIR`` (class folders, in DIR or in DIR/SPLIT); ``imagenet:DIR`` (train/ and
-            val/); or ``npz:FILE`` (``labels`` [N] and either ``images`` [N, H, W] or
-            [N, H, W, C] of uint8, or ``frames`` [N, T, C, H, W] of uint8 or float32).
+        spec: ``digits``; ``digits:distorted`` (rotated, scaled, sheared and noisy digits);
+            ``cifar10:DIR`` (the published batches, Python or binary version; ``cifar10`` alone if
+            they were downloaded, see ``data.download``); ``cifar10-jpeg:DIR``
+            (JPEGs of them, in class folders in DIR/train and DIR/test); ``folder:DIR`` (one
+            subfolder per class, in DIR or in DIR/SPLIT); ``imagenet:DIR`` (train/ and val/); or
+            ``npz:FILE`` (``labels`` [N] and either ``images`` [N, H, W] or [N, H, W, C] of uint8,
+            or ``frames`` [N, T, C, H, W] of uint8 or float32).
         split: One of ``train``, ``calib``, ``val``, ``test``.
-        transform: The model's evaluation transform; the digits' own when None.
-        limit: Keep a stratified, seeded subset of so many images, as ``EvalSet.limit``.
-        on_bad: What to do with unreadable images: ``stop`` raises when one is decoded; ``skip``
-            decodes all images of the subset now, leaves the unreadable ones out and names them in
+        transform: The model's evaluation transform; None for that of the digits.
+        limit: Size of a stratified, seeded subset, as for ``EvalSet.limit``; None for all images.
+        on_bad: Handling of unreadable images: ``stop`` raises when one is decoded; ``skip`` checks
+            all images of the subset now, removes the unreadable ones and lists them in
             ``EvalSet.bad``.
-        seed: Which images a ``limit`` keeps.
+        seed: Seed of the subset.
 
     Raises:
-        DataError: If there are no usable images or no such split.
-        UnknownNameError: If ``spec`` names no kind of data.
+        DataError: If there are no usable images or the data has no such split.
+        UnknownNameError: If ``spec``, ``split`` or ``on_bad`` is unknown.
     """
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
-    if on_bad not in ON_BAD:
-        raise UnknownNameError("way with bad images", on_bad, ON_BAD)
+    if on_bad not in BAD_IMAGE_ACTIONS:
+        raise UnknownNameError("bad-image action", on_bad, BAD_IMAGE_ACTIONS)
     source = _source(spec, split, transform or DIGITS_TRANSFORM)
-    return source.choose(spec, split, limit, skip_bad=on_bad == "skip", seed=seed)
+    return source.load_subset(spec, split, limit, skip_bad=on_bad == "skip", seed=seed)
 
 
 def count_images(
     spec: str, split: str, transform: Transform | None = None
 ) -> tuple[list[int], tuple[str, ...]]:
-    """How many images one split of the data has, by class; no image is read.
+    """Count the images of one split by class, without reading them.
 
     Args:
         spec: As for ``load_data``.
@@ -102,11 +117,11 @@ def count_images(
         transform: As for ``load_data``.
 
     Returns:
-        (images of each class, names of the classes).
+        (number of images of each class, class names).
 
     Raises:
-        DataError: If there are no usable images or no such split.
-        UnknownNameError: If ``spec`` names no kind of data.
+        DataError: If there are no usable images or the data has no such split.
+        UnknownNameError: If ``spec`` or ``split`` is unknown.
     """
     if split not in SPLITS:
         raise UnknownNameError("split", split, SPLITS)
@@ -121,6 +136,19 @@ def _source(spec: str, split: str, transform: Transform) -> Source:
     kind, _, place = spec.partition(":")
     if spec in _BUILT_IN:
         return _BUILT_IN[spec](split, transform)
-    if kind not in _PLACED or not place:
-        raise UnknownNameError("data", spec, SPECS)
-    return _PLACED[kind](Path(place), split, transform)
+    if spec == "cifar10":
+        downloaded = cifar10_folder()
+        if downloaded is None:
+            raise missing_cifar10()
+        return cifar10_source(downloaded, split, transform)
+    if kind in PLACELESS and not place:  # the data of a model that ships without its images
+        raise DataError(f"The images of {kind} are not included. Say where they are: {kind}:DIR.")
+    if kind not in _WITH_PATH or not place:
+        raise UnknownNameError("data set", spec, SPECS)
+    try:
+        return _WITH_PATH[kind](expand(place), split, transform)
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise DataError(
+            f"Cannot read {kind}:{place:.80}: {error.strerror or error}. Check the path and its "
+            "permissions."
+        ) from error

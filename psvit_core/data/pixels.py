@@ -1,7 +1,6 @@
-"""The model's evaluation transform: pictures and pixels to network input.
+"""The model's evaluation transform, from images to network input.
 
-Resizing and cropping are torchvision's, in the way of timm's evaluation loader: on the PIL picture,
-with its antialiasing.
+Resizing and cropping follow timm's evaluation loader: torchvision on PIL images, with antialiasing.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from psvit_core.records import Transform
 
 
 def normalise(pixels: Tensor, transform: Transform) -> Tensor:
-    """Pixels in [0, 1], (..., C, H, W), to padded and normalised network input."""
+    """Pad and normalise pixels in [0, 1], (..., C, H, W), to network input."""
     return standardise(torch.nn.functional.pad(pixels, (transform.pad,) * 4), transform)
 
 
 def standardise(pixels: Tensor, transform: Transform) -> Tensor:
-    """Pixels in [0, 1], (..., C, H, W), less the mean and over the deviation of each channel."""
+    """Subtract the mean of each channel from pixels (..., C, H, W) and divide by the deviation."""
     mean = torch.tensor(transform.mean, dtype=pixels.dtype).view(-1, 1, 1)
     std = torch.tensor(transform.std, dtype=pixels.dtype).view(-1, 1, 1)
     return (pixels - mean) / std
 
 
 def fit(pixels: Tensor, transform: Transform) -> Tensor:
-    """Resize and crop pixels (C, H, W) of any size."""
+    """Resize and crop pixels (C, H, W) to the transform's crop."""
     if pixels.shape[-2:] == (transform.crop, transform.crop):
         return pixels
     from torchvision.transforms import v2
@@ -44,10 +43,10 @@ def fit(pixels: Tensor, transform: Transform) -> Tensor:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turns a PIL picture into network input, (C, H, W) float32.
+    """Converts a PIL image to network input, (C, H, W) float32.
 
     Raises:
-        DataError: If the model takes neither grey nor colour images.
+        DataError: If the model takes neither greyscale nor colour images.
     """
 
     transform: Transform
@@ -56,10 +55,10 @@ class Prepare:
     def __post_init__(self) -> None:
         if self.transform.channels not in (1, 3):
             raise DataError(
-                f"Images have 1 or 3 channels; this model takes {self.transform.channels}. "
-                "Give it event data: --data npz:FILE with an array 'frames'."
+                f"Images have 1 or 3 channels, but this model takes {self.transform.channels}. "
+                "Give event data: --data npz:FILE with an array 'frames'."
             )
-        from torchvision.transforms import v2  # takes seconds
+        from torchvision.transforms import v2  # slow to import
 
         mode = v2.InterpolationMode(self.transform.interpolation)
         steps = v2.Compose(
@@ -69,28 +68,28 @@ class Prepare:
 
     @property
     def mode(self) -> str:
-        """PIL's name for the pixels that the model takes."""
+        """PIL's image mode of the network input."""
         return "L" if self.transform.channels == 1 else "RGB"
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Network input of a picture."""
-        sized = np.array(self._steps(picture.convert(self.mode)))
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the network input of an image."""
+        sized = np.array(self._steps(image.convert(self.mode)))
         return normalise(to_pixels(np.atleast_3d(sized)), self.transform)
 
 
 def to_pixels(image: np.ndarray[Any, Any]) -> Tensor:
-    """(H, W, C) uint8 to (C, H, W) float32 in [0, 1]."""
+    """Convert (H, W, C) uint8 to (C, H, W) float32 in [0, 1]."""
     return torch.from_numpy(image).permute(2, 0, 1).contiguous().float().div(255)
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """``load`` of pixels in memory, (N, H, W, C) uint8."""
+    """Loads pixels in memory, (N, H, W, C) uint8."""
 
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
     prepare: Prepare
 
     def __call__(self, position: int) -> Tensor:
-        """Network input of the image at a position."""
+        """Return the network input of the image at a position."""
         image = self.pixels[position]
         return self.prepare(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))

@@ -1,31 +1,31 @@
-"""What an importance criterion is, and the filters that the weight criteria look at."""
+"""Base classes of importance criteria, and the filters that weight criteria use."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from psvit_core.callbacks import Tick
 from psvit_core.data import EvalSet
 from psvit_core.records import ChannelGroup
 from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
 
 Scores = dict[str, Tensor]  # group_id -> (n_units,) float64
-Tick = Callable[[], None]  # called before each batch; raises to stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What criteria may use besides the weights.
+    """Inputs of criteria other than the weights.
 
     Args:
-        images: Calibration images with labels; empty only for criteria that need none.
-        run: Device, batch and decoding; the precision is the model's own.
-        seed: For criteria that draw.
+        images: Labelled calibration images; None only for criteria that need none.
+        run: Device, batch size and workers. Its precision is ignored in favour of the model's.
+        seed: Seed of random criteria.
         tick: Called before each batch; may raise to stop.
     """
 
@@ -35,7 +35,7 @@ class Calibration:
     tick: Tick
 
     def batches(self, model: SpikingModel, batch: int | None = None) -> Iterator[Tensor]:
-        """The images in the model's precision, on its device."""
+        """Yield the images in the model's precision and on its device."""
         assert self.images is not None
         first = next(model.parameters())
         for x in self.images.batches(batch or self.run.batch, first.dtype, self.run.workers):
@@ -44,55 +44,58 @@ class Calibration:
 
 
 class Criterion(ABC):
-    """Scores the units of channel groups; higher means keep.
+    """A score for each unit of a channel group; units with higher scores are kept.
 
-    Scores are finite, at least 0, and comparable inside a group only.
+    Scores are finite, at least 0, and comparable within a group only.
     """
 
     name: str
-    #: Whether it needs calibration images.
+    #: True if it needs calibration images.
     needs_images = False
 
     @abstractmethod
     def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
-        """Importance of each unit of every group, in network order; ``model`` is not changed."""
+        """Score each unit of every group, in network order, without changing ``model``."""
 
 
 class WeightCriterion(Criterion):
-    """A criterion that looks at one group's weights and at nothing else."""
+    """A criterion that depends only on the weights of the group."""
 
     @abstractmethod
     def scores(self, model: SpikingModel, group: ChannelGroup) -> Tensor:
-        """Importance of each unit of ``group``: (n_units,) float64."""
+        """Score each unit of ``group``, (n_units,) float64."""
 
     def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
-        """Scores of every group; the calibration changes nothing."""
+        """Score every group; the calibration is not used."""
         return {g.group_id: self.scores(model, g).cpu() for g in model.channel_groups()}
 
 
-def written_filters(model: SpikingModel, group: ChannelGroup) -> Tensor:
-    """Each unit's filters in all layers that write the group, as one vector: (n_units, n) float64.
+def writer_filters(model: SpikingModel, group: ChannelGroup) -> Tensor:
+    """Concatenate each unit's filters in all layers that write the group, (n_units, n) float64.
 
-    Biases and BatchNorm tensors are left out.
+    Biases and BatchNorm tensors are excluded.
     """
     filters = []
-    for name, _ in group.writers:
+    for name, axis in group.writers:
         parent, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(model.get_submodule(parent), leaf)
         if tensor.dim() > 1:
-            filters.append(tensor.detach().double().flatten(1))
+            rows = tensor.detach().double().flatten(1)
+            if (positions := group.maps.get(f"{name}:{axis}")) is not None:
+                rows = rows[list(positions)]
+            filters.append(rows)
     return torch.cat(filters, dim=1)
 
 
 class FilterNorm(WeightCriterion):
-    """A norm of each unit's filter.
+    """A norm of each unit's filters.
 
-    Tied members: a unit's filters in all convolutions that write the group count as one vector
-    ("concatenated"); biases and BatchNorm tensors are left out.
+    Tied layers: the filters of a unit in all layers that write the group form one vector
+    ("concatenated").
     """
 
     order: int
 
     def scores(self, model: SpikingModel, group: ChannelGroup) -> Tensor:
-        """Norm of each unit's concatenated filters, (n_units,) float64."""
-        return written_filters(model, group).norm(p=self.order, dim=1)
+        """Return the norm of each unit's concatenated filters, (n_units,) float64."""
+        return writer_filters(model, group).norm(p=self.order, dim=1)

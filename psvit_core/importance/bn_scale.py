@@ -11,18 +11,20 @@ from psvit_core.zoo.base import SpikingModel
 class BatchNormScale(WeightCriterion):
     """Absolute value of the scale (gamma) of a unit's BatchNorm.
 
-    Tied members: the mean over all BatchNorms that write the group ("mean over writers"), those
-    that stand one behind the other in a re-parameterisable convolution among them.
+    Tied layers: the mean over all BatchNorms that write the group ("mean over writers"), including
+    consecutive ones in a re-parameterisable convolution.
     """
 
     name = "bn_scale"
 
     def scores(self, model: SpikingModel, group: ChannelGroup) -> Tensor:
-        """Mean absolute gamma of each unit, (n_units,) float64."""
+        """Return the mean absolute gamma of each unit, (n_units,) float64."""
         norms = (nn.modules.batchnorm._BatchNorm,)
         scales = []
-        for name, _ in group.writers:
+        for name, axis in group.writers:
             parent, _, leaf = name.rpartition(".")
             if leaf == "weight" and isinstance(model.get_submodule(parent), norms):
-                scales.append(model.get_parameter(name).detach().double().abs())
+                scale = model.get_parameter(name).detach().double().abs()
+                positions = group.maps.get(f"{name}:{axis}")
+                scales.append(scale if positions is None else scale[list(positions)])
         return torch.stack(scales).mean(0)

@@ -1,4 +1,4 @@
-"""L2 norm of filters (the criterion that PrimeSVT, arXiv 2606.03428, names)."""
+"""L2 norm of filters (the criterion of PrimeSVT, arXiv 2606.03428)."""
 
 from psvit_core.importance._base import FilterNorm
 

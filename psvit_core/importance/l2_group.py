@@ -1,4 +1,4 @@
-"""L2 norm of all that belongs to a unit: the filters that make it and the weights that read it.
+"""L2 norm of all weights of a unit: the filters that write it and the weights that read it.
 
 The group norm of DepGraph (Fang et al. 2023, arXiv 2301.12900) without its normalisation.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from psvit_core.importance._base import WeightCriterion, written_filters
-from psvit_core.importance._readers import reading_layers
+from psvit_core.importance._base import WeightCriterion, writer_filters
+from psvit_core.importance._readers import LayerReader, reading_layers
 from psvit_core.records import ChannelGroup
 from psvit_core.zoo.base import SpikingModel
 
@@ -17,16 +17,16 @@ from psvit_core.zoo.base import SpikingModel
 class L2Group(WeightCriterion):
     """Euclidean norm of a unit's filters and of its readers' weights on it.
 
-    Tied members: all filters and all readers' weights count as one vector ("concatenated"). A group
-    without readers (queries and keys of an attention product) has its filters only.
+    Tied layers: all filters and all readers' weights form one vector ("concatenated"). Groups
+    without weights that read them (queries and keys of an attention product) use their filters
+    only.
     """
 
     name = "l2_group"
 
     def scores(self, model: SpikingModel, group: ChannelGroup) -> Tensor:
-        """Norm of each unit's concatenated weights, (n_units,) float64."""
-        total = written_filters(model, group).square().sum(1)
+        """Return the norm of each unit's concatenated weights, (n_units,) float64."""
+        total = writer_filters(model, group).square().sum(1)
         for layer in reading_layers(model, group):
-            weight = layer.weight.detach().double().transpose(0, 1)
-            total = total + weight.flatten(1).square().sum(1)
+            total = total + LayerReader(layer, group.n_units).norms
         return torch.sqrt(total)

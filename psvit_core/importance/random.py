@@ -1,19 +1,19 @@
-"""Chance: the control that every criterion must beat."""
+"""Random scores, the control that every criterion should beat."""
 
 import torch
 
 from psvit_core.importance._base import Calibration, Criterion, Scores
-from psvit_core.store import digest
+from psvit_core.storage.store import digest
 from psvit_core.zoo.base import SpikingModel
 
 
 class Random(Criterion):
-    """Uniform draws, by the seed and the group's name alone; one draw a unit, tied or not."""
+    """Uniform random scores, determined by the seed and the group's name; one per unit."""
 
     name = "random"
 
     def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
-        """Draws in [0, 1) for every group."""
+        """Return scores in [0, 1) for every group."""
         found = {}
         for group in model.channel_groups():
             own = int(digest([calib.seed, group.group_id])[:15], 16)

@@ -1,8 +1,8 @@
-"""Reconstruction error at the readers, as channel pruning by reconstruction minimises it.
+"""Reconstruction error at the readers.
 
 He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks (arXiv 1707.06168), and
-Luo et al. 2017, ThiNet (arXiv 1707.06342), choose channels whose removal changes the next layer's
-output least; here each unit by itself, with the next layer's bias free to follow.
+Luo et al. 2017, ThiNet (arXiv 1707.06342), remove the channels that change the next layer's output
+least. Here each unit is scored on its own, assuming that the next layer's bias is adapted.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from torch import Tensor
 
 from psvit_core.importance._readers import Inputs, Reader, ReaderCriterion, Sums
 
-_LEAST = 1e-12  # of a channel's mean square: less variance than this is rounding
+_MIN_VARIANCE = 1e-12  # fraction of a channel's mean square; less variance is rounding error
 
 
 class Reconstruction(ReaderCriterion):
-    """Share of the variance of its readers' outputs that is lost with the unit alone.
+    """Fraction of the variance of the readers' outputs that is lost when the unit is removed.
 
-    For a unit u and an output channel o of a reader, ``c = sum over taps of W[o,u,tap] x[u,tap]``
-    is what disappears from the output ``y_o``. The score is the sum over o of
-    ``Var(c) / Var(y_o)``, over all images, time steps and positions: the squared error that is left
-    when the output's mean may follow (a bias or a BatchNorm takes it up), in the units that the
-    reader's BatchNorm gives its output. Exact with the cross terms between the taps of a kernel, at
-    strides and borders; terms between different units are none, since one is removed at a time.
-    For 1x1 readers ``Var(c) = W[o,u]^2 Var(x_u)``.
+    Removing unit u changes output channel o of a reader by ``c = sum over taps of W[o,u,tap]
+    x[u,tap]``. The score is the sum over o of ``Var(c) / Var(y_o)`` over all images, time steps and
+    positions. This is the squared error that remains after adapting the output's mean (by a bias or
+    BatchNorm), in units of the normalised output. Cross terms between the taps of a kernel, strides
+    and borders are exact. For 1x1 readers, ``Var(c) = W[o,u]^2 Var(x_u)``.
 
-    Tied members: the sum over all readers ("sum over readers"). Queries and keys are read by the
+    Tied layers: the sum over all readers ("sum over readers"). Queries and keys are read by the
     attention product, whose output loses ``q_c (k_c^T v)``; queries of Q-K token attention by their
     sum, which loses ``q_c``.
     """
@@ -34,7 +32,7 @@ class Reconstruction(ReaderCriterion):
     name = "reconstruction"
 
     def sums(self, reader: Reader, inputs: Inputs, output: Tensor) -> Sums:
-        """Moments of the units' contributions and of the outputs."""
+        """Return the moments of the units' contributions and of the outputs."""
         y = reader.outputs(output)
         own = {
             "y": y.sum(dim=(0, 2), dtype=torch.float64),
@@ -44,9 +42,9 @@ class Reconstruction(ReaderCriterion):
         return {**reader.contributions(inputs), **own}
 
     def score(self, reader: Reader, sums: Sums) -> Tensor:
-        """Lost shares of variance, summed over output channels, (n_units,) float64."""
+        """Return the lost fractions of variance summed over outputs, (n_units,) float64."""
         square = sums["yy"] / sums["ny"]
         variance = square - (sums["y"] / sums["ny"]).square()
-        moving = variance > _LEAST * square
+        varying = variance > _MIN_VARIANCE * square
         lost = reader.contribution_variance(sums)  # (outputs, n_units)
-        return lost[moving].div(variance[moving].unsqueeze(1)).sum(0)
+        return lost[varying].div(variance[varying].unsqueeze(1)).sum(0)

@@ -8,38 +8,45 @@ from torch.nn import functional as F
 
 from psvit_core.data import EvalSet
 from psvit_core.importance._base import Calibration, Criterion, Scores
-from psvit_core.importance._readers import Inputs, Reader, find_readers, placed, unread, watched
+from psvit_core.importance._readers import (
+    Inputs,
+    Reader,
+    filter_norms,
+    find_readers,
+    on_device,
+    reader_hooks,
+)
 from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
 
-#: Image positions x time steps that one backward pass holds: 32 digits at T = 4.
-_POSITIONS_AT_ONCE = 100_352
+#: Image positions x time steps of one backward pass: 32 digits at T = 4.
+_MAX_POSITIONS = 100_352
 
 
 class Taylor(Criterion):
-    """Mean over images of ``|sum of activation x gradient|``: the loss that removal changes.
+    """Mean over images of ``|sum of activation x gradient|``, the estimated change of the loss.
 
-    The activation form: of what a unit's readers see, over all time steps and positions, with the
-    cross entropy on the images' labels and the models' surrogate gradients.
+    The sum is over the readers' inputs at all time steps and positions. The loss is the cross
+    entropy on the images' labels; gradients are the models' surrogate gradients.
 
-    Tied members: signed sums over all readers before the absolute value ("sum over readers"), as
-    all of them lose the unit at once. For queries and keys the sum over the queries at the
-    attention product; the keys' is the same number.
+    Tied layers: signed sums over all readers before the absolute value ("sum over readers") because
+    all readers lose the unit together. For queries and keys, the sum over the queries at the
+    attention product; the sum over the keys is the same.
     """
 
     name = "taylor"
     needs_images = True
 
     def all_scores(self, model: SpikingModel, calib: Calibration) -> Scores:
-        """Scores of every group; one pass forward and backward, in batches that memory bounds."""
+        """Score every group in one forward and backward pass, with memory-limited batches."""
         assert calib.images is not None
-        model = placed(model, calib.run)
+        model = on_device(model, calib.run)
         readers = find_readers(model)
         owner = {reader: group_id for group_id, found in readers.items() for reader in found}
         calls: list[tuple[Reader, Inputs]] = []
         totals: Scores = {}
 
-        def watch(reader: Reader, inputs: Inputs, output: Tensor) -> None:
+        def hook(reader: Reader, inputs: Inputs, output: Tensor) -> None:
             if inputs[0].requires_grad:
                 calls.append((reader, inputs))
 
@@ -47,10 +54,12 @@ class Taylor(Criterion):
         constants = {name: p.detach() for name, p in model.named_parameters()}
         batch = _batch(model, calib.images, calib.run)
         done = 0
-        # Without autocast: small gradients would vanish in half precision.
-        with torch.enable_grad(), watched(model, readers, watch):
+        # No autocast: small gradients would vanish in half precision.
+        with torch.enable_grad(), reader_hooks(model, readers, hook):
             for x in calib.batches(model, batch):
-                logits = torch.func.functional_call(model, constants, (x.requires_grad_(),))
+                logits = torch.func.functional_call(
+                    model, constants, (x.requires_grad_(),), tie_weights=False
+                )
                 target = labels[done : done + len(x)]
                 loss = F.cross_entropy(logits, target, reduction="sum")
                 for group_id, change in _changes(loss, calls, owner, len(x)).items():
@@ -60,7 +69,7 @@ class Taylor(Criterion):
         return {
             group.group_id: totals[group.group_id].cpu() / done
             if group.group_id in totals
-            else unread(model, group)
+            else filter_norms(model, group)
             for group in model.channel_groups()
         }
 
@@ -68,13 +77,13 @@ class Taylor(Criterion):
 def _batch(model: SpikingModel, images: EvalSet, run: Run) -> int:
     _, height, width = model.input_shape
     steps = images.time_steps or model.T
-    return max(1, min(run.batch, _POSITIONS_AT_ONCE // (steps * height * width)))
+    return max(1, min(run.batch, _MAX_POSITIONS // (steps * height * width)))
 
 
 def _changes(
     loss: Tensor, calls: list[tuple[Reader, Inputs]], owner: dict[Reader, str], n_images: int
 ) -> Scores:
-    """First-order change of each image's loss by each unit, (n_images, n_units) by group."""
+    """Return the estimated change of each image's loss, (n_images, n_units) by group."""
     if not calls:
         return {}
     gradients = torch.autograd.grad(loss, [inputs[0] for _, inputs in calls], allow_unused=True)

@@ -1,1 +1,1 @@
-"""Background work: ``client`` (no torch), ``worker`` (detached process), ``tasks`` (the work)."""
+"""Background work: ``client`` and ``queue`` (no torch), the detached ``worker``, and ``run``."""

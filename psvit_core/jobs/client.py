@@ -1,89 +1,141 @@
-"""Starting, watching, cancelling and resuming background work; no torch.
+"""Start, follow, cancel and resume background work; no torch.
 
-A job is a record in the store. One worker process per device takes jobs from there; it is detached,
-so it outlives page reloads, closed tabs and a killed server. Whether a job runs is computed when it
-is read: "running" with no such process any more means interrupted.
+A job is a record in the store. One worker process per device takes jobs from there. It is detached,
+so it survives page reloads, closed tabs and a killed server. A job that is stored as running while
+its process no longer exists is read as interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import logging
-import os
-import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
-import psutil
-from filelock import FileLock, Timeout
-
 from psvit_core.errors import JobError, RecordError
-from psvit_core.records import Partial, Record
-from psvit_core.store import Store
+from psvit_core.jobs.workers import ensure_worker, process_started, ring
+from psvit_core.records import Measurement, Partial, PrunePlan, Record, Subject
+from psvit_core.records.jobs import TASKS, FileStamps, JobRequest, JobResult, WrittenModel
+from psvit_core.storage.store import Store
+from psvit_core.tasks.fingerprints import data_stamp, model_stamp
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
-#: Short jobs that a running sweep lets in between two batches.
+#: Tasks that run between two batches of a long job.
 SHORT = ("measure", "export", "summary", "inspect", "check_data")
 KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"
+_PATIENCE = 5.0  # seconds in which a killed process ends
+SUPERSEDED = "superseded"  # value of a cancel request that a newer job has made
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Record):
-    """One piece of background work."""
+    """One piece of background work.
+
+    ``params`` and ``result`` are stored as JSON; read them through the typed properties.
+    """
 
     document: ClassVar[str] = "job"
 
     id: str
     task: str  # one of KINDS
     title: str
-    params: dict[str, Any]
+    params: dict[str, Any]  # the subject, stamps and request
     device: str = "cpu"
     state: str = "queued"  # queued, running, done, failed, cancelled, interrupted
     created: float = 0.0  # seconds since the epoch
     started: float | None = None
     ended: float | None = None
     pid: int | None = None
-    pid_started: float | None = None  # start of that process, guards against a reused pid
+    pid_started: float | None = None  # start time of that process: another process may get its pid
     done: int = 0
-    total: int = 0  # 0: not known
-    what: str = ""  # what was done last
-    fresh: int = 0  # done in this run, not found in the store: what a time estimate goes by
-    paced: float | None = None  # when the first of them was done: start-up is no pace
-    partial: Partial | None = None  # what a measurement says so far
+    total: int = 0  # 0: unknown
+    what: str = ""  # description of the last step
+    fresh: int = 0  # steps computed in this run, not read from the store; for time estimates
+    paced: float | None = None  # time of the first of them, which excludes starting up
+    partial: Partial | None = None  # estimates of a running measurement
     error: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)  # the outcome
+    owner: str = ""  # whose newest plan it measures; empty: a job that nothing supersedes
+
+    @cached_property
+    def subject(self) -> Subject | None:
+        """The subject; None if another version wrote it."""
+        return _readable(Subject, self.params.get("subject"))
+
+    @cached_property
+    def stamps(self) -> FileStamps | None:
+        """Stamps of the subject's files at submission; None for jobs of old versions."""
+        return _readable(FileStamps, self.params.get("stamps"))
+
+    @cached_property
+    def request(self) -> JobRequest | None:
+        """The typed request; None if another version wrote it."""
+        try:
+            return self.read_request()
+        except RecordError:
+            return None
+
+    def read_request(self) -> JobRequest:
+        """Return the typed request.
+
+        Raises:
+            RecordError: If another version wrote it.
+        """
+        if self.task not in TASKS:
+            raise RecordError(f"Unknown task {self.task!r}. Known: {', '.join(TASKS)}.")
+        own = {k: v for k, v in self.params.items() if k not in ("subject", "stamps")}
+        return TASKS[self.task][0].from_dict(own)
+
+    @cached_property
+    def outcome(self) -> JobResult | None:
+        """The typed result so far; None for unknown tasks.
+
+        Fields that another version wrote have their defaults.
+        """
+        return TASKS[self.task][1].read(self.result) if self.task in TASKS else None
+
+    @property
+    def plan(self) -> PrunePlan | None:
+        """The plan that the request names; None without one."""
+        return getattr(self.request, "plan", None)
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """The measurement that a finished measuring or planning made; None without one."""
+        return getattr(self.outcome, "measurement", None) if self.state == "done" else None
+
+    @property
+    def written(self) -> WrittenModel | None:
+        """The checkpoint that a finished export or fine-tuning wrote; None for other jobs."""
+        found = self.outcome if self.state == "done" else None
+        return found if isinstance(found, WrittenModel) and found.path else None
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs."""
+        """True while the job waits or runs."""
         return self.state in ACTIVE
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Estimate from the pace so far; None where there is none yet."""
+        """Estimate the remaining seconds from the pace so far; None while there is no pace."""
         if self.state != "running" or self.paced is None or self.fresh < 2 or not self.total:
             return None
         pace = ((now or time.time()) - self.paced) / (self.fresh - 1)
         return pace * (self.total - self.done)
 
 
-def process_started(pid: int) -> float | None:
-    """When a live process was started (seconds since the epoch), or None."""
+def _readable(kind: type[R], data: object) -> R | None:
+    """Return ``data`` as a record; None if it is missing or another version wrote it."""
     try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
+        return kind.from_dict(data)
+    except RecordError:
         return None
 
 
@@ -97,23 +149,25 @@ def _alive(job: Job) -> bool:
 
 
 def save(store: Store, job: Job) -> Job:
-    """Keep a job's state."""
+    """Store a job's state."""
     store.put(_PREFIX + job.id, job.to_dict())
     return job
 
 
 def find_job(store: Store, job_id: str) -> Job:
-    """A job as it is now.
+    """Return a job in its current state.
 
     Raises:
-        JobError: If there is none of that id.
+        JobError: If there is no job with this id.
     """
     data = store.get(_PREFIX + job_id)
     if data is None:
-        raise JobError(f"There is no job {job_id!r} in {store.folder}.")
+        raise JobError(
+            f"There is no job {job_id!r} in {store.folder}. List the jobs with psvit jobs list."
+        )
     job = Job.from_dict(data)
     if job.state == "running" and not _alive(job):
-        # Read again: it may have ended properly between the two looks.
+        # Read again: it may have ended normally in the meantime.
         job = Job.from_dict(store.get(_PREFIX + job_id))
         if job.state == "running":
             return dataclasses.replace(job, state="interrupted")
@@ -121,9 +175,9 @@ def find_job(store: Store, job_id: str) -> Job:
 
 
 def list_jobs(store: Store) -> list[Job]:
-    """All jobs that this version can read, newest first; others are named once in the log.
+    """Return all jobs that this version can read, newest first; log each of the others once.
 
-    They are shared between calls: their params and results may not be changed.
+    Calls share the jobs: do not change their params and results.
     """
     read = store.read(_PREFIX, _read_job).values()
     jobs = [
@@ -138,64 +192,92 @@ def _read_job(key: str, data: Any) -> Job | None:
     try:
         return Job.from_dict(data)
     except RecordError as error:
-        log.warning("%s is left out, since another version wrote it: %s", key, error)
+        log.warning("skipped %s, which another version wrote: %s", key, error)
         return None
 
 
-def results(store: Store, name: str, kind: type[R]) -> dict[str, R]:
-    """A record in the results of finished jobs, by job id, where this version can read it.
+def submit(store: Store, title: str, subject: Subject, request: JobRequest, owner: str = "") -> Job:
+    """Queue work and start its worker if needed.
 
     Args:
-        store: Where.
-        name: Which result.
-        kind: What record it is.
+        store: The store of the jobs.
+        title: The job's title on screen.
+        subject: The model, the images and the device.
+        request: The task's input.
+        owner: Whose newest request this is; it supersedes the owner's earlier ones. Empty: nothing
+            is superseded, and nothing supersedes this job.
+
+    Returns:
+        The new job, or an active one of the same owner with the same subject, files and request.
     """
-    found = store.read(_PREFIX, _result_reader(name, kind))  # type: ignore[arg-type]  # hashable
-    return {key.removeprefix(_PREFIX): one for key, one in found.items() if one is not None}
-
-
-@functools.cache  # the store keeps what it read under the function that read it
-def _result_reader(name: str, kind: type[R]) -> Callable[[str, Any], R | None]:
-    def read(key: str, data: Any) -> R | None:
-        if data.get("state") != "done" or name not in data.get("result", {}):
-            return None
-        try:
-            return kind.from_dict(data["result"][name])
-        except RecordError:
-            return None
-
-    return read
-
-
-def submit(
-    store: Store, task: str, title: str, params: Mapping[str, Any], device: str = "cpu"
-) -> Job:
-    """Queue work and make sure that a worker is there; an equal active job is returned instead."""
-    for job in list_jobs(store):
-        if job.active and (job.task, job.params, job.device) == (task, dict(params), device):
+    stamps = FileStamps(model=tuple(model_stamp(subject)), data=tuple(data_stamp(subject.data)))
+    asked = (subject, stamps, request, owner)
+    jobs = list_jobs(store)
+    for job in jobs:
+        same = job.active and (job.subject, job.stamps, job.request, job.owner) == asked
+        if same and not cancel_requested(store, job.id):  # else it is being dropped
+            reconcile(store)
             return job
+    if owner:
+        _supersede(store, [job for job in jobs if job.owner == owner])
     job = Job(
-        id=uuid.uuid4().hex[:12], task=task, title=title, params=dict(params), device=device,
+        id=uuid.uuid4().hex[:12],
+        task=request.task,
+        title=title,
+        params={"subject": subject.to_dict(), "stamps": stamps.to_dict(), **request.to_dict()},
+        device=subject.device,
         created=time.time(),
-    )  # fmt: skip
+        owner=owner,
+    )
     save(store, job)
-    ensure_worker(store, device)
+    ring(store, subject.device)
+    ensure_worker(store, subject.device)
     return job
 
 
+def _supersede(store: Store, jobs: Iterable[Job]) -> None:
+    """Drop jobs whose result nobody waits for any more; finished ones stay."""
+    for job in jobs:
+        if job.state == "running":
+            store.put(_cancel_key(job.id), SUPERSEDED)
+        elif job.state != "done":
+            forget(store, job.id)
+
+
+def supersede(store: Store, owner: str) -> None:
+    """Drop an owner's waiting and running jobs (``submit``)."""
+    mine = [job for job in list_jobs(store) if job.owner == owner]
+    _supersede(store, mine)
+    for device in {job.device for job in mine if job.active}:
+        ring(store, device)
+
+
+def forget(store: Store, job_id: str) -> None:
+    """Delete a job from the store."""
+    for key in (_PREFIX + job_id, _cancel_key(job_id), _stop_key(job_id)):
+        store.delete(key)
+
+
+def is_queued(store: Store, job_id: str) -> bool:
+    """Return whether a job still waits: it may have been cancelled or superseded meanwhile."""
+    data = store.get(_PREFIX + job_id)
+    return data is not None and data.get("state") == "queued"
+
+
 def cancel(store: Store, job_id: str) -> Job:
-    """Ask a job to stop; what it finished is kept. A waiting one is cancelled at once."""
+    """Ask a job to stop; its finished work stays stored. A waiting job is cancelled at once."""
     store.put(_cancel_key(job_id), True)
     job = find_job(store, job_id)
+    ring(store, job.device)
     if job.state in ("queued", "interrupted"):
         job = save(store, dataclasses.replace(job, state="cancelled", ended=time.time()))
     return job
 
 
 def stop(store: Store, job_id: str) -> Job:
-    """Ask a fine-tuning to end after the step that runs and to write its best; else as ``cancel``.
+    """Ask a running fine-tuning to end after its current step and write its best epoch.
 
-    A job that does not run has nothing to write: it is cancelled.
+    Other jobs are cancelled.
     """
     job = find_job(store, job_id)
     if job.task != "finetune" or job.state != "running":
@@ -205,9 +287,10 @@ def stop(store: Store, job_id: str) -> Job:
 
 
 def resume(store: Store, job_id: str) -> Job:
-    """Queue a job again that was cancelled, failed or interrupted; it goes on where it stopped."""
+    """Queue a cancelled, failed or interrupted job again; it continues where it stopped."""
     job = find_job(store, job_id)
     if job.active or job.state == "done":
+        reconcile(store)
         return job
     store.delete(_cancel_key(job_id))
     store.delete(_stop_key(job_id))
@@ -224,17 +307,34 @@ def resume(store: Store, job_id: str) -> Job:
         partial=None,
     )
     save(store, again)
-    ensure_worker(store, job.device)
+    ring(store, job.device)
+    ensure_worker(store, job.device, patience=_PATIENCE)
     return again
 
 
-def cancel_asked(store: Store, job_id: str) -> bool:
-    """Whether someone asked this job to stop."""
+def cancel_requested(store: Store, job_id: str) -> bool:
+    """Return whether the user asked to cancel this job."""
     return bool(store.get(_cancel_key(job_id)))
 
 
-def stop_asked(store: Store, job_id: str) -> bool:
-    """Whether someone asked this fine-tuning to end with what it has."""
+def is_superseded(store: Store, job_id: str) -> bool:
+    """Return whether a newer request of the same owner has taken the place of a running job."""
+    return bool(store.get(_cancel_key(job_id)) == SUPERSEDED)
+
+
+def save_ended(store: Store, job: Job) -> None:
+    """Store a job that has ended; one that was superseded without a result is deleted."""
+    superseded = is_superseded(store, job.id)
+    if superseded and job.state != "done":
+        forget(store, job.id)
+        return
+    save(store, job)
+    if superseded:
+        store.delete(_cancel_key(job.id))
+
+
+def stop_requested(store: Store, job_id: str) -> bool:
+    """Return whether the user asked to end this fine-tuning with its best epoch."""
     return bool(store.get(_stop_key(job_id)))
 
 
@@ -246,60 +346,12 @@ def _cancel_key(job_id: str) -> str:
     return f"cancel/{job_id}"
 
 
-def log_path(store: Store, device: str) -> Path:
-    """The worker's log file."""
-    return store.place("logs", f"worker-{_file_name(device)}.log")
-
-
-def _file_name(device: str) -> str:
-    return device.replace(":", "-").replace("/", "-")
-
-
-@contextmanager
-def worker_lock(store: Store, device: str, timeout: float = 0) -> Iterator[bool]:
-    """Hold the device's worker lock while the block runs; yields whether it was free.
-
-    The system frees the lock when its process ends, however it ends.
-    """
-    lock = FileLock(store.place("locks", f"worker-{_file_name(device)}.lock"))
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def ensure_worker(store: Store, device: str = "cpu", warm: Mapping[str, Any] | None = None) -> None:
-    """Start the device's worker unless one is there. Starting one too many is harmless.
-
-    Args:
-        store: Where its jobs are.
-        device: Where it runs them.
-        warm: A ``Subject`` as data, which it loads and compiles for while no job waits.
-    """
-    with worker_lock(store, device) as free:
-        if not free:
-            return
-    command = [sys.executable, "-m", "psvit_core.jobs.worker", str(store.folder), device]
-    command += [json.dumps(dict(warm))] if warm is not None else []
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    with log_path(store, device).open("ab") as log:
-        subprocess.Popen(
-            command,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-
-
 def reconcile(store: Store) -> None:
-    """Start workers for jobs that wait without one, as after a crash."""
-    for device in {job.device for job in list_jobs(store) if job.state == "queued"}:
+    """Start workers for waiting jobs that have none, as after a crash.
+
+    Whoever sees waiting jobs calls it: the app every few seconds, and the command line.
+    """
+    jobs = [job for job in list_jobs(store) if job.task in KINDS]
+    busy = {job.device for job in jobs if job.state == "running"}
+    for device in {job.device for job in jobs if job.state == "queued"} - busy:
         ensure_worker(store, device)

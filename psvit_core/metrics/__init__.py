@@ -1,1 +1,1 @@
-"""Spike-side measurements: firing, synaptic operations, theoretical energy."""
+"""Metrics of spiking networks: firing rates, synaptic operations, energy, memory, latency."""

@@ -1,6 +1,6 @@
-"""Theoretical energy of the arithmetic, by a stated and replaceable model; no torch.
+"""Theoretical energy of the arithmetic operations, by a replaceable energy model. No torch.
 
-Memory access is in none of the models.
+The models exclude memory access.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from psvit_core.records import ENERGY_45NM, EnergyModel, Measurement
 
 _HOROWITZ = "Horowitz 2014, Computing's energy problem (ISSCC), table of operations in 45 nm"
 
-#: Energy models by name. The first is the default: what the papers use.
+#: Energy models by name. The first is the default, which the papers use.
 ENERGY_MODELS: dict[str, EnergyModel] = {
     m.name: m
     for m in (
@@ -26,7 +26,7 @@ ENERGY_MODELS: dict[str, EnergyModel] = {
 def energy_model(
     name: str = ENERGY_45NM.name, mac_pj: float | None = None, sop_pj: float | None = None
 ) -> EnergyModel:
-    """The named energy model, with other constants where given.
+    """Return the named energy model, with the given constants replaced.
 
     Args:
         name: One of ``ENERGY_MODELS``.
@@ -34,8 +34,8 @@ def energy_model(
         sop_pj: Energy of an accumulate, pJ; the named model's when None.
 
     Raises:
-        UnknownNameError: If there is no such model.
-        InvalidEnergyError: If a constant is no finite number from 0 on.
+        UnknownNameError: If the model is unknown.
+        InvalidEnergyError: If a constant is negative or not finite.
     """
     if name not in ENERGY_MODELS:
         raise UnknownNameError("energy model", name, ENERGY_MODELS)
@@ -49,17 +49,18 @@ def energy_model(
     for constant in (mac, sop):
         if not 0 <= constant < float("inf"):
             raise InvalidEnergyError(
-                f"The energy of an operation is a number of picojoules from 0 on; got {constant}."
+                f"An operation cannot need {constant} picojoules. "
+                "Give a finite number of at least 0."
             )
     return EnergyModel(name="own", mac_pj=mac, sop_pj=sop, source="given by the user")
 
 
 def energy_pj(macs_real: float, sops: float, model: EnergyModel = ENERGY_45NM) -> float:
-    """Energy of one image: MACs where real values are read, accumulates where spikes are."""
+    """Return the energy of one image in pJ: MACs on real inputs, accumulates on spikes."""
     return model.mac_pj * macs_real + model.sop_pj * sops
 
 
 def at_energy(measured: Measurement, model: EnergyModel) -> Measurement:
-    """The measurement with its energy by another model: it follows from the counts."""
+    """Return the measurement with its energy recomputed from the counts by another model."""
     energy = energy_pj(measured.macs_real, measured.sops, model)
     return dataclasses.replace(measured, energy_pj=energy, energy_model=model)

@@ -1,8 +1,8 @@
-"""What a forward pass needs at run time: membrane state, peak activation memory, latency.
+"""Run-time cost of a forward pass: membrane state, peak activation memory, latency.
 
-Membrane state is what a machine that works step by step must hold between two steps: one potential
-a stateful neuron. (The kernels here run a layer through all steps at once and hold it only
-meanwhile.) Integer-valued neurons have none.
+Membrane state is the memory that step-by-step hardware needs between two time steps: one potential
+per stateful neuron. (The kernels here run a layer through all steps at once and keep its state only
+for that time.) Integer-valued neurons have no state.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from psvit_core import fused
+from psvit_core.callbacks import Tick, keep_going
 from psvit_core.data import EvalSet
+from psvit_core.kernels import lif
 from psvit_core.neurons import LIF
 from psvit_core.records import Machine, Profile, Quartiles
 from psvit_core.runtime import Run
 from psvit_core.zoo.base import SpikingModel
 
-WARM_UP = 2  # runs that are not counted
+WARM_UP = 2  # runs that are not timed
 MIN_RUNS, MAX_RUNS = 5, 50
-MIN_SECONDS = 1.0  # further runs up to MAX_RUNS while the counted ones took less
+MIN_SECONDS = 1.0  # keep timing, up to MAX_RUNS, until this much time is measured
 
 
-def profile_of(
-    model: SpikingModel, data: EvalSet, run: Run, *, tick: Callable[[], None] = lambda: None
-) -> Profile:
-    """Run-time memory and latency at batch 1 and at the run's batch, on the first images.
+def profile_of(model: SpikingModel, data: EvalSet, run: Run, *, tick: Tick = keep_going) -> Profile:
+    """Measure run-time memory and latency at batch size 1 and the run's, on the first images.
 
     Args:
-        model: In evaluation mode, already where ``run`` says.
-        data: Images; decoding them is not timed.
+        model: Model in evaluation mode, placed on the run's device.
+        data: Images; decoding is not timed.
         run: Device, batch, precision.
         tick: Called before each forward pass; may raise to stop.
     """
@@ -64,16 +63,16 @@ def profile_of(
 
 
 def state_neurons(model: SpikingModel) -> dict[str, int]:
-    """Neurons with a membrane potential, one image, by neuron layer.
+    """Return the number of neurons with a membrane potential per image, by neuron layer.
 
-    Read off one run without data, as the widths stand now.
+    Uses one forward without data, at the model's current widths.
     """
     empty = model.resized(model.widths)
     neurons: dict[str, int] = {}
 
     def counting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            neurons[name] = output[0].numel()  # (T, one image's neurons)
+            neurons[name] = output[0].numel()  # (T, neurons of one image)
 
         return hook
 
@@ -81,12 +80,13 @@ def state_neurons(model: SpikingModel) -> dict[str, int]:
         if isinstance(module, LIF):
             module.register_forward_hook(counting(name))
     with torch.no_grad():
-        empty(torch.empty(1, *model.input_shape, device="meta"))
+        dtype = next(empty.parameters()).dtype
+        empty(torch.empty(1, *model.input_shape, dtype=dtype, device="meta"))
     return neurons
 
 
 def state_bytes(model: SpikingModel, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of the membrane potentials of one image: neurons with state times bytes of ``dtype``.
+    """Return the bytes of one image's membrane potentials: stateful neurons times ``dtype``'s size.
 
     Integer-valued neurons have no state.
     """
@@ -97,18 +97,17 @@ def state_bytes(model: SpikingModel, dtype: torch.dtype = torch.float32) -> int:
 
 
 def peak_activation_bytes(model: nn.Module, x: Tensor) -> int:
-    """Most bytes that live at once besides the weights while ``model(x)`` runs; ``x`` included.
+    """Return the peak memory of ``model(x)`` in bytes, without the weights, with ``x``.
 
-    On CUDA it is what the allocator had given out at most (in its blocks of 512 bytes, workspaces
-    of libraries included). On the CPU, where no allocator keeps count, storages of tensors are
-    counted while they live: a storage counts in full from the operation that returns it until it
-    is freed; views share theirs; what an operator's kernel allocates and frees inside itself is
-    not seen. So on the CPU the number is the same in every run. It is that of the plain LIF
-    kernels.
+    On CUDA, it is the peak of the allocator (in blocks of 512 bytes, with library workspaces). The
+    CPU has no such allocator, so the bytes of live tensor storages are counted: a storage counts in
+    full from the operation that returns it until it is freed, and views share their storage.
+    Memory that a kernel allocates and frees internally is not counted. The CPU result is therefore
+    the same in every run. It is measured with the plain LIF kernels.
 
     Args:
-        model: In evaluation mode, without gradients.
-        x: Its input, on its device; alone in its storage.
+        model: Model in evaluation mode, run without gradients.
+        x: Input on the model's device, with a storage of its own.
     """
     if x.device.type == "cuda":
         torch.cuda.synchronize(x.device)
@@ -118,17 +117,17 @@ def peak_activation_bytes(model: nn.Module, x: Tensor) -> int:
         torch.cuda.synchronize(x.device)
         return torch.cuda.max_memory_allocated(x.device) - before + x.untyped_storage().nbytes()
     tracker = _LiveBytes([*model.parameters(), *model.buffers()], x)
-    with fused.plain_kernels(), tracker:
+    with lif.plain_kernels(), tracker:
         model(x)
     return tracker.peak
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensor storages that live while operators run.
+    """Counts the bytes of live tensor storages while operators run.
 
     Args:
-        ignored: Tensors that are not counted, nor their views.
-        x: The input: counted from the start.
+        ignored: Tensors that are not counted; neither are their views.
+        x: The input, counted from the start.
     """
 
     def __init__(self, ignored: Sequence[Tensor], x: Tensor) -> None:
@@ -168,18 +167,15 @@ class _LiveBytes(TorchDispatchMode):
 # ---- latency ---------------------------------------------------------------------------------
 
 
-def latency_ms(
-    model: nn.Module, x: Tensor, *, tick: Callable[[], None] = lambda: None
-) -> Quartiles:
-    """Median and quartiles of one forward pass, milliseconds, after warm-up runs.
+def latency_ms(model: nn.Module, x: Tensor, *, tick: Tick = keep_going) -> Quartiles:
+    """Measure the median and quartiles of one forward pass in milliseconds, after warm-up runs.
 
-    Runs ``MIN_RUNS`` times at least and further, up to ``MAX_RUNS``, until ``MIN_SECONDS`` of
-    counted time have passed.
+    Times at least ``MIN_RUNS`` runs, and more, up to ``MAX_RUNS``, until they took ``MIN_SECONDS``.
 
     Args:
-        model: In evaluation mode, without gradients.
-        x: Its input, on its device.
-        tick: Called before each run, outside its time; may raise to stop.
+        model: Model in evaluation mode, run without gradients.
+        x: Input on the model's device.
+        tick: Called before each run and not timed; may raise to stop.
     """
     times = list(_times(model, x, tick))
     low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
@@ -187,16 +183,16 @@ def latency_ms(
 
 
 def latencies_in_turns(
-    models: Sequence[nn.Module], x: Tensor, *, tick: Callable[[], None] = lambda: None
+    models: Sequence[nn.Module], x: Tensor, *, tick: Tick = keep_going
 ) -> list[float]:
-    """Median latency of each model, milliseconds, from runs that take turns.
+    """Measure the median latency of each model in milliseconds, alternating between the models.
 
-    Taking turns, all meet the same other work on the machine, so they can be compared.
+    Alternating runs share the machine's other load, so the latencies are comparable.
 
     Args:
-        models: In evaluation mode.
-        x: Their input, on their device.
-        tick: Called before each run, outside its time; may raise to stop.
+        models: Models in evaluation mode.
+        x: Input on the models' device.
+        tick: Called before each run and not timed; may raise to stop.
     """
     with torch.no_grad():
         turns = list(zip(*(_times(model, x, tick) for model in models), strict=False))
@@ -204,7 +200,9 @@ def latencies_in_turns(
     return medians
 
 
-def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[float]:
+def _times(model: nn.Module, x: Tensor, tick: Tick) -> Iterator[float]:
+    """Yield the milliseconds of each timed run."""
+
     def finish() -> None:
         if x.device.type == "cuda":
             torch.cuda.synchronize(x.device)
@@ -224,7 +222,7 @@ def _times(model: nn.Module, x: Tensor, tick: Callable[[], None]) -> Iterator[fl
 
 
 def machine(device: str = "cpu") -> Machine:
-    """This machine as far as times depend on it."""
+    """Describe the properties of this machine that affect latency."""
     kind = torch.device(device).type
     processor = torch.cuda.get_device_name(device) if kind == "cuda" else _cpu_name()
     return Machine(
@@ -232,12 +230,12 @@ def machine(device: str = "cpu") -> Machine:
         processor=processor,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
-        kernels=fused.kernels(),
+        kernels=lif.kernels(device),
     )
 
 
 def _cpu_name() -> str:
-    """The processor's model name, as far as the system tells."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     known = Path("/proc/cpuinfo")
     if known.is_file():
         for line in known.read_text(encoding="utf-8", errors="replace").splitlines():

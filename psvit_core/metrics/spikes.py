@@ -1,18 +1,22 @@
-"""Counting spikes while a model runs: firing rates and synaptic operations (SOPs).
+"""Spike counts of a running model: firing rates and synaptic operations (SOPs).
 
-A SOP is one accumulate that a spike triggers. For every layer that reads spikes: the spikes at its
-input (an integer level k counts k) times the outputs that each really reaches - at image borders
-and under strides exactly, not on average. Attention: a query spike meets every key token, a value
-spike every attention row; SDSA accumulates where key and value spike together, Q-K attention the
-queries of a head. Layers that read real values instead of spikes (the first convolution, run once
-for a static image) are multiply-accumulates and not counted here.
+A SOP is one accumulate that a spike triggers. A layer that reads spikes performs its input spikes
+(an integer level k counts as k) times the outputs that each spike reaches, counted exactly at image
+borders and with strides. Attention is counted in the order of the published model: in
+``(q k^T) v``, a query spike meets every key token and a value spike every attention row; in
+``q (k^T v)``, key and query spikes meet the value channels of their head. SDSA accumulates where
+key and value spike together, Q-K attention the queries of a head. Layers that read real values (the
+first convolution, run once for a static image) perform multiply-accumulates and are not counted
+here.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,52 +24,86 @@ from torch.nn import functional as F
 
 from psvit_core.groups import COMPUTE_LAYERS, axis_groups
 from psvit_core.neurons import NEURONS, IntegerLIF, spikes_per_unit
+from psvit_core.records import axis_width
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.layers import SpikeProduct, SpikeSum
+from psvit_core.zoo.layers import SpikeSum
+from psvit_core.zoo.products import AttentionProduct
 
 
 @dataclass
 class SpikeCount:
-    """What the hooks of ``count_spikes`` gather, batch by batch."""
+    """Counts that the hooks of ``count_spikes`` collect, batch by batch."""
 
-    # Reader -> one (B,) float64 a batch: spikes at its input x output positions that each reaches.
+    # Reader -> one (B,) float64 per batch: input spikes x output positions that each reaches.
     reached: dict[str, list[Tensor]] = field(default_factory=dict)
-    fan_out: dict[str, int] = field(default_factory=dict)  # reader -> output channels of a spike
-    fired: dict[str, float] = field(default_factory=dict)  # neuron layer -> sum of spike values
+    fan_out: dict[str, int] = field(default_factory=dict)  # reader -> output channels per spike
+    # Neuron layer -> one (B,) float64 per batch: sum of spike values.
+    fired: dict[str, list[Tensor]] = field(default_factory=dict)
     seen: dict[str, float] = field(default_factory=dict)  # neuron layer -> neurons x steps x images
-    batches: list[int] = field(default_factory=list)  # images of each
+    batches: list[int] = field(default_factory=list)  # images per batch
+    _paused: bool = False
 
     @property
     def sops(self) -> list[Tensor]:
-        """Synaptic operations per image, one (B,) float64 a batch; 0 where nothing reads spikes."""
+        """Synaptic operations per image: one (B,) float64 per batch; 0 without spike readers."""
         if not self.reached:
             return [torch.zeros(n_images, dtype=torch.float64) for n_images in self.batches]
         scaled = ([t * self.fan_out[n] for t in parts] for n, parts in self.reached.items())
         return [torch.stack(batch).sum(0) for batch in zip(*scaled, strict=True)]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing during the block, in which the model may run for something else."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    @contextmanager
+    def whole_batches(self) -> Iterator[None]:
+        """Forget what was counted in the block if it fails, as after a lack of memory."""
+        n_batches, seen = len(self.batches), dict(self.seen)
+        try:
+            yield
+        except BaseException:
+            del self.batches[n_batches:]
+            for parts in (*self.reached.values(), *self.fired.values()):
+                del parts[n_batches:]
+            self.seen = seen
+            raise
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the model runs for something else."""
+        return self._paused
+
     def firing_rates(self) -> dict[str, float]:
-        """Mean spike value per neuron and time step, by neuron layer."""
-        return {name: self.fired[name] / self.seen[name] for name in self.fired}
+        """Return the mean spike value per neuron and time step, by neuron layer."""
+        sums = {
+            name: sum(float(part.sum()) for part in parts) for name, parts in self.fired.items()
+        }
+        return {name: total / self.seen[name] for name, total in sums.items()}
 
 
 @contextmanager
 def count_spikes(
     model: SpikingModel, widths: Mapping[str, int] | None = None, *, neurons: bool = True
 ) -> Iterator[SpikeCount]:
-    """Count while the block runs ``model``; hooks are removed at its end.
+    """Count the spikes of ``model`` inside the ``with`` block, by hooks that are then removed.
 
     Args:
-        model: The model that runs.
-        widths: Group widths that fan-outs are counted at, where ``model`` is a full model that
-            stands for a pruned one (``surgery.silenced``).
-        neurons: Whether firing rates are counted too.
+        model: The model to count.
+        widths: Group widths for the fan-outs of a silenced model (``surgery.silenced``): those of
+            the pruned model that it emulates.
+        neurons: Also count firing rates.
     """
     counter = _Counter(model, widths)
     handles = []
     for name, module in model.named_modules():
         hook = counter.hook_for(name, module, neurons)
         if hook is not None:
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(_unless_paused(counter.count, hook)))
     handles.append(model.register_forward_pre_hook(counter.start_batch))
     try:
         yield counter.count
@@ -74,35 +112,63 @@ def count_spikes(
             handle.remove()
 
 
-def fan_out(model: SpikingModel, reader: str, widths: Mapping[str, int] | None = None) -> int:
-    """Output channels that a spike reaches at a layer.
+@dataclass(frozen=True)
+class FanOut:
+    """Number of output channels that a spike reaches at a reader, at any group widths."""
 
-    Args:
-        model: The model, unpruned where ``widths`` are given.
-        reader: A layer, as in ``SpikeCount.reached``.
-        widths: Group widths of what stands for a pruned model; absent groups are whole.
-    """
-    module = model.get_submodule(reader)
-    if not isinstance(module, COMPUTE_LAYERS) or getattr(module, "groups", 1) > 1:
-        return 1  # sums and products count whole operations; depthwise
-    owner = axis_groups(model.channel_groups()).get((f"{reader}.weight", 0), "")
-    return (widths or {}).get(owner, module.weight.shape[0])
+    owner: str = ""  # groups whose width it is, as ``records.axis_owners`` reads them; or
+    width: int = 1  # a constant
+    divisor: int = 1  # heads, or groups of a convolution
+
+    def at(self, widths: Mapping[str, int]) -> int:
+        """Return the number at these widths of all groups."""
+        return (axis_width(self.owner, widths) if self.owner else self.width) // self.divisor
+
+
+def fan_outs(model: SpikingModel) -> Callable[[str], FanOut]:
+    """Return a function that returns the fan-out of a reader, as in ``SpikeCount.reached``."""
+    owners = axis_groups(model.channel_groups())
+    return functools.cache(lambda name: _fan_out(model.get_submodule(name), name, owners))
+
+
+def _fan_out(module: nn.Module, name: str, owners: Mapping[tuple[str, int], str]) -> FanOut:
+    if isinstance(module, AttentionProduct):
+        group_id = module.fan_out_group(name)
+        return FanOut(group_id, divisor=module.heads) if group_id else FanOut()
+    if not isinstance(module, COMPUTE_LAYERS):
+        return FanOut()  # sums count whole operations
+    n_groups = int(getattr(module, "groups", 1))
+    if n_groups > 1 and tuple(module.weight.shape[:2]) == (n_groups, 1):
+        return FanOut()  # depthwise
+    owner = owners.get((f"{name}.weight", 0), "")
+    return FanOut(owner, module.weight.shape[0], n_groups)
 
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+
+
+def _unless_paused(count: SpikeCount, hook: _Hook) -> _Hook:
+    def guarded(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not count.is_paused:
+            hook(module, inputs, output)
+
+    return guarded
 
 
 class _Counter:
     def __init__(self, model: SpikingModel, widths: Mapping[str, int] | None) -> None:
         self.count = SpikeCount()
         self._model = model
-        self._widths = widths
+        self._widths = {**model.widths, **(widths or {})}
+        self._fan_outs = fan_outs(model)
         self._real_fed = model.real_fed()
         self._covers: dict[tuple[str, torch.Size], Tensor] = {}
-        self._summed: tuple[Tensor, Tensor] | None = None  # the last tensor and its row sums
+        self._summed: tuple[Tensor, Tensor] | None = None  # the last input and its row sums
         self._images = 0
 
     def start_batch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if self.count.is_paused:
+            return
         self._images = inputs[0].shape[0]
         self.count.batches.append(self._images)
 
@@ -111,32 +177,32 @@ class _Counter:
             return self._on_neuron(name) if neurons else None
         hook = self._counting(name, module)
         if hook is not None:
-            self.count.fan_out[name] = fan_out(self._model, name, self._widths)
+            self.count.fan_out[name] = self._fan_outs(name).at(self._widths)
         return hook
 
     def _counting(self, name: str, module: nn.Module) -> _Hook | None:
         if isinstance(module, SpikeSum):
             return self._on_sum(name)
-        if isinstance(module, SpikeProduct):
+        if isinstance(module, AttentionProduct):
             return self._on_product(name)
         if isinstance(module, COMPUTE_LAYERS) and name not in self._real_fed:
             return self._on_layer(name)
         return None
 
-    def _add(self, name: str, per_row: Tensor) -> None:
-        """Add counts, (T * B,) merged time-major or (B,), to their images."""
+    def _add(self, name: str, per_row: Tensor, into: dict[str, list[Tensor]] | None = None) -> None:
+        """Add counts, (B,) or time-major (T * B,), to their images."""
         per_image = per_row.double().view(-1, self._images).sum(0)
-        batches = self.count.reached.setdefault(name, [])
+        batches = (self.count.reached if into is None else into).setdefault(name, [])
         if len(batches) < len(self.count.batches):
             batches.append(per_image)
         else:  # a layer that runs more than once
             batches[-1] = batches[-1] + per_image
 
     def _row_sums(self, x: Tensor) -> Tensor:
-        """Sum of each row of (rows, ...), float32: exact for spike counts below 2^22.
+        """Return the sum of each row of (rows, ...) in float32: exact for counts below 2^22.
 
-        Several layers read the same spikes, so the last result is kept (with its tensor, so that
-        the memory cannot be another tensor's by then).
+        Several layers read the same spikes, so the last result is cached. The cache keeps the
+        tensor alive, so that no other tensor can reuse its memory.
         """
         if self._summed is not None and not x.is_meta:
             last, sums = self._summed
@@ -149,10 +215,9 @@ class _Counter:
     def _on_neuron(self, name: str) -> _Hook:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             count = self.count
-            timeless = isinstance(module, IntegerLIF)  # (B, ...); all others (T, B, ...)
+            timeless = isinstance(module, IntegerLIF)  # (B, ...); other neurons (T, B, ...)
             merged = output if timeless else output.flatten(0, 1)
-            value = float(self._row_sums(merged).double().sum()) * spikes_per_unit(module)
-            count.fired[name] = count.fired.get(name, 0.0) + value
+            self._add(name, self._row_sums(merged) * spikes_per_unit(module), count.fired)
             count.seen[name] = count.seen.get(name, 0.0) + output.numel()
 
         return hook
@@ -166,10 +231,8 @@ class _Counter:
     def _on_product(self, name: str) -> _Hook:
         unit = self._model.spike_unit(name)
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            q, _, v = inputs
-            tokens = q.shape[-1]
-            self._add(name, (_sum_of_each(q) + _sum_of_each(v)) * (unit * tokens))
+        def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._add(name, module.reached(inputs) * unit)
 
         return hook
 
@@ -187,13 +250,13 @@ class _Counter:
         return hook
 
     def _cover(self, name: str, conv: nn.Conv2d, x: Tensor, output: Tensor) -> Tensor:
-        """How many output positions each input position reaches, (H, W)."""
+        """Return the number of output positions that each input position reaches, (H, W)."""
         key = (name, x.shape[2:])
         if key not in self._covers:
             ones = torch.ones(1, 1, *output.shape[2:], dtype=x.dtype, device=x.device)
             kernel = torch.ones(1, 1, *conv.kernel_size, dtype=x.dtype, device=x.device)
             pads = [int(p) for p in conv.padding]
-            # Inputs after the last window's crop are reached too: they need output padding.
+            # Inputs after the last full window are covered too: they need output padding.
             extra = [
                 size - ((out - 1) * stride - 2 * pad + k)
                 for size, out, stride, pad, k in zip(
@@ -207,5 +270,5 @@ class _Counter:
 
 
 def _sum_of_each(x: Tensor) -> Tensor:
-    """Sum of each row, (rows,); in the order of memory, so that nothing is copied."""
+    """Return the sum of each row, (rows,), in memory order, so that nothing is copied."""
     return x.sum(dim=tuple(range(1, x.dim())))

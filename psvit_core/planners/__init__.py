@@ -1,52 +1,53 @@
-"""Planners: a sensitivity table and a target in, a plan out; no torch.
+"""Planners create a prune plan from a sensitivity table and a target; no torch.
 
-Pure functions of the table, but for an optional ``measure`` callable; without it a plan is labelled
-predicted.
+Planners are pure functions of the table, apart from an optional ``measure`` callable. Without it,
+the plan's note says that its drop is predicted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from psvit_core.errors import InvalidRatioError, TargetError, UnknownNameError
-from psvit_core.planners._base import (
-    DEFAULT_BUDGET,
-    SCOPES,
-    Cost,
-    Measure,
-    Problem,
-    Target,
-    check_counts,
+from psvit_core.callbacks import Stop, never_stop
+from psvit_core.errors import TargetError, UnknownNameError
+from psvit_core.planners._base import Cost, Measure, Problem
+from psvit_core.planners._counting import most_measured
+from psvit_core.planners._limits import Binding, SavingRange, saving_range
+from psvit_core.planners._planning import PLANNERS, plan_within, rank_key
+from psvit_core.planners.forecast import (
+    MIN_JOINT,
+    MUCH_LOST,
+    for_recovery,
+    is_calibrated,
+    predict_drop,
+    predict_drop_interval,
+    prediction_note,
+    with_measured,
 )
-from psvit_core.planners._cost import plan_by_proxy
-from psvit_core.planners._resources import CLOSED_FORMS, RESOURCES
-from psvit_core.planners.optimal import optimal
 from psvit_core.planners.predict import (
     calibrate,
     group_curve,
     group_drop,
     group_kls,
     largest_drop,
-    predict_drop,
-    predict_drop_interval,
     predicted_drops,
+    sum_of_drops,
 )
-from psvit_core.planners.prime import prime
-from psvit_core.planners.psvit import psvit
-from psvit_core.planners.uniform import uniform
-from psvit_core.plans import reached_ratios
-from psvit_core.records import PrunePlan, SensitivityTable
+from psvit_core.records import (
+    DEFAULT_BUDGET,
+    POLICIES,
+    RESOURCES,
+    SCOPES,
+    PrunePlan,
+    SensitivityTable,
+    Target,
+    check_counts,
+    make_target,
+)
 
-POLICIES: dict[str, Callable[[Problem], PrunePlan]] = {
-    "uniform": uniform,
-    "psvit": psvit,
-    "prime": prime,
-    "optimal": optimal,
-}
 
-
-def make_plan(
+def make_plan(  # noqa: PLR0913  # a public signature
     table: SensitivityTable,
     policy: str = "psvit",
     *,
@@ -61,105 +62,109 @@ def make_plan(
     bounds: Mapping[str, tuple[float, float]] | None = None,
     budget: int = DEFAULT_BUDGET,
     cost: Cost | None = None,
+    savings: Mapping[str, float] | None = None,
+    stop: Stop = never_stop,
 ) -> PrunePlan:
-    """Choose what to prune.
+    """Create a plan for one target, or for several limits that hold together.
+
+    With a saving, ``max_drop`` is a limit. With ``max_drop`` alone, the plan saves what it can.
 
     Args:
         table: Sensitivities of the model.
-        policy: ``uniform``, ``psvit``, ``prime`` or ``optimal``.
-        memory_saving: Fraction of the float32 bytes to save at least, in (0, 1); or
-        saving: the same of ``resource``; or
-        max_drop: Accuracy drop to stay within, as a fraction in (0, 1), saving the most.
-        resource: ``memory``, ``memory_int8``, ``macs`` (exact), ``energy`` (predicted, or measured
-            with ``measure``) or ``latency`` (needs ``cost``).
-        scope: ``all`` groups, ``inner``: all but the residual streams, or ``best``: both, and of
-            the two plans the one with the lower KL (with ``max_drop``: the larger saving).
-        measure: Measures a plan on the planning split (never the test split).
-        round_to: Keep widths at multiples of this.
-        locked: Prune ratio by ``group_id`` of groups that stay exactly there.
-        bounds: Least and largest prune ratio by ``group_id``.
-        budget: Most plans that ``optimal`` measures, in each scope.
-        cost: Energy or latency of a plan, in any unit, for these resources.
+        policy: One of ``POLICIES``.
+        memory_saving: Smallest fraction of the float32 bytes to save, in (0, 1).
+        max_drop: Largest accuracy drop, a fraction in (0, 1).
+        saving: Smallest fraction of ``resource`` to save, in (0, 1).
+        resource: ``memory``, ``memory_int8``, ``macs``, ``energy`` or ``latency`` (needs ``cost``).
+        scope: ``all`` groups, ``inner`` (no residual streams) or ``best`` (the better of both).
+        measure: Measures a plan on the planning split, never on the test split.
+        round_to: Round widths to multiples of this.
+        locked: Fixed prune ratio by ``group_id``.
+        bounds: Smallest and largest prune ratio by ``group_id``.
+        budget: Largest number of plans that are measured in each scope.
+        cost: Energy or latency of a plan, in any unit; with both in the target: latency.
+        savings: Smallest savings of further resources, fractions in (0, 1).
+        stop: Asked before each measurement; True ends measuring, like a spent budget.
 
     Raises:
-        UnknownNameError: If there is no such policy, scope, resource or group.
-        InvalidRatioError: If not exactly one target in (0, 1) is given, a ratio is outside, or
-            ``round_to`` or ``budget`` is below 1.
-        TargetError: If the target is not reachable; the message says the most.
+        PsvitError: If a name is unknown, or a number out of range.
+        TargetError: If the limits cannot be met; the message says what is possible.
     """
+    problem = Problem(
+        table=table,
+        target=make_target(
+            memory_saving=memory_saving,
+            saving=saving,
+            max_drop=max_drop,
+            resource=resource,
+            savings=savings,
+        ),
+        measure=measure,
+        round_to=round_to,
+        locked=locked or {},
+        bounds=bounds or {},
+        budget=budget,
+        stop=stop,
+    )
+    return _plan_in(problem, policy, scope, cost)
+
+
+def _plan_in(problem: Problem, policy: str, scope: str, cost: Cost | None) -> PrunePlan:
+    """Check the names of policy and scope, and plan."""
     if policy not in POLICIES:
         raise UnknownNameError("policy", policy, POLICIES)
     if scope not in SCOPES:
         raise UnknownNameError("scope", scope, SCOPES)
-    if memory_saving is not None:
-        if saving is not None or resource != "memory":
-            raise InvalidRatioError(
-                f"memory_saving={memory_saving!r} is a saving of float32 bytes. Give saving= with "
-                f"resource={resource!r} instead."
-            )
-        saving = memory_saving
-    target = Target(saving=saving, max_drop=max_drop, resource=resource)
-    problem = Problem(
-        table=table, target=target, measure=measure, round_to=round_to, locked=locked or {},
-        bounds=bounds or {}, budget=budget,
-    )  # fmt: skip
+    if scope == "best":
+        return _better_scope(problem, policy, cost)
+    return plan_within(dataclasses.replace(problem, scope=scope), policy, cost)
+
+
+def _better_scope(problem: Problem, policy: str, cost: Cost | None) -> PrunePlan:
+    """Plan in the scopes ``all`` and ``inner`` and return the better plan (``rank_key``)."""
     plans = {}
-    reasons = []
-    for one in ("all", "inner") if scope == "best" else (scope,):
+    errors = []
+    for scope in ("all", "inner"):
         try:
-            plans[one] = _plan(dataclasses.replace(problem, scope=one), policy, cost)
+            plans[scope] = plan_within(problem.in_scope(scope), policy, cost)
         except TargetError as error:
-            reasons.append(error)
+            errors.append(error)
     if not plans:
-        raise reasons[0]
-    if scope != "best":
-        return plans[scope]
-    chosen = min(plans, key=lambda one: _badness(problem, plans[one]))
+        raise errors[0]
+    chosen = min(plans, key=lambda scope: rank_key(problem, plans[scope]))
     note = f"{plans[chosen].note}; scope {chosen} was the better"
     return dataclasses.replace(plans[chosen], note=note)
 
 
-def _plan(problem: Problem, policy: str, cost: Cost | None) -> PrunePlan:
-    problem.check_least()
-    target = problem.target
-    if target.resource in CLOSED_FORMS:
-        return POLICIES[policy](problem)
-    by_macs = dataclasses.replace(problem, target=dataclasses.replace(target, resource="macs"))
-    return plan_by_proxy(by_macs, POLICIES[policy], target.resource, cost)
-
-
-def _badness(problem: Problem, plan: PrunePlan) -> float:
-    """What makes one scope's plan worse than the other's: less saving, or more KL."""
-    if problem.target.max_drop is not None:
-        resource = problem.target.resource
-        form = resource if resource in CLOSED_FORMS else "macs"
-        target = dataclasses.replace(problem.target, resource=form)
-        ratios = reached_ratios(problem.summary, plan)
-        return -dataclasses.replace(problem, target=target).saving(ratios)
-    if problem.measure is not None:
-        kl = problem.measured_plan(plan).kl
-        if kl is not None:
-            return kl
-    return sum(group_kls(problem.table, reached_ratios(problem.summary, plan)).values())
-
-
 __all__ = [
     "DEFAULT_BUDGET",
+    "MIN_JOINT",
+    "MUCH_LOST",
+    "PLANNERS",
     "POLICIES",
     "RESOURCES",
     "SCOPES",
+    "Binding",
     "Cost",
     "Measure",
     "Problem",
+    "SavingRange",
     "Target",
     "calibrate",
     "check_counts",
+    "for_recovery",
     "group_curve",
     "group_drop",
     "group_kls",
+    "is_calibrated",
     "largest_drop",
     "make_plan",
+    "most_measured",
     "predict_drop",
     "predict_drop_interval",
     "predicted_drops",
+    "prediction_note",
+    "saving_range",
+    "sum_of_drops",
+    "with_measured",
 ]

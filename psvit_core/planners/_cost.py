@@ -1,22 +1,22 @@
-"""Energy and latency: resources without a closed form in the widths.
+"""Energy and latency: resources that are not an exact function of the widths.
 
-Planners choose by a proxy, multiply-accumulates, and the wanted resource of the chosen plan is
-then looked up; what saving of the proxy is needed is found by bisection.
+Planners use multiply-accumulates (MACs) as a proxy. Bisection finds the MAC saving whose plan saves
+enough of the resource.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from psvit_core.errors import TargetError
 from psvit_core.metrics.energy import energy_pj
-from psvit_core.planners._base import SLACK, Cost, Problem, Target
-from psvit_core.plans import plan_from_ratios, reached_ratios
-from psvit_core.records import PrunePlan, SensitivityTable, n_pruned
-from psvit_core.size import real_macs
+from psvit_core.plan.build import plan_from_ratios, reached_ratios
+from psvit_core.plan.size import real_macs
+from psvit_core.planners._base import SLACK, Cost, Problem
+from psvit_core.records import CLOSED_FORMS, PrunePlan, SensitivityTable, Target, n_pruned
 
 _STEPS = 9
 _TRIES = 3
@@ -25,105 +25,145 @@ Policy = Callable[[Problem], PrunePlan]
 
 
 def predicted_energy(table: SensitivityTable, plan: PrunePlan) -> float:
-    """Predicted theoretical energy of one image under a plan, picojoules.
+    """Predict the theoretical energy of one image under a plan, in picojoules.
 
-    MACs of real-fed layers are exact. SOPs are the unpruned model's times, for every group, the
-    fraction that its own cell kept (linear between cells): a prediction.
+    MACs of layers that read real values are exact. SOPs are predicted: the unpruned model's, times
+    the fraction that each group's own cell retained (interpolated linearly between cells).
 
     Raises:
-        TargetError: If the table does not hold the unpruned model's SOPs.
+        TargetError: If the table does not contain the unpruned model's SOPs.
     """
-    whole = table.baseline_sops
-    if not whole:
+    baseline = table.baseline_sops
+    if not baseline:
         raise TargetError(
-            "This table does not hold the unpruned model's SOPs. Run sweep again (its finished "
-            "cells are kept), or give MODEL and --data to measure energy."
+            "This table does not contain the unpruned model's SOPs. Run the sweep again (finished "
+            "cells are reused), or give MODEL and --data to measure energy."
         )
-    kept = 1.0
+    fraction = 1.0
     ratios = reached_ratios(table.summary, plan)
     for group in table.summary.groups:
         removed = n_pruned(ratios[group.group_id], group.n_units, group.heads)
         if removed:
             rows = table.by_group.get(group.group_id, ())
-            points = {0: 1.0} | {r.n_pruned: r.sops / whole for r in rows if r.n_pruned}
-            kept *= float(np.interp(removed, list(points), list(points.values())))
-    return energy_pj(real_macs(table.summary, plan), whole * kept)
+            points = {0: 1.0} | {r.n_pruned: r.sops / baseline for r in rows if r.n_pruned}
+            fraction *= float(np.interp(removed, list(points), list(points.values())))
+    return energy_pj(real_macs(table.summary, plan), baseline * fraction)
 
 
 def cost_of(problem: Problem, resource: str, cost: Cost | None) -> tuple[Cost, str]:
-    """What looks a plan's energy or latency up, and how it is known in words.
+    """Return a function from plans to their energy or latency, and a note on its source.
+
+    Args:
+        problem: The planning problem.
+        resource: ``energy`` or ``latency``.
+        cost: The function to use if given.
 
     Raises:
-        TargetError: If latency is wanted and nothing can measure it.
+        TargetError: If the resource is latency and ``cost`` is None.
     """
     if cost is not None:
         return cost, f"{resource} measured"
     if resource == "latency":
         raise TargetError(
-            "A latency target needs the model, to time it: give MODEL and --data (in Python: "
-            "make_plan with cost=, a function from a plan to its latency)."
+            "A latency target needs the model to measure latency. Give MODEL and --data (in "
+            "Python: make_plan with cost=, a function from a plan to its latency)."
         )
     if problem.measure is not None:
         return lambda plan: problem.measured_plan(plan).energy_pj, "energy measured"
     return lambda plan: predicted_energy(problem.table, plan), "energy predicted"
 
 
-def plan_by_proxy(problem: Problem, policy: Policy, resource: str, cost: Cost | None) -> PrunePlan:
-    """A policy's plan for a resource without a closed form.
+def plan_by_proxy(problem: Problem, policy: Policy, target: Target, cost: Cost | None) -> PrunePlan:
+    """Return a policy's plan for a target with energy or latency.
 
-    Bisection over the MAC saving, with predicted plans whose resource is looked up, finds the
-    least that suffices; the policy then plans for it, measured where it can be, and the saving
-    asked for is raised where the result misses. With an accuracy limit the plan saves the most
-    MACs; nothing is looked up.
+    Bisection over predicted plans finds the smallest MAC saving that saves enough of these
+    resources. The policy then plans for it, with measurements if possible, and the MAC saving is
+    raised if the result misses the target. Savings of other resources hold at the same time. With
+    an accuracy limit alone, the plan saves as many MACs as possible and ``cost`` is not used.
 
     Args:
-        problem: The task, with ``macs`` as its target's resource.
-        policy: What plans.
-        resource: ``energy`` or ``latency``.
-        cost: Looks a plan's resource up; None takes what ``cost_of`` finds.
+        problem: The planning problem; its target is replaced.
+        policy: The planner.
+        target: The target.
+        cost: Energy or latency of a plan; None uses ``cost_of``'s default. With both, latency.
 
     Raises:
-        TargetError: If the target is beyond the policy's largest plan.
+        TargetError: If the policy's largest plan misses the target.
     """
-    if problem.target.saving is None:
-        plan = policy(problem)
-        return dataclasses.replace(plan, note=f"{plan.note}; {resource} by its MACs")
-    look_up, how = cost_of(problem, resource, cost)
-    wanted = problem.target.saving
-    whole = look_up(plan_from_ratios(problem.summary, {}, criterion=problem.table.criterion))
-    predicted = dataclasses.replace(problem, measure=None)
+    if target.saving is None:
+        plan = policy(replace(problem, target=replace(target, resource="macs")))
+        return replace(plan, note=f"{plan.note}; {target.resource} by its MACs")
+    found = costs_of(problem, target, cost)
+    exact = {r: s for r, s in target.all_savings.items() if r in CLOSED_FORMS}
+    predicted = replace(problem, measure=None)
+    maximum = 0.0  # of the resource that is furthest from its target, scaled like ``excess``
 
-    most = 0.0
+    def plan_at(base: Problem, mac_saving: float) -> tuple[PrunePlan, float]:
+        """Return the plan for a MAC saving, and by how much it misses the target at most."""
+        nonlocal maximum
+        least = max(mac_saving, exact.get("macs", 0.0))
+        others = {r: s for r, s in exact.items() if r != "macs"}
+        macs = Target(saving=least, resource="macs", savings=others, max_drop=target.max_drop)
+        plan = policy(replace(base, target=macs))
+        share = min(one.saved(plan) / one.saving for one in found)
+        maximum = max(maximum, share)
+        return plan, max(one.saving - one.saved(plan) for one in found)
 
-    def at(base: Problem, saving: float) -> tuple[PrunePlan, float]:
-        nonlocal most
-        plan = policy(dataclasses.replace(base, target=Target(saving=saving, resource="macs")))
-        saved = 1 - look_up(plan) / whole
-        most = max(most, saved)
-        return plan, saved
-
-    enough = _least(lambda saving: at(predicted, saving)[1] >= wanted - SLACK)
+    mac_saving = _smallest(lambda saving: plan_at(predicted, saving)[1] <= SLACK)
     for _ in range(_TRIES):
-        if enough is None:
+        if mac_saving is None:
             break
-        plan, saved = at(problem, enough)
-        if saved >= wanted - SLACK:
-            return dataclasses.replace(plan, note=f"{plan.note}; {how}")
-        enough = min(enough + 1.2 * (wanted - saved) + 0.002, 0.999)
+        plan, missing = plan_at(problem, mac_saving)
+        if missing <= SLACK:
+            return replace(plan, note="; ".join([plan.note, *(one.how for one in found)]))
+        mac_saving = min(mac_saving + 1.2 * missing + 0.002, 0.999)
+    what = " and ".join(f"{one.saving:.1%} of the {one.resource}" for one in found)
+    most = " and ".join(f"{one.saving * maximum:.1%}" for one in found)
     raise TargetError(
-        f"Saving {wanted:.1%} of the {resource} is not reachable over these groups by MACs as a "
-        f"proxy; the most of the plans tried is {most:.1%}. Ask for less, or allow more groups."
+        f"Saving {what} is not reachable; the maximum found is {most}. Lower the target, or allow "
+        "more groups."
     )
 
 
-def _least(suffices: Callable[[float], bool]) -> float | None:
-    """The least saving in (0, 1) that suffices, by bisection; None where none does."""
+@dataclass(frozen=True, kw_only=True)
+class _Costed:
+    """A resource that has to be evaluated for each plan."""
+
+    resource: str
+    saving: float  # target
+    cost: Cost
+    how: str  # note on the source of its values
+    baseline: float  # cost of the unpruned model
+
+    def saved(self, plan: PrunePlan) -> float:
+        """Return the fraction of the resource that a plan saves."""
+        return 1 - self.cost(plan) / self.baseline
+
+
+def costs_of(problem: Problem, target: Target, cost: Cost | None) -> list[_Costed]:
+    """Return the target's resources that are not an exact function of the widths."""
+    savings = {r: s for r, s in target.all_savings.items() if r not in CLOSED_FORMS}
+    whole = plan_from_ratios(problem.summary, {}, criterion=problem.table.criterion)
+    found = []
+    for resource, saving in savings.items():
+        given = cost if resource == "latency" or len(savings) == 1 else None
+        cost_at, how = cost_of(problem, resource, given)
+        found.append(
+            _Costed(
+                resource=resource, saving=saving, cost=cost_at, how=how, baseline=cost_at(whole)
+            )
+        )
+    return found
+
+
+def _smallest(suffices: Callable[[float], bool]) -> float | None:
+    """Return the smallest saving in (0, 1) that suffices, by bisection; None if none does."""
     low, high, found = 0.0, 1.0, None
     for _ in range(_STEPS):
         middle = (low + high) / 2
         try:
             enough = suffices(middle)
-        except TargetError:  # beyond the policy's largest plan
+        except TargetError:  # above the policy's largest saving
             high = middle
             continue
         if enough:

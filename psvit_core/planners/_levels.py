@@ -1,4 +1,4 @@
-"""How far each group can go, finer than the table's grid, and what the table says of it."""
+"""Candidate widths of each group, finer than the table's grid, with their KLs and drops."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from psvit_core.planners._search import Knapsack
 from psvit_core.planners.predict import drop_at, kl_at
 from psvit_core.records import ChannelGroup, n_pruned
 
-FINER = 4  # steps between two ratios of the table's grid: a 10 % grid wastes saving
+STEPS_PER_RATIO = 4  # a grid of 10 % is too coarse to meet savings tightly
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of every group in network order: (n_groups, n_levels), short rows padded at the end.
+    """Pruning levels of every group in network order; short rows repeat their last level.
 
     Args:
-        problem: What they are the levels of.
-        removed: Units that go, rising in a row.
-        kls: Each group's own KL there, nats, never falling in a row.
-        drops: Each group's own drop there, percentage points, never falling in a row.
+        problem: The planning problem.
+        removed: Removed units, ascending, (n_groups, n_levels).
+        kls: KL of pruning this group alone, nats, non-decreasing, (n_groups, n_levels).
+        drops: Drop of pruning this group alone, percentage points, non-decreasing, same shape.
     """
 
     problem: Problem
@@ -33,35 +33,37 @@ class Levels:
     drops: Array
 
     def knapsack(self, costs: Array, saving: float) -> Knapsack:
-        """The knapsack of these costs at a saving of the target's resource."""
-        whole = float(self.problem.form.value(self.problem.full_widths))
+        """Return the knapsack of these costs for a saving of the target's resource."""
+        baseline = float(self.problem.form.value(self.problem.full_widths))
         return Knapsack(
-            widths=self.problem.full_widths[:, None] - self.removed, costs=costs,
-            form=self.problem.form, limit=(1 - saving) * whole,
-        )  # fmt: skip
+            widths=self.problem.full_widths[:, None] - self.removed,
+            costs=costs,
+            form=self.problem.form,
+            limit=(1 - saving) * baseline,
+        )
 
     def ratios(self, choice: Array) -> Ratios:
-        """Prune ratios, exactly reached, of a choice of levels (n_groups,)."""
+        """Return the prune ratios of a choice of levels (n_groups,)."""
         return {
             g.group_id: int(row[level]) / g.n_units
             for g, row, level in zip(self.problem.summary.groups, self.removed, choice, strict=True)
         }
 
-    def choice(self, ratios: Ratios) -> Array:
-        """Levels of ratios that these levels were made with, (n_groups,)."""
+    def choice_of(self, ratios: Ratios) -> Array:
+        """Return the levels (n_groups,) of ratios that are among them."""
         removed = np.array(self.problem.removed(ratios))
         return np.asarray(np.argmax(self.removed >= removed[:, None], axis=1))
 
-    def most(self) -> float:
-        """The largest saving of the target's resource, a fraction."""
+    def max_saving(self) -> float:
+        """Return the largest saving of the target's resource, a fraction."""
         return self.problem.saving_at(self.problem.full_widths - self.removed[:, -1])
 
 
-def make_levels(problem: Problem, starts: Sequence[Ratios]) -> Levels:
-    """The table's ratios, steps between them, and the levels of ``starts``, within the limits.
+def build_levels(problem: Problem, starts: Sequence[Ratios]) -> Levels:
+    """Return levels at the table's ratios, between them, and at ``starts``, within the limits.
 
-    The table's largest ratio is the last: nothing is known of what lies beyond. Between cells the
-    root of the KL is linear (``predict.kl_at``).
+    The last level is the table's largest ratio because nothing was measured beyond. Between cells,
+    the square root of the KL is interpolated linearly (``predict.kl_at``).
     """
     groups = problem.summary.groups
     reached = [problem.removed(start) for start in starts]
@@ -81,9 +83,11 @@ def make_levels(problem: Problem, starts: Sequence[Ratios]) -> Levels:
 
 
 def _counts(problem: Problem, group: ChannelGroup) -> set[int]:
-    """Units of one group that its levels remove."""
+    """Return the numbers of removed units at one group's levels."""
     grid = [0.0, *problem.table.ratios]
-    fine = np.interp(np.arange(FINER * (len(grid) - 1) + 1) / FINER, range(len(grid)), grid)
+    fine = np.interp(
+        np.arange(STEPS_PER_RATIO * (len(grid) - 1) + 1) / STEPS_PER_RATIO, range(len(grid)), grid
+    )
     low, high = problem.limits[group.group_id]
     return {
         n_pruned(min(max(float(r), low), high), group.n_units, group.heads, problem.round_to)

@@ -1,12 +1,13 @@
-"""What a plan may save, as exact polynomials of the group widths; no torch.
+"""Bytes and multiply-accumulates as exact quadratic forms of the group widths; no torch.
 
-Bytes and multiply-accumulates are sums of products of axis widths, so at most two pruned axes a
-tensor make them a quadratic form: evaluated in microseconds for thousands of plans at once.
-``tests/test_planners_search.py`` holds it equal to ``size.plan_size``.
+Both are sums of products of axis widths, with at most two pruned axes per tensor. A quadratic form
+is evaluated in microseconds for thousands of plans at once. ``tests/planners/test_search.py``
+compares it with ``plan.size.plan_size``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +15,23 @@ from typing import Any
 import numpy as np
 
 from psvit_core.errors import ModelError, UnknownNameError
-from psvit_core.records import ModelSummary
+from psvit_core.records import CLOSED_FORMS, ModelSummary
 
 Array = np.ndarray[Any, Any]
 
-CLOSED_FORMS = ("memory", "memory_int8", "macs")
-RESOURCES = (*CLOSED_FORMS, "energy", "latency")
 _FLOAT_BYTES = 4
 
-Monomial = tuple[float, tuple[str, ...]]  # coefficient, groups whose widths multiply it
+Monomial = tuple[float, tuple[str, ...]]  # coefficient, groups whose widths are multiplied
 
 
 @dataclass(frozen=True)
 class WidthForm:
-    """``constant + linear @ w + w @ pairs @ w`` of the widths ``w`` in network order.
+    """The quadratic form ``constant + linear @ w + w @ pairs @ w`` of widths in network order.
 
     Args:
-        constant: What no group changes.
-        linear: (n_groups,).
-        pairs: (n_groups, n_groups), symmetric.
+        constant: Part that does not depend on any width.
+        linear: Coefficients of single widths, (n_groups,).
+        pairs: Symmetric coefficients of products of widths, (n_groups, n_groups).
     """
 
     constant: float
@@ -40,18 +39,26 @@ class WidthForm:
     pairs: Array
 
     def value(self, widths: Array) -> Array:
-        """The resource at widths (..., n_groups); returns (...)."""
+        """Return the resource at widths (..., n_groups), of shape (...)."""
         w = np.asarray(widths, dtype=float)
         quadratic = ((w @ self.pairs) * w).sum(axis=-1)
         return np.asarray(self.constant + w @ self.linear + quadratic)
 
     def slopes(self, widths: Array) -> Array:
-        """Change by one unit of each group, without its own square: (..., n_groups)."""
+        """Return the derivative by each width without its squared term, (..., n_groups)."""
         own = np.diagonal(self.pairs)
         return np.asarray(self.linear + 2 * (widths @ self.pairs - widths * own))
 
     def moves(self, widths: Array, levels: Array) -> Array:
-        """Exact change when one group alone goes to a level; (n_groups,), (n_groups, n_levels)."""
+        """Return the exact change of the resource when a single group moves to a level.
+
+        Args:
+            widths: Current widths, (n_groups,).
+            levels: Widths to move to, (n_groups, n_levels).
+
+        Returns:
+            (n_groups, n_levels).
+        """
         own = np.diagonal(self.pairs)[:, None]
         now = widths[:, None]
         change = self.slopes(widths)[:, None] * (levels - now) + own * (levels**2 - now**2)
@@ -59,14 +66,14 @@ class WidthForm:
 
 
 def width_form(summary: ModelSummary, resource: str) -> WidthForm:
-    """The quadratic form of a resource with a closed form.
+    """Return the quadratic form of a resource of ``CLOSED_FORMS``.
 
     Raises:
-        UnknownNameError: If there is no such resource.
+        UnknownNameError: If the resource is another.
         ModelError: If a tensor has more than two pruned axes.
     """
     if resource not in CLOSED_FORMS:
-        raise UnknownNameError("resource with a closed form", resource, CLOSED_FORMS)
+        raise UnknownNameError("exact resource", resource, CLOSED_FORMS)
     terms = _mac_terms(summary) if resource == "macs" else _byte_terms(summary, resource)
     return _collect(summary, terms)
 
@@ -75,21 +82,18 @@ def _byte_terms(summary: ModelSummary, resource: str) -> Iterator[Monomial]:
     for tensor in summary.shapes.tensors:
         if tensor.role in ("counter", "unused"):
             continue
-        count, owners = 1, []
-        for size, group in zip(tensor.sizes, tensor.groups, strict=True):
-            if group is None:
-                count *= size
-            else:
-                owners.append(group)
         if resource == "memory_int8" and tensor.role == "weight":
-            yield count, tuple(owners)
-            rows = tensor.groups[0] if tensor.groups else None  # one scale an output channel
-            if rows is None:
-                yield (tensor.sizes[0] if tensor.sizes else 1) * _FLOAT_BYTES, ()
-            else:
-                yield _FLOAT_BYTES, (rows,)
+            yield from tensor.monomials()
+            # one scale per output channel
+            rows = dataclasses.replace(tensor, sizes=tensor.sizes[:1], groups=tensor.groups[:1])
+            yield from _scaled(rows.monomials())
         else:
-            yield count * _FLOAT_BYTES, tuple(owners)
+            yield from _scaled(tensor.monomials())
+
+
+def _scaled(monomials: Iterator[Monomial]) -> Iterator[Monomial]:
+    for factor, owners in monomials:
+        yield factor * _FLOAT_BYTES, owners
 
 
 def _mac_terms(summary: ModelSummary) -> Iterator[Monomial]:
@@ -98,16 +102,16 @@ def _mac_terms(summary: ModelSummary) -> Iterator[Monomial]:
 
 
 def _collect(summary: ModelSummary, terms: Iterator[Monomial]) -> WidthForm:
-    where = {g.group_id: i for i, g in enumerate(summary.groups)}
+    position = {g.group_id: i for i, g in enumerate(summary.groups)}
     constant = 0.0
-    linear = np.zeros(len(where))
-    pairs = np.zeros((len(where), len(where)))
+    linear = np.zeros(len(position))
+    pairs = np.zeros((len(position), len(position)))
     for factor, owners in terms:
-        index = [where[group] for group in owners]
+        index = [position[group] for group in owners]
         if len(index) > 2:
             raise ModelError(
                 f"{summary.model} has a tensor with {len(index)} pruned axes ({owners}); planners "
-                "count two at most. Leave one of its groups out."
+                "support at most two. Remove one of its groups."
             )
         if not index:
             constant += factor

@@ -1,10 +1,9 @@
-"""The knapsack behind ``optimal``: a level for each group, least cost within a resource.
+"""The knapsack problem behind ``optimal``: one level per group, least cost within a resource limit.
 
-Costs add up; the resource is a quadratic form of the widths (``_resources.WidthForm``), since
-weights shrink on two axes. Three solvers feed each other: coordinate descent on the Lagrangian for
-many multipliers at once (re-linearised at every step, since with all other groups fixed the
-resource is exact in one), an exact dynamic program where the resource is linearised around the
-plan so far, and a local search by exact single moves and swaps.
+Costs add up. The resource is a quadratic form of the widths (``_resources.WidthForm``) because
+weights shrink along two axes. Three solvers are combined: coordinate descent on the Lagrangian for
+many multipliers at once (exact in one group while the others are fixed), a dynamic program on the
+resource linearised around the best choice so far, and a local search with exact moves and swaps.
 """
 
 from __future__ import annotations
@@ -18,22 +17,24 @@ from psvit_core.planners._resources import Array, WidthForm
 
 _MULTIPLIERS = 40
 _SWEEPS = 12
-_STATES = 300  # of the dynamic program at least; it is exact while no more are needed
-_CELLS = 1_000_000  # states x levels x groups at least
-_REACH = (1, 2, 4)  # levels that a move of the local search goes
-_SMALL = 250  # groups x levels: up to this all levels are in reach, and from more starting points
+_STATES = 300  # minimum number of states of the dynamic program, exact while no more are needed
+_CELLS = 1_000_000  # minimum of states x groups x levels
+_MOVES = (1, 2, 4)  # levels per move of the local search
+_SMALL = 250  # groups x levels up to which all moves and more starting points are tried
 _EPS = 1e-12
 
 
 @dataclass(frozen=True)
 class Knapsack:
-    """Choose one level a group: least summed cost, resource at most ``limit``.
+    """Choose one level per group with the least total cost and a resource of at most ``limit``.
+
+    A *choice* is an array of levels, one per group.
 
     Args:
-        widths: (n_groups, n_levels), falling in a row; rows padded by repeating the last.
-        costs: (n_groups, n_levels), never falling in a row.
-        form: The resource.
-        limit: Most of the resource.
+        widths: (n_groups, n_levels), descending; short rows repeat their last value.
+        costs: (n_groups, n_levels), non-decreasing.
+        form: The resource as a function of the widths.
+        limit: Largest value of the resource.
     """
 
     widths: Array
@@ -42,54 +43,55 @@ class Knapsack:
     limit: float
 
     @property
-    def rows(self) -> Array:
+    def group_indices(self) -> Array:
         """Index of every group, (n_groups,)."""
         return np.arange(len(self.widths))
 
     @property
-    def lasts(self) -> Array:
-        """The last level of every group that differs from the one before, (n_groups,)."""
+    def last_levels(self) -> Array:
+        """The first level with the smallest width of every group, (n_groups,)."""
         return np.asarray(np.argmin(self.widths, axis=1))
 
-    def at(self, choice: Array) -> Array:
-        """Widths of a choice (..., n_groups) of levels."""
-        return np.asarray(self.widths[self.rows, choice])
+    def widths_of(self, choice: Array) -> Array:
+        """Return the widths of choices (..., n_groups)."""
+        return np.asarray(self.widths[self.group_indices, choice])
 
     def cost(self, choice: Array) -> Array:
-        """Summed cost of a choice (..., n_groups) of levels."""
-        return np.asarray(self.costs[self.rows, choice].sum(axis=-1))
+        """Return the total cost of choices (..., n_groups)."""
+        return np.asarray(self.costs[self.group_indices, choice].sum(axis=-1))
 
     def fits(self, choice: Array) -> Array:
-        """Whether a choice (..., n_groups) is within the limit."""
-        return np.asarray(self.form.value(self.at(choice)) <= self.limit * (1 + 1e-12))
+        """Return which choices (..., n_groups) are within the limit."""
+        return np.asarray(self.form.value(self.widths_of(choice)) <= self.limit * (1 + 1e-12))
 
 
 def solve(problem: Knapsack, starts: Iterable[Array] = (), *, swaps: int = 150) -> Array | None:
-    """A choice of levels (n_groups,) within the limit; None where even the last levels are not.
-
-    Never costs more than a start that fits.
+    """Return a cheap choice within the limit, (n_groups,).
 
     Args:
-        problem: What to choose from.
-        starts: Choices that the search also begins from.
-        swaps: Most steps of the local search.
+        problem: The knapsack.
+        starts: Additional starting choices. The result never costs more than one that fits.
+        swaps: Largest number of steps of the local search.
+
+    Returns:
+        None if even the last levels exceed the limit.
     """
-    last = problem.lasts
+    last = problem.last_levels
     if not problem.fits(last):
         return None
     pool = [np.asarray(start) for start in starts]
-    pool += list(descend(problem))
-    pool = [make_fit(problem, choice) for choice in [*_cheapest(problem, pool), last]]
+    pool += list(coordinate_descent(problem))
+    pool = [repaired(problem, choice) for choice in [*_cheapest(problem, pool), last]]
     best = min(pool, key=problem.cost)
     small = problem.costs.size <= _SMALL
-    around = _cheapest(problem, pool) if small else [best]
-    pool += [relinearised(problem, choice) for choice in around]
+    centres = _cheapest(problem, pool) if small else [best]
+    pool += [solve_linearised(problem, choice) for choice in centres]
     found = [local_search(problem, c, swaps) for c in _cheapest(problem, pool)[: 6 if small else 2]]
     return min(found, key=problem.cost)
 
 
 def _cheapest(problem: Knapsack, pool: list[Array], n: int = 6) -> list[Array]:
-    """The cheapest choices that fit and those that miss the limit by least."""
+    """Return up to ``n`` cheapest choices that fit, and the most expensive ones that do not."""
     distinct = np.unique(np.stack(pool), axis=0)
     fits, costs = problem.fits(distinct), problem.cost(distinct)
     inside = distinct[fits][np.argsort(costs[fits], kind="stable")]
@@ -97,32 +99,35 @@ def _cheapest(problem: Knapsack, pool: list[Array], n: int = 6) -> list[Array]:
     return [*inside[:n], *outside[: n // 2]]
 
 
-def descend(problem: Knapsack) -> Array:
-    """Coordinate descent on cost + multiplier x resource, for a range of multipliers at once.
+def coordinate_descent(problem: Knapsack) -> Array:
+    """Minimise cost + multiplier x resource by coordinate descent, for many multipliers at once.
 
-    Begins from all groups whole and from all at their last level, then again on a finer range
-    around the limit. Returns choices (n, n_groups), most within or just beyond the limit.
+    Descends from the first and from the last levels, then repeats with multipliers for which the
+    resource is close to the limit.
+
+    Returns:
+        Choices (n, n_groups), most of them within or slightly beyond the limit.
     """
-    spread = problem.form.value(problem.widths[:, 0]) - problem.form.value(problem.widths[:, -1])
-    unit = float(problem.costs[:, -1].sum()) / max(float(spread), _EPS) or 1.0
+    span = problem.form.value(problem.widths[:, 0]) - problem.form.value(problem.widths[:, -1])
+    unit = float(problem.costs[:, -1].sum()) / max(float(span), _EPS) or 1.0
     multipliers = unit * np.geomspace(1e-4, 1e3, _MULTIPLIERS)
-    found = _descend_at(problem, multipliers)
+    found = _descend(problem, multipliers)
     fits = problem.fits(found).reshape(2, -1)
     fine = []
     for half in fits:
         first = int(np.argmax(half)) if half.any() else _MULTIPLIERS - 1
         low, high = multipliers[max(first - 1, 0)], multipliers[first]
         fine.append(np.geomspace(low, high, _MULTIPLIERS // 2))
-    return np.concatenate([found, _descend_at(problem, np.concatenate(fine))])
+    return np.concatenate([found, _descend(problem, np.concatenate(fine))])
 
 
-def _descend_at(problem: Knapsack, multipliers: Array) -> Array:
+def _descend(problem: Knapsack, multipliers: Array) -> Array:
     form, n_groups = problem.form, len(problem.widths)
     own = np.diagonal(form.pairs)
     choice = np.zeros((2 * len(multipliers), n_groups), dtype=int)
     choice[len(multipliers) :] = problem.widths.shape[1] - 1
     price = np.tile(multipliers, 2)
-    widths = problem.at(choice)
+    widths = problem.widths_of(choice)
     squares = problem.widths**2
     for _ in range(_SWEEPS):
         before = choice.copy()
@@ -136,13 +141,16 @@ def _descend_at(problem: Knapsack, multipliers: Array) -> Array:
     return choice
 
 
-def make_fit(problem: Knapsack, choice: Array) -> Array:
-    """Raise groups, cheapest saving first, until the limit holds; the last levels must fit."""
+def repaired(problem: Knapsack, choice: Array) -> Array:
+    """Return the choice with groups raised until it fits, cheapest saving first.
+
+    The last levels must be within the limit.
+    """
     choice = choice.copy()
     while not problem.fits(choice):
-        widths = problem.at(choice)
+        widths = problem.widths_of(choice)
         saved = -problem.form.moves(widths, problem.widths)
-        extra = problem.costs - problem.costs[problem.rows, choice][:, None]
+        extra = problem.costs - problem.costs[problem.group_indices, choice][:, None]
         missing = problem.form.value(widths) - problem.limit
         useful = np.minimum(saved, missing)
         price = np.where(saved > _EPS, (extra + _EPS) / np.maximum(useful, _EPS), np.inf)
@@ -151,47 +159,52 @@ def make_fit(problem: Knapsack, choice: Array) -> Array:
     return choice
 
 
-def relinearised(problem: Knapsack, choice: Array, rounds: int = 2) -> Array:
-    """The dynamic program on the resource linearised around the best plan so far, repeatedly.
+def solve_linearised(problem: Knapsack, choice: Array, rounds: int = 2) -> Array:
+    """Improve a choice by dynamic programs on the resource linearised around the last solution.
 
-    Exact at once where savings add up; elsewhere the limit of the next round makes up for what the
-    linear resource was wrong by.
+    Exact after one round if savings add up. Otherwise the next round's limit compensates the error
+    of the linearisation.
     """
-    best, around, slack = choice, choice, 0.0
+    best, centre, slack = choice, choice, 0.0
     for _ in range(rounds):
-        widths = problem.at(around)
+        widths = problem.widths_of(centre)
         moves = problem.form.moves(widths, problem.widths)
         free = problem.limit - float(problem.form.value(widths)) + slack
         found = dynamic_program(problem.costs, moves, free)
-        if found is None or np.array_equal(found, around):
+        if found is None or np.array_equal(found, centre):
             break
         if problem.fits(found) and problem.cost(found) < problem.cost(best):
             best = found
-        predicted = problem.form.value(widths) + moves[problem.rows, found].sum()
-        slack = float(predicted - problem.form.value(problem.at(found))) if slack == 0 else 0.0
-        around = make_fit(problem, found)
-        if problem.cost(around) < problem.cost(best):
-            best = around
+        predicted = problem.form.value(widths) + moves[problem.group_indices, found].sum()
+        slack = (
+            float(predicted - problem.form.value(problem.widths_of(found))) if slack == 0 else 0.0
+        )
+        centre = repaired(problem, found)
+        if problem.cost(centre) < problem.cost(best):
+            best = centre
     return best
 
 
 def dynamic_program(costs: Array, used: Array, limit: float) -> Array | None:
-    """Multiple-choice knapsack with an additive resource; None where nothing fits.
+    """Solve the multiple-choice knapsack with an additive resource.
 
-    Keeps the states that no other state beats in both cost and resource. Exact unless too many of
-    them are needed (300 for 120 groups of 37 levels, thousands for a few groups); then they are
-    thinned evenly over the resource.
+    Keeps the states that no other state dominates in cost and resource. Exact unless there are too
+    many of them (300 for 120 groups of 37 levels, thousands for few groups); then an even selection
+    over the resource is kept.
 
     Args:
         costs: (n_groups, n_levels).
-        used: (n_groups, n_levels), the resource that a level takes, may be negative.
-        limit: Most of the summed resource.
+        used: Resource of each level, possibly negative, (n_groups, n_levels).
+        limit: Largest total resource.
+
+    Returns:
+        The choice (n_groups,); None if no choice fits.
     """
     least = used.min(axis=1)
-    later = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)  # the least that the rest takes
+    later = np.append(np.cumsum(least[::-1])[::-1][1:], 0.0)  # minimum of the remaining groups
     total, spent = np.zeros(1), np.zeros(1)
     states = max(_STATES, _CELLS // costs.size)
-    back: list[tuple[Array, Array]] = []  # per group: (state before, level)
+    back: list[tuple[Array, Array]] = []  # per group: (previous state, level)
     for g in range(len(costs)):
         all_spent = (spent[:, None] + used[g]).ravel()
         all_total = (total[:, None] + costs[g]).ravel()
@@ -214,18 +227,20 @@ def dynamic_program(costs: Array, used: Array, limit: float) -> Array | None:
 
 
 def local_search(problem: Knapsack, choice: Array, steps: int = 150) -> Array:
-    """The best exact move at a time until none helps: one group lowered, or lowered and one raised.
+    """Apply the best move until none lowers the cost.
+
+    A move lowers the level of one group, or lowers one and raises another.
 
     Args:
-        problem: What to choose from.
-        choice: Levels that fit, (n_groups,).
-        steps: Most moves.
+        problem: The knapsack.
+        choice: A choice that fits, (n_groups,).
+        steps: Largest number of moves.
     """
     choice = choice.copy()
     for _ in range(steps):
-        widths = problem.at(choice)
+        widths = problem.widths_of(choice)
         change = problem.form.moves(widths, problem.widths)
-        extra = problem.costs - problem.costs[problem.rows, choice][:, None]
+        extra = problem.costs - problem.costs[problem.group_indices, choice][:, None]
         down_g, down_l = _steps(problem, choice, -1)
         up_g, up_l = _steps(problem, choice, 1)
         grown, shrunk = change[down_g, down_l], np.append(change[up_g, up_l], 0.0)
@@ -251,14 +266,14 @@ def local_search(problem: Knapsack, choice: Array, steps: int = 150) -> Array:
 
 
 def _steps(problem: Knapsack, choice: Array, sign: int) -> tuple[Array, Array]:
-    """(groups, levels) that lie a few levels from the choice, and the first or the last one."""
-    last = problem.lasts
+    """Return (groups, levels) a few levels from the choice, and the first or last levels."""
+    last = problem.last_levels
     end = np.zeros_like(last) if sign < 0 else last
     groups, levels = [], []
     small = problem.costs.size <= _SMALL
-    reach = range(1, problem.costs.shape[1]) if small else _REACH
-    for to in [*(np.clip(choice + sign * n, 0, last) for n in reach), end]:
-        moved = problem.widths[problem.rows, to] != problem.at(choice)
-        groups.append(problem.rows[moved])
+    moves = range(1, problem.costs.shape[1]) if small else _MOVES
+    for to in [*(np.clip(choice + sign * n, 0, last) for n in moves), end]:
+        moved = problem.widths[problem.group_indices, to] != problem.widths_of(choice)
+        groups.append(problem.group_indices[moved])
         levels.append(to[moved])
     return np.concatenate(groups), np.concatenate(levels)

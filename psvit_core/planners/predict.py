@@ -1,10 +1,10 @@
-"""What a plan is expected to cost, from the table alone: predictions, not measurements; no torch.
+"""Predictions of a plan's drop and KL from the cells of the sensitivity table alone; no torch.
 
-Groups are swept one at a time, so what several do together is an assumption. Two are used here.
-Drops are added (``predict_drop``). KLs are combined by ``joint_kl``: their sum is right where
-effects are independent, the square of the summed roots where they all point the same way. Beside
-30 made plans of each of two demo models, 300 images, the roots put plans of all kinds in the better
-order (rank correlation with the measured KL 0.98 and 0.98; the sum: 0.96 and 0.88).
+The cells contain each group alone, so the joint effect of several groups is an assumption. Drops
+are added (``sum_of_drops``); ``forecast`` corrects that with measured joint plans. KLs are combined
+by ``joint_kl``: by their sum if effects are independent, by the square of the sum of roots if they
+are coherent. On 30 plans of each of two demo models (300 images), the roots rank plans better:
+their rank correlation with the measured KL is 0.98 and 0.98, that of the sum 0.96 and 0.88.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from psvit_core.errors import TargetError
-from psvit_core.plans import reached_ratios
+from psvit_core.plan.build import reached_ratios
 from psvit_core.records import (
     ChannelGroup,
     Interval,
@@ -27,15 +27,15 @@ from psvit_core.records import (
 
 Array = np.ndarray[Any, Any]
 
-_LEAST = 0.25  # pp: below it a ratio of two drops says nothing
-_CLIP = (0.25, 8.0)  # a calibration outside is not believed
+_MIN_DROP = 0.25  # pp; ratios of smaller drops are noise
+_CALIBRATION_RANGE = (0.25, 8.0)  # larger and smaller factors are clipped
 
 
 def group_drop(table: SensitivityTable, group: ChannelGroup, ratio: float) -> float:
-    """One group's own drop at a ratio, percentage points.
+    """Return the drop of pruning one group alone, percentage points.
 
-    Linear between measured cells, from 0 at ratio 0; gains count as 0. Beyond the last cell, where
-    nothing was measured, the last slope goes on.
+    Interpolated linearly between measured cells, from 0 at ratio 0; gains count as 0. Beyond the
+    last cell, the last slope continues.
 
     Raises:
         TargetError: If the table has no cell of the group.
@@ -44,15 +44,15 @@ def group_drop(table: SensitivityTable, group: ChannelGroup, ratio: float) -> fl
 
 
 def group_curve(table: SensitivityTable, group: ChannelGroup) -> tuple[list[int], list[float]]:
-    """The points of ``group_drop``: units that go, from none to all, and the drop there."""
+    """Return the points that ``group_drop`` interpolates: removed units, and drops in pp."""
     rows = group_rows(table, group)
     at = [0, *(r.n_pruned for r in rows)]
     drops = [0.0, *(max(r.drop.value, 0.0) for r in rows)]
-    return [*at, group.n_units], [*drops, min(_gone_on(at, drops, group), largest_drop(table))]
+    return [*at, group.n_units], [*drops, min(_extrapolated(at, drops, group), largest_drop(table))]
 
 
-def _gone_on(at: Sequence[int], values: Sequence[float], group: ChannelGroup) -> float:
-    """The value where all units go, if the last slope goes on; never less than the last value."""
+def _extrapolated(at: Sequence[int], values: Sequence[float], group: ChannelGroup) -> float:
+    """Continue the last slope to the removal of all units; never below the last value."""
     if len(at) < 2:
         return values[-1]
     slope = max(values[-1] - values[-2], 0.0) / (at[-1] - at[-2])
@@ -60,12 +60,12 @@ def _gone_on(at: Sequence[int], values: Sequence[float], group: ChannelGroup) ->
 
 
 def largest_drop(table: SensitivityTable) -> float:
-    """From the unpruned accuracy to that of a guess, percentage points: predictions end there."""
+    """Return the drop to chance level in percentage points, the upper limit of predictions."""
     return 100 * max(table.baseline_accuracy.value - 1 / table.summary.num_classes, 0.0)
 
 
 def group_rows(table: SensitivityTable, group: ChannelGroup) -> list[SensitivityRow]:
-    """A group's cells by what they remove, one for each reached count that removes something.
+    """Return a group's cells by removed units, one per count above 0.
 
     Raises:
         TargetError: If the table has no cell of the group.
@@ -73,7 +73,7 @@ def group_rows(table: SensitivityTable, group: ChannelGroup) -> list[Sensitivity
     rows = table.by_group.get(group.group_id)
     if not rows:
         raise TargetError(
-            f"The table has no cell of {group.group_id!r} yet. Finish the sweep, then plan."
+            f"The table has no cell of {group.group_id!r}. Finish the sweep, then plan."
         )
     return list({r.n_pruned: r for r in rows if r.n_pruned}.values())
 
@@ -81,12 +81,12 @@ def group_rows(table: SensitivityTable, group: ChannelGroup) -> list[Sensitivity
 def predicted_drops(
     table: SensitivityTable, ratios: Mapping[str, float], calibration: float = 1.0
 ) -> dict[str, float]:
-    """Each group's predicted share of the drop, percentage points.
+    """Predict each group's share of the drop, percentage points.
 
     Args:
         table: Sensitivities of the model.
-        ratios: Prune ratio by ``group_id``; absent groups stay whole.
-        calibration: A factor from ``calibrate``.
+        ratios: Prune ratio by ``group_id``; absent groups are not pruned.
+        calibration: Factor from ``calibrate``.
     """
     return {
         g.group_id: calibration * group_drop(table, g, ratios.get(g.group_id, 0.0))
@@ -94,31 +94,30 @@ def predicted_drops(
     }
 
 
-def predict_drop(
+def sum_of_drops(
     table: SensitivityTable, ratios: Mapping[str, float], calibration: float = 1.0
 ) -> float:
-    """Predicted accuracy drop of these prune ratios together, percentage points.
+    """Predict the joint accuracy drop of prune ratios by adding drops, percentage points.
 
-    The sum of the groups' own measured drops, linear between measured ratios, gains counted as 0.
-    At most ``largest_drop``: sums know no such end. A prediction: groups interact, so the true drop
-    of many groups is usually larger.
+    The sum of the groups' drops (see ``group_drop``), limited to ``largest_drop``. Groups interact,
+    so the measured drop of many groups is usually larger. Arguments as for ``predicted_drops``.
     """
     return min(sum(predicted_drops(table, ratios, calibration).values()), largest_drop(table))
 
 
-def predict_drop_interval(
+def sum_interval(
     table: SensitivityTable, ratios: Mapping[str, float], calibration: float = 1.0
 ) -> Interval:
-    """A predicted drop with the range in which the measured one is expected, percentage points.
+    """Predict the drop and the range in which the measured one is expected, percentage points.
 
-    Low and high stand off the sum of drops by the root of the summed squares of the half-widths of
-    the cells' intervals. High is at least the drop that a cell of the joint KL would have, with the
-    joint KL half-way (geometric mean) between independent and fully coherent groups; that
-    accounts for interaction and dominates in deep plans. Where a group goes beyond its last cell,
-    nothing was measured: high is ``largest_drop``, which none exceeds. A prediction, not a
-    confidence interval.
+    The limits differ from the sum of drops by the root sum of squares of the half-widths of the
+    cells' intervals. The upper limit is at least the drop of a cell with the joint KL, taken as the
+    geometric mean of the values for independent and for coherent groups; this accounts for
+    interaction and dominates in strongly pruned plans. If a group exceeds its last cell, the upper
+    limit is ``largest_drop``. This is a prediction, not a confidence interval. Arguments as for
+    ``predicted_drops``.
     """
-    value = predict_drop(table, ratios, calibration)
+    value = sum_of_drops(table, ratios, calibration)
     below = above = 0.0
     beyond = False
     for group in table.summary.groups:
@@ -130,15 +129,17 @@ def predict_drop_interval(
                 below += (row.drop.value - row.drop.low) ** 2
                 above += (row.drop.high - row.drop.value) ** 2
     kls = list(group_kls(table, ratios).values())
-    coherent = _drop_at(table, float(np.sqrt(joint_kl(kls, 1.0) * joint_kl(kls, 0.5))))
-    high = max(value + calibration * float(np.sqrt(above)), coherent)
+    cells = [(r.kl, max(r.drop.value, 0.0)) for r in table.rows]
+    both = float(np.sqrt(joint_kl(kls, 1.0) * joint_kl(kls, 0.5)))
+    interacting = isotonic_drop(sorted(cells), both)
+    high = max(value + calibration * float(np.sqrt(above)), interacting)
     low = max(value - calibration * float(np.sqrt(below)), 0.0)
     most = largest_drop(table)
     return Interval(value=value, low=low, high=most if beyond else min(high, most))
 
 
 def group_kls(table: SensitivityTable, ratios: Mapping[str, float]) -> dict[str, float]:
-    """Each group's own KL at its ratio, nats; see ``kl_at``."""
+    """Return the KL of pruning each group alone at its ratio, nats; see ``kl_at``."""
     return {
         g.group_id: float(
             kl_at(table, g, n_pruned(ratios.get(g.group_id, 0.0), g.n_units, g.heads))
@@ -148,37 +149,43 @@ def group_kls(table: SensitivityTable, ratios: Mapping[str, float]) -> dict[str,
 
 
 def kl_at(table: SensitivityTable, group: ChannelGroup, removed: int | Array) -> Array:
-    """A group's own KL where ``removed`` units go, nats, never falling with it.
+    """Return the KL of removing units of one group alone, nats, non-decreasing.
 
-    Between cells the root of the KL is linear (KL grows with the square of a small disturbance); a
-    cell below an earlier one counts as that one (running maximum), so that luck is not trusted.
-    Beyond the last cell the last slope goes on.
+    The square root of the KL is interpolated linearly, since KL grows with the square of a small
+    perturbation. A running maximum over the cells keeps noise from lowering it. Beyond the last
+    cell, the last slope continues.
+
+    Args:
+        table: Sensitivities of the model.
+        group: The group.
+        removed: Removed units, any shape.
     """
     rows = group_rows(table, group)
     roots = list(np.sqrt(np.maximum.accumulate([0.0, *(max(r.kl, 0.0) for r in rows)])))
     at = [0, *(r.n_pruned for r in rows)]
-    end = _gone_on(at, roots, group)
+    end = _extrapolated(at, roots, group)
     return np.asarray(np.interp(removed, [*at, group.n_units], [*roots, end])) ** 2
 
 
 def drop_at(table: SensitivityTable, group: ChannelGroup, removed: Array) -> Array:
-    """A group's own drop where ``removed`` units go, percentage points, never falling with it."""
+    """Return the drop of removing units of one group alone, percentage points, non-decreasing."""
     at, drops = group_curve(table, group)
     return np.interp(removed, at, np.maximum.accumulate(drops))
 
 
 def joint_kl(kls: Sequence[float], power: float) -> float:
-    """KL of groups together: ``(sum of kl ** power) ** (1 / power)``; 1 independent, 0.5 coherent.
+    """Predict the joint KL of groups, nats: ``(sum of kl ** power) ** (1 / power)``.
 
-    A prediction, in nats.
+    Args:
+        kls: KL of each group alone, nats.
+        power: 1 for independent effects, 0.5 for coherent ones.
     """
     return float(np.sum(np.power(kls, power)) ** (1 / power))
 
 
-def _drop_at(table: SensitivityTable, kl: float) -> float:
-    """The drop that the table's cells have at a KL: isotonic regression over all cells."""
-    cells = sorted((r.kl, max(r.drop.value, 0.0)) for r in table.rows)
-    blocks: list[tuple[float, int]] = []  # (mean drop, cells), rising
+def isotonic_drop(cells: Sequence[tuple[float, float]], kl: float) -> float:
+    """Return the drop at a KL by isotonic regression over cells, (KL, drop), sorted."""
+    blocks: list[tuple[float, int]] = []  # (mean drop, cells), ascending
     for _, drop in cells:
         mean, count = drop, 1
         while blocks and blocks[-1][0] >= mean:
@@ -190,16 +197,22 @@ def _drop_at(table: SensitivityTable, kl: float) -> float:
 
 
 def calibrate(table: SensitivityTable, measured: Sequence[Measurement]) -> float:
-    """How far measured drops stand above the sums of single drops: a factor for predictions.
+    """Return the factor by which measured drops exceed predictions.
 
-    The median over measured plans of measured to predicted drop, both at least a quarter of a
-    point, clipped to [0.25, 8]. 1 where no measurement has a plan of this model and a drop. Good
-    for plans like the measured ones only: interaction grows with the saving.
+    The median ratio of measured to predicted drop, both at least 0.25 points, clipped to [0.25, 8].
+    It only holds for plans similar to the measured ones because interaction grows with the saving.
+
+    Args:
+        table: Sensitivities of the model.
+        measured: Measurements; those of other models, without plan or without drop are ignored.
+
+    Returns:
+        The factor; 1 without usable measurements.
     """
     factors = []
     for m in measured:
         if m.plan is None or m.drop is None or m.weights_hash != table.summary.weights_hash:
             continue
-        predicted = predict_drop(table, reached_ratios(table.summary, m.plan))
-        factors.append(max(m.drop.value, _LEAST) / max(predicted, _LEAST))
-    return float(np.clip(np.median(factors), *_CLIP)) if factors else 1.0
+        predicted = sum_of_drops(table, reached_ratios(table.summary, m.plan))
+        factors.append(max(m.drop.value, _MIN_DROP) / max(predicted, _MIN_DROP))
+    return float(np.clip(np.median(factors), *_CALIBRATION_RANGE)) if factors else 1.0

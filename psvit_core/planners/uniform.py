@@ -7,7 +7,7 @@ from psvit_core.records import PrunePlan
 
 
 def uniform(problem: Problem) -> PrunePlan:
-    """The smallest one ratio that saves the memory, or the largest within the drop."""
+    """Return the plan of the smallest uniform ratio for a saving, or the largest for a drop."""
     target = problem.target
     if target.saving is not None:
         ratio = smallest_uniform(problem, target.saving)

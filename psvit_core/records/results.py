@@ -1,11 +1,12 @@
-"""Records of what was measured."""
+"""Records of measurements and sweeps."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from psvit_core.errors import RecordError
 from psvit_core.records._base import Interval, Record, all_finite
@@ -14,35 +15,42 @@ from psvit_core.records.model import ModelSummary, PrunePlan
 
 @dataclass(frozen=True, kw_only=True)
 class Size(Record):
-    """What a model takes: closed form, exact."""
+    """Exact size of a model, computed from its widths."""
 
-    params: int  # parameters that inference reads
-    bytes: int  # of those and the BatchNorm buffers, at the stated precision
-    macs: int  # one image, one time step
+    params: int  # parameters used at inference
+    bytes: int  # of parameters and BatchNorm buffers, at the stated precision
+    macs: int  # multiply-accumulates of one image and one time step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions(Record):
-    """How a number was measured."""
+    """Conditions of a measurement."""
 
     data: str  # data specification
     split: str
     n_images: int
     T: int
-    batch: int  # 0: of results that were run with different ones
+    batch: int  # 0: results from different batch sizes
     precision: str  # float32 or float64
-    device: str  # or mixed
+    device: str  # cpu, cuda, ... or mixed
     transform: str
-    images: str = ""  # digest of their names, so which they are; empty: before it was kept
+    images: str = ""  # digest of the image ids; empty in older results
+    counting: int = 1  # rule by which MACs and SOPs are counted (``names.counting_of``)
+    recovery: str = "none"  # method of the recovery after pruning, one of ``names.RECOVERIES``
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, without the values that older results imply."""
+        implied = {"counting": 1, "recovery": "none"}
+        return {k: v for k, v in super().to_dict().items() if k not in implied or v != implied[k]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyModel(Record):
-    """What one operation costs; arithmetic only, no memory access."""
+    """Energy per operation: arithmetic only, without memory access."""
 
     name: str
     mac_pj: float  # multiply-accumulate of a layer that reads real values, pJ
-    sop_pj: float  # accumulate that a spike triggers, pJ
+    sop_pj: float  # accumulate triggered by a spike, pJ
     source: str = ""
 
 
@@ -56,7 +64,7 @@ ENERGY_45NM = EnergyModel(
 
 @dataclass(frozen=True, kw_only=True)
 class Quartiles(Record):
-    """A measured number over several runs, in the unit that its owner says."""
+    """Median and quartiles of several runs; the field that contains them defines the unit."""
 
     median: float
     low: float  # 25th percentile
@@ -66,28 +74,28 @@ class Quartiles(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Machine(Record):
-    """Where a time was measured; names no host."""
+    """Hardware and software of a timing, without the host name."""
 
     device: str  # cpu or cuda
-    processor: str  # its model name
-    threads: int  # torch's, for one operation
+    processor: str  # model name
+    threads: int  # torch threads per operation
     torch: str  # version
-    kernels: str  # of the LIF neurons: plain or compiled
+    kernels: str  # implementation of the LIF neurons: native, compiled or plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(Record):
-    """Memory at run time and latency; dictionaries are keyed by images a batch."""
+    """Run-time memory and latency; dictionary keys are batch sizes."""
 
-    state_bytes: int  # membrane potentials of one image: neurons with state x bytes
-    peak_activation_bytes: dict[str, int]  # most bytes of live tensors, weights left out
-    latency_ms: dict[str, Quartiles]  # one forward pass of a batch
+    state_bytes: int  # membrane potentials of one image
+    peak_activation_bytes: dict[str, int]  # largest total of live tensors, without weights
+    latency_ms: dict[str, Quartiles]  # of one forward pass
     machine: Machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Record):
-    """Measured facts of one model or plan, beside the baseline on the same images."""
+    """Results of one model or plan, compared with the baseline on the same images."""
 
     document: ClassVar[str] = "measurement"
 
@@ -96,41 +104,95 @@ class Measurement(Record):
     conditions: Conditions
     accuracy: Interval  # fraction
     size: Size
-    sops: float  # accumulates triggered by spikes, one image, all T
-    macs_real: float  # multiply-accumulates of layers that read real values, one image, all T
-    energy_pj: float  # theoretical, arithmetic only, by ``energy_model``
+    sops: float  # accumulates triggered by spikes; one image, all time steps
+    macs_real: float  # MACs of layers that read real values; one image, all time steps
+    energy_pj: float  # theoretical, by ``energy_model``
     firing: dict[str, float]  # neuron layer -> firing rate
-    memory_saving: float = 0.0  # 1 - bytes / bytes of the unpruned model
-    # Against the baseline on the same images; None where there is no other model to compare with.
+    memory_saving: float = 0.0  # 1 - bytes / baseline bytes
+    # Compared with the baseline on the same images; None for the baseline itself.
     baseline_accuracy: Interval | None = None  # fraction
     drop: Interval | None = None  # percentage points, paired
     kl: float | None = None  # mean KL divergence from the baseline's outputs, nats
     agreement: float | None = None  # fraction of images with the baseline's prediction
     plan: PrunePlan | None = None
-    # class -> (images, correct, correct of the baseline); None without plan or before it was kept
+    # The drop predicted before this measurement, pp; None if there was no prediction, and in older
+    # results. It is never rewritten.
+    predicted: Interval | None = None
+    # class -> (images, correct, correct by the baseline); None without plan and in older results
     per_class: dict[str, tuple[int, int, int]] | None = None
+    # (class, predicted class, images, images of the baseline) of wrong predictions, those that
+    # differ most first; None without plan and in older results
+    confusions: tuple[tuple[str, str, int, int], ...] | None = None
+    top5: Interval | None = None  # fraction; None below 20 classes and in older results
+    baseline_top5: Interval | None = None  # fraction, on the same images
     energy_model: EnergyModel = ENERGY_45NM
-    profile: Profile | None = None  # measured by request, on one machine
+    profile: Profile | None = None  # measured on request
+    warnings: tuple[str, ...] = ()  # why the numbers may be wrong; not stored with results
+    recovered_by: str = ""  # method that ``auto`` chose, or that was asked for; empty: no recovery
+    # With ``conditions.recovery``: the plan measured without it, on the same images, itself without
+    # the plan and the machine's profile.
+    unrecovered: Measurement | None = None
+
+    @property
+    def plain(self) -> Measurement | None:
+        """The plan measured without recovery; None if only the recovered model is known."""
+        if self.conditions.recovery == "none":
+            return self
+        before = self.unrecovered
+        if before is None:
+            return None
+        return dataclasses.replace(before, plan=self.plan, profile=self.profile)
+
+    def under(self, recovery: str, asked: str = "none") -> Measurement | None:
+        """Return the plan's measurement under a recovery; None if this one does not contain it.
+
+        Args:
+            recovery: One of ``RECOVERIES``.
+            asked: The recovery that was asked for, which may not have been possible.
+        """
+        if recovery == "none":
+            return self.plain
+        return self if recovery in (self.conditions.recovery, asked) else None
+
+    @property
+    def class_changes(self) -> dict[str, float] | None:
+        """Change of each class's accuracy; None if ``per_class`` is unknown."""
+        if self.per_class is None:
+            return None
+        return {name: class_change(counts) for name, counts in self.per_class.items()}
+
+
+def class_change(counts: tuple[int, int, int]) -> float:
+    """Return the change of a class's accuracy against the baseline.
+
+    Args:
+        counts: Images of the class, correct ones, and those correct by the baseline.
+
+    Returns:
+        Percentage points; negative if the class loses accuracy.
+    """
+    n_images, correct, baseline_correct = counts
+    return 100 * (correct - baseline_correct) / n_images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partial(Record):
-    """A measurement on its way: what the images so far say."""
+    """Estimates of a running measurement from the images so far."""
 
-    done: int  # images run, the baseline's included
-    total: int  # of so many
-    n_images: int = 0  # that the estimates stand on
-    accuracy: Interval | None = None  # fraction; None while the baseline is run
+    done: int  # images run, including the baseline's
+    total: int  # images to run
+    n_images: int = 0  # images behind the estimates
+    accuracy: Interval | None = None  # fraction; None while the baseline runs
     drop: Interval | None = None  # percentage points, paired; None without a plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRow(Record):
-    """One cell: one group at one prune ratio, the rest untouched, no fine-tuning."""
+    """One cell of a sweep: one group pruned at one ratio, all others unpruned, no fine-tuning."""
 
     group_id: str
-    prune_ratio: float  # asked
-    n_pruned: int  # reached
+    prune_ratio: float  # requested
+    n_pruned: int  # removed units
     accuracy: Interval  # fraction
     drop: Interval  # percentage points, paired
     kl: float  # nats
@@ -138,15 +200,36 @@ class SensitivityRow(Record):
     size: Size  # of the pruned model
     sops: float
     n_images: int
-    # Bounds of the drop on all images of the sweep, pp; equal when all were seen. They hold at
-    # every look of a progressive sweep at once (95 %).
+    # Bounds of the drop on all images of the sweep, pp; equal once all images were run. They hold
+    # simultaneously at all stages of a progressive sweep (95 %).
     drop_of_all: Interval | None = None
-    settled: bool = True  # needs no more images in this sweep's mode
+    settled: bool = True  # needs no more images in the sweep's mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointRow(Record):
+    """A plan of several groups that a sweep measured, to calibrate predictions."""
+
+    policy: str  # that made it, or ``mixed``
+    ratios: dict[str, float]  # reached prune ratio of every pruned group
+    drop: Interval  # percentage points, estimated for all images of the sweep
+    kl: float  # nats
+    n_images: int  # that it ran on
+    #: Images of a simple random sample with the same standard error; 0: ``n_images``.
+    effective_images: float = 0.0
+    #: The drop after the recovery that ``auto`` takes where the cells' recovery loses much; None if
+    #: that did not run.
+    auto_drop: Interval | None = None
+
+    @property
+    def calibrating_drop(self) -> Interval:
+        """The drop that predictions follow."""
+        return self.auto_drop or self.drop
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityTable(Record):
-    """A sweep's result; with it alone a plan can be made."""
+    """Result of a sweep, sufficient to create plans."""
 
     document: ClassVar[str] = "sensitivity_table"
 
@@ -157,31 +240,38 @@ class SensitivityTable(Record):
     baseline_accuracy: Interval
     rows: tuple[SensitivityRow, ...]
     seed: int = 0
-    baseline_sops: float | None = None  # of the unpruned model; None: swept before it was kept
+    baseline_sops: float | None = None  # of the unpruned model; None in older tables
     mode: str = "exact"
+    joint: tuple[JointRow, ...] = ()  # none in older tables and of small sweeps
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """As of every record; the file must also be a table that can be planned from."""
+        """Load a table and check that plans can be created from it.
+
+        Raises:
+            RecordError: If the file is not a table or is inconsistent.
+        """
         table = super().load(path)
         try:
             table.check()
         except RecordError as error:
             raise RecordError(
-                f"{path} is no sound sensitivity table: {error} Sweep again."
+                f"{path} is not a valid sensitivity table: {error} Sweep again."
             ) from error
         return table
 
     def check(self) -> None:
-        """Raise ``RecordError`` unless all parts agree with each other and all numbers are finite.
+        """Raise ``RecordError`` unless all parts are consistent and all numbers finite.
 
-        Planners rely on it; ``load`` sees to it. A table need not be finished.
+        The table may be unfinished.
         """
         if self.criterion not in self.summary.rankings:
-            raise RecordError(f"Its model has no ranking by its criterion {self.criterion!r}.")
+            raise RecordError(f"Its model has no ranking by the criterion {self.criterion!r}.")
         self.summary.check()
         if not self.ratios or not all(0 <= ratio < 1 for ratio in self.ratios):
-            raise RecordError(f"Its prune ratios are {self.ratios}; at least one, in [0, 1).")
+            raise RecordError(
+                f"Its prune ratios must be in [0, 1), at least one; got {self.ratios}."
+            )
         for row in self.rows:
             group = self.summary.by_id.get(row.group_id)
             if group is None or not 0 <= row.n_pruned < group.n_units or row.n_images < 1:
@@ -191,15 +281,25 @@ class SensitivityTable(Record):
                 )
             if not all_finite(row.to_dict()):
                 raise RecordError(
-                    f"The cell of {row.group_id!r} at {row.prune_ratio} holds numbers that are "
-                    "infinite or none."
+                    f"The cell of {row.group_id!r} at {row.prune_ratio} contains infinite or "
+                    "undefined numbers."
+                )
+        for joint in self.joint:
+            known = all(
+                group in self.summary.by_id and 0 <= ratio < 1
+                for group, ratio in joint.ratios.items()
+            )
+            if not known or joint.n_images < 1 or not all_finite(joint.to_dict()):
+                raise RecordError(
+                    f"It has a joint plan of {joint.policy!r} with unknown groups or numbers that "
+                    "are invalid."
                 )
         if not all_finite([self.baseline_accuracy.to_dict(), self.baseline_sops]):
-            raise RecordError("The baseline's numbers are infinite or none.")
+            raise RecordError("The baseline contains infinite or undefined numbers.")
 
     @property
     def finished(self) -> bool:
-        """Whether every cell is there and needs no more images."""
+        """True if every cell has a result that needs no more images."""
         n_cells = len(self.summary.groups) * len(self.ratios)
         return len(self.rows) == n_cells and all(row.settled for row in self.rows)
 
@@ -210,7 +310,7 @@ class SensitivityTable(Record):
 
     @cached_property
     def by_group(self) -> dict[str, tuple[SensitivityRow, ...]]:
-        """Rows of each group that has any, by units removed, then ratio."""
+        """Rows of each measured group, sorted by removed units, then ratio."""
         found: dict[str, list[SensitivityRow]] = {}
         for row in self.rows:
             found.setdefault(row.group_id, []).append(row)

@@ -3,46 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from psvit_core.records._base import Interval, Record
+from psvit_core.records.model import Transform
 from psvit_core.records.results import Conditions
-
-#: Recoveries without training; ``psvit_core.recover`` says what they do.
-RECOVERIES = ("none", "bn", "lsq", "both", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRefit(Record):
-    """One layer's least-squares refit: squared errors over the squares of what was wished for."""
+    """Least-squares refit of one layer: squared errors relative to the squared target outputs."""
 
     layer: str
     before: float
     after: float  # never above ``before``
-    kept: bool  # whether the new weights were taken
+    kept: bool  # the new weights replaced the old ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryReport(Record):
-    """What a recovery without training gained, and what it cost."""
+    """Gain and cost of a recovery without training."""
 
     document: ClassVar[str] = "recovery_report"
 
-    model: str  # that was pruned
-    method: str  # asked: none, bn, lsq, both or auto
-    used: str  # none, bn, lsq or both
+    model: str  # the pruned model
+    method: str  # requested: none, bn, lsq, both or auto
+    used: str  # chosen: none, bn, lsq or both
     conditions: Conditions  # of the calibration images
     calib_id: str  # digest of the calibration images' names
-    seed: int  # that chose them
-    n_fit: int  # images that it was fitted to
-    n_held_out: int  # images that the KL was measured on; all where there are too few to split
-    kl: dict[str, float]  # method -> mean KL from the original's outputs, held-out images, nats
-    layers: tuple[LayerRefit, ...]  # of the least squares, in network order
-    seconds: dict[str, float]  # step -> wall clock
-    statistics_bytes: int  # largest statistics held at a time
-    held_bytes: int  # activations of halted batches, by a rough count
+    seed: int  # of the choice of images
+    n_fit: int  # images used for fitting
+    n_held_out: int  # images used for the KL; all images if there are too few to split
+    kl: dict[str, float]  # method -> mean KL from the original's outputs on held-out images, nats
+    layers: tuple[LayerRefit, ...]  # refitted layers, in network order
+    seconds: dict[str, float]  # step -> wall-clock time
+    statistics_bytes: int  # peak memory of the statistics
+    held_bytes: int  # memory of stored activations, estimated
 
     @property
     def kl_before(self) -> float:
@@ -57,36 +55,67 @@ class RecoveryReport(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Record):
-    """How a pruned model is trained further."""
+    """Hyperparameters of training."""
 
-    epochs: float = 5.0  # a fraction is that fraction of an epoch's steps
+    epochs: float = 5.0  # may be fractional
     lr: float = 1e-3  # largest learning rate
-    batch: int = 64  # images a step
-    accumulate: int = 1  # steps whose gradients are added up for one update
-    weight_decay: float = 0.01  # of all but biases and BatchNorms
+    batch: int = 64  # batch size
+    accumulate: int = 1  # batches per update (gradient accumulation)
+    weight_decay: float = 0.01  # not applied to biases and BatchNorms
     warmup: float = 0.1  # fraction of the updates over which the learning rate rises
-    clip: float = 1.0  # largest norm of the gradient; 0: any
+    clip: float = 1.0  # largest gradient norm; 0: no clipping
     label_smoothing: float = 0.05
-    augment: str = "auto"  # affine, flip or none; auto: affine for grey, flip for colour images
-    mixup: float = 0.0  # alpha; 0: off
+    augment: str = (
+        "auto"  # affine, crop (and flip), flip, none; auto: affine for greyscale, or flip
+    )
+    mixup: float = 0.0  # alpha of mixup; 0: off
+    cutmix: float = 0.0  # alpha of cutmix; 0: off
     erase: float = 0.0  # probability of random erasing
-    teacher: str = "original"  # what is distilled from: original, none, a model's name or file
-    teacher_checkpoint: str | None = None  # weights of a teacher given by name
-    alpha: float = 0.5  # weight of the distillation; 1 - alpha that of the labels
-    temperature: float = 2.0  # of the distillation
-    patience: int | None = None  # stop after so many epochs without a better validation accuracy
-    train_images: int | None = None  # a stratified subset; None: all
+    teacher: str = "original"  # distillation teacher: original, none, a model's name or file
+    teacher_checkpoint: str | None = None  # checkpoint of a teacher given by name
+    alpha: float = 0.5  # weight of the distillation loss; 1 - alpha: of the label loss
+    temperature: float = 2.0  # of the distillation loss
+    patience: int | None = None  # epochs without improvement before stopping; None: never
+    train_images: int | None = None  # size of a stratified subset; None: all
     seed: int = 0
+    optimizer: str = "adamw"  # name in timm
+    schedule: str = "cosine"  # of the learning rate; name in timm
+    min_lr: float = 0.0  # learning rate at the end
+    #: Precision of forward and backward passes on the CPU: bfloat16 or off (that of the run); auto:
+    #: bfloat16 where the processor has it. Reports state what it was.
+    autocast: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Record):
+    """A training from the beginning: the network, its images and the hyperparameters.
+
+    The network is a registered one, or a family with its constructor's arguments.
+    """
+
+    document: ClassVar[str] = "train_config"
+
+    name: str  # of the files that are written
+    model: str | None = None  # registered name
+    family: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the family
+    data: str  # specification of the data set
+    transform: Transform | None = None  # None: that of the registered model
+    weights: str | None = None  # file of the same network to begin with
+    #: End of a parameter's name -> value that all of its elements begin with.
+    start: dict[str, float] = field(default_factory=dict)
+    batch: int = 125  # batch size of validation
+    settings: FinetuneSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord(Record):
-    """A point of the training curves: within an epoch, or at its end, then with validation."""
+    """A point of the training curves, within an epoch or (with validation) at its end."""
 
     step: int  # batches so far
-    epoch: float  # passes over the training images so far
+    epoch: float  # epochs so far
     lr: float
-    seconds: float  # of training and validation so far, over all runs
+    seconds: float  # training and validation time so far, including resumed runs
     train_loss: float | None = None  # mean since the last point, at an epoch's end over the epoch
     val_loss: float | None = None  # cross entropy, nats
     val_accuracy: Interval | None = None  # fraction
@@ -94,21 +123,32 @@ class EpochRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneReport(Record):
-    """What a fine-tuning did."""
+    """Result of fine-tuning."""
 
     document: ClassVar[str] = "finetune_report"
 
-    model: str  # that was trained further
+    model: str  # the trained model
     settings: FinetuneSettings
-    conditions: Conditions  # of the training images; ``batch`` is that of the validation
-    teacher: str | None  # name of the model that was distilled from
-    best_epoch: float  # by validation accuracy, then loss; 0: the model as it came
-    epochs: tuple[EpochRecord, ...]  # ends of epochs, the state before training first
+    conditions: Conditions  # of the training images; ``batch`` is the validation batch size
+    teacher: str | None  # name of the distillation teacher
+    best_epoch: float  # by validation accuracy, then loss; 0: before training
+    epochs: tuple[EpochRecord, ...]  # before training, then the end of every epoch
     stopped_early: bool = False
+
+    @property
+    def best_accuracy(self) -> Interval:
+        """Validation accuracy of the best epoch, a fraction."""
+        best = next(record for record in self.epochs if record.epoch == self.best_epoch)
+        assert best.val_accuracy is not None
+        return best.val_accuracy
 
 
 def read_curve(path: str | Path) -> tuple[EpochRecord, ...]:
-    """The points that a running fine-tuning has written so far: one JSON object a line."""
+    """Return the points written so far by fine-tuning; none if the file does not exist.
+
+    Args:
+        path: Text file with one JSON object per line.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

@@ -1,8 +1,12 @@
-"""Recovery without training: what a pruned model wins back from a few hundred images, no labels.
+"""Recovery of pruned models without training or labels, from a few hundred images.
 
 ``bn`` re-estimates the BatchNorm statistics, ``lsq`` refits the layers that lost inputs by least
-squares, ``both`` does ``lsq``, then ``bn``. On nearly intact models a recovery can hurt: ``auto``
-keeps what lowers the KL to the original's outputs on held-out calibration images.
+squares, ``both`` runs ``lsq``, then ``bn``. ``stages`` refits all layers, corrects the error of the
+residual streams on the way and fits the classifier to the unpruned model's probabilities;
+``stages_bn`` also re-estimates each BatchNorm in turn. Recovery can hurt a model that lost little:
+``auto`` tries all but ``bn``, which was best for no plan (docs/results.md), and selects the method
+with the lowest KL divergence from the unpruned model's outputs on held-out calibration images, or
+none.
 """
 
 from __future__ import annotations
@@ -10,38 +14,51 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from psvit_core.callbacks import Tick, keep_going
 from psvit_core.data import EvalSet
-from psvit_core.data.evalset import limited
+from psvit_core.data.evalset import stratified_subset
 from psvit_core.errors import DataError, InvalidPlanError, UnknownNameError
-from psvit_core.evaluate import Tick, conditions_of, go_on, place
+from psvit_core.evaluate import conditions_of
 from psvit_core.groups import find_groups
-from psvit_core.outcomes import Array, kl_divergence
 from psvit_core.records import RECOVERIES, LayerRefit, PrunePlan, RecoveryReport
+from psvit_core.recover.chains import Part, run_parts
 from psvit_core.recover.lockstep import DEFAULT_MEMORY
 from psvit_core.recover.norms import reestimate_norms
 from psvit_core.recover.readers import refit_readers
-from psvit_core.runtime import Run
-from psvit_core.store import digest
+from psvit_core.recover.stages import refit_stages
+from psvit_core.recover.teacher import Teacher, find_teacher, run_logits
+from psvit_core.runtime import Run, out_of_memory_explained
+from psvit_core.storage.predictions import kl_divergence
+from psvit_core.storage.store import digest
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
 
-_HELD_OUT = 0.25  # of the calibration images decide; the others are fitted to
+#: Raised whenever a method gives other weights; part of the keys of results.
+VERSION = 2
+_HELD_OUT = 0.25  # fraction of the calibration images that choose the method
 
-#: Method -> what is done, in this order.
+#: Steps of each method, in order.
 _STEPS: dict[str, tuple[str, ...]] = {
     "none": ("none",),
     "bn": ("none", "bn"),
     "lsq": ("none", "lsq"),
     "both": ("none", "lsq", "both"),
-    "auto": ("none", "bn", "lsq", "both"),
+    "stages": ("none", "stages"),
+    "stages_bn": ("none", "stages_bn"),
+    "auto": ("none", "lsq", "both", "stages", "stages_bn"),
 }
 
 
-def recover(
+#: Steps of ``auto`` that can run at once, and the step that continues each. In this order, two at a
+#: time end at about the same time.
+_PARTS = (("stages_bn", None), ("lsq", "both"), ("stages", None), ("none", None))
+
+
+def recover(  # noqa: PLR0913  # public signature
     small: SpikingModel,
     original: SpikingModel,
     plan: PrunePlan,
@@ -51,50 +68,39 @@ def recover(
     run: Run | None = None,
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
-    tick: Tick = go_on,
+    tick: Tick = keep_going,
 ) -> tuple[SpikingModel, RecoveryReport]:
-    """Win back accuracy that pruning lost, without labels and without training.
+    """Recover accuracy that pruning lost, without labels and without training.
 
-    Three quarters of the images (stratified) are fitted to, the others measure the gain; with
-    fewer than four images all do both. ``auto`` takes the method with the lowest KL there, and
-    nothing where none lowers it.
+    Fits on three quarters of the images (stratified) and measures the gain on the others; with
+    fewer than four images, on all. ``auto`` takes the method with the lowest KL, if any lowers it.
 
     Args:
-        small: What ``plan`` makes of ``original``; stays untouched.
-        original: The model that the plan is for; stays untouched.
+        small: The pruned model of ``plan``; not modified.
+        original: The unpruned model; not modified.
         plan: The plan.
-        calib: Calibration images, of the training images; labels are not used.
+        calib: Calibration images from the training images; labels are not used.
         method: One of ``RECOVERIES``.
         run: Device, batch, precision; the defaults when None.
-        seed: What chose ``calib``, for the record.
-        memory: Bytes that activations of halted batches may take (see ``lockstep``).
-        tick: Called before each batch's step; may raise to stop.
+        seed: Seed that selected ``calib``, for the report.
+        memory: Memory limit of halted batches, in bytes (see ``lockstep``).
+        tick: Called before each step of a batch; may raise to stop.
 
     Returns:
-        (a new model whose provenance names the recovery, the report).
+        (a new model with the recovery in its provenance, the report).
 
     Raises:
-        UnknownNameError: If there is no such method.
-        DataError: If ``calib`` is of a split that accuracy is measured on.
+        UnknownNameError: If the method is unknown.
+        DataError: If ``calib`` is a split that accuracy is measured on.
         InvalidPlanError: If the plan does not fit the models.
     """
     if method not in RECOVERIES:
         raise UnknownNameError("recovery", method, RECOVERIES)
-    _check(small, original, plan, calib)
+    weights = _check(small, original, plan, calib)
     run = run or Run()
     fit, held_out = _split(calib)
-    teacher, work = place(original, run), _Work(small, run)
-    wished = _logits(teacher, held_out, run, tick)
-    models, kl = {"none": work.model}, {}
-    for step in _STEPS[method]:
-        with work.timed(step):
-            if step == "lsq":
-                models[step] = work.refitted(models["none"], teacher, plan, fit, memory, tick)
-            elif step != "none":
-                base = models["none" if step == "bn" else "lsq"]
-                models[step] = work.renormed(base, fit, memory, tick)
-        found = _logits(models[step], held_out, run, tick)
-        kl[step] = float(kl_divergence(wished, found).mean())
+    work = _RecoveryRun(small, find_teacher(original, weights, fit, held_out, run), memory, tick)
+    kl = _tried(work, method, plan)
     used = min(kl, key=lambda step: kl[step]) if method == "auto" else method
     report = RecoveryReport(
         model=plan.model,
@@ -106,93 +112,196 @@ def recover(
         n_fit=len(fit),
         n_held_out=len(held_out),
         kl=kl,
-        layers=work.layers if used in ("lsq", "both") else (),
+        layers=work.layers.get("lsq" if used == "both" else used, ()),
         seconds=work.seconds,
         statistics_bytes=work.statistics_bytes,
         held_bytes=work.held_bytes,
     )
-    return work.finished(models[used], report), report
+    return work.finished(used, report), report
 
 
-def _check(small: SpikingModel, original: SpikingModel, plan: PrunePlan, calib: EvalSet) -> None:
-    if calib.split not in ("calib", "train"):
-        raise DataError(
-            f"A recovery is fitted to training images, not to the {calib.split} split: accuracy "
-            "could not be judged on it any more. Use the split calib or train."
-        )
+def prepare(original: SpikingModel, calib: EvalSet, run: Run, tick: Tick = keep_going) -> None:
+    """Compute what recoveries of a model's plans take from the model; the process keeps it.
+
+    Without it, the first recovery does. Only where ``auto`` may try several methods at once.
+
+    Args:
+        original: The unpruned model; not modified.
+        calib: The calibration images of the recoveries.
+        run: Device, batch, precision of the recoveries.
+        tick: Called before each batch; may raise to stop.
+
+    Raises:
+        DataError: If ``calib`` is a split that accuracy is measured on.
+    """
+    check_calibration(calib)
+    teacher = find_teacher(original, weights_hash(original), *_split(calib), run)
+    teacher.is_shared(DEFAULT_MEMORY, tick)
+
+
+def _tried(work: _RecoveryRun, method: str, plan: PrunePlan) -> dict[str, float]:
+    """Try the steps of a method; return the KL of each."""
+    with out_of_memory_explained(work.run):
+        if method == "auto" and work.may_split:
+            return _try_at_once(work, plan)
+        return {step: work.try_step(step, plan) for step in _STEPS[method]}
+
+
+def _try_at_once(work: _RecoveryRun, plan: PrunePlan) -> dict[str, float]:
+    """Try all steps of ``auto``, several at a time; return the KL of each as ``try_step`` does.
+
+    The results are those of one step after another: steps that run together have models of their
+    own, and what they share of the unpruned model is complete.
+    """
+    found: dict[str, float] = {}
+    idle = [work.sharing(work.model)]  # no more models than threads: each is copied once
+
+    def part(step: str, following: str | None) -> Part:
+        def run(tick: Tick) -> Part | None:
+            try:
+                own = idle.pop()
+            except IndexError:
+                own = work.sharing(work.copied())
+            own.tick = tick
+            found[step] = own.try_step(step, plan)
+            idle.append(own)
+            return part(following, None) if following else None
+
+        return run
+
+    run_parts([part(*steps) for steps in _PARTS], work.tick)
+    for own in idle:
+        work.take_bytes(own)
+    return {step: found[step] for step in _STEPS["auto"]}
+
+
+def _check(small: SpikingModel, original: SpikingModel, plan: PrunePlan, calib: EvalSet) -> str:
+    """Return the hash of the unpruned model's weights, if all arguments fit together."""
+    check_calibration(calib)
     groups = find_groups(original)
-    plan.check(groups, weights_hash(original))
+    weights = weights_hash(original)
+    plan.check(groups, weights)
     wanted = {g.group_id: len(plan.kept.get(g.group_id, range(g.n_units))) for g in groups}
     if {g.group_id: g.n_units for g in find_groups(small)} != wanted:
         raise InvalidPlanError(
-            f"The pruned model does not have the widths that the plan leaves of {plan.model}. "
-            "Recover what apply_plan(original, plan) gave."
+            f"The pruned model does not have the widths of the plan for {plan.model}. "
+            "Create it with apply_plan(original, plan)."
+        )
+    return weights
+
+
+def check_calibration(images: EvalSet) -> None:
+    """Raise ``DataError`` if calibration images are a split that accuracy is measured on."""
+    if images.split not in ("calib", "train"):
+        raise DataError(
+            f"Recovery cannot use the {images.split} split: accuracy is measured on it. "
+            "Use the split calib or train."
         )
 
 
 def _split(calib: EvalSet) -> tuple[EvalSet, EvalSet]:
-    """Images to fit to, and images to judge on."""
+    """Return the images to fit on and the held-out images."""
     n_held_out = int(_HELD_OUT * len(calib))
     if n_held_out == 0:
         return calib, calib
-    chosen = set(limited(calib.labels, n_held_out))
+    chosen = set(stratified_subset(calib.labels, n_held_out))
     return calib.take([i for i in range(len(calib)) if i not in chosen]), calib.take(sorted(chosen))
 
 
-@torch.no_grad()
-def _logits(model: SpikingModel, data: EvalSet, run: Run, tick: Tick) -> Array:
-    found = []
-    with run.autocast:
-        for x in data.batches(run.batch, run.dtype, run.workers):
-            tick()
-            found.append(model(x.to(run.device)).double().cpu())
-    return torch.cat(found).numpy()
+class _RecoveryRun:
+    """One recovery on the run's device: its pruned model, and the time and memory of its steps.
 
+    Args:
+        small: The pruned model.
+        teacher: The unpruned model and the images.
+        memory: Memory limit of halted batches, in bytes.
+        tick: Called before each step of a batch; may raise to stop.
+    """
 
-class _Work:
-    """The models of one recovery on the run's device, and what making them took."""
-
-    def __init__(self, small: SpikingModel, run: Run) -> None:
-        self.run = run
-        self.small = small
-        self.model: SpikingModel = copy.deepcopy(small).to(run.device, run.dtype).eval()
-        self.layers: tuple[LayerRefit, ...] = ()
+    def __init__(self, small: SpikingModel, teacher: Teacher, memory: int, tick: Tick) -> None:
+        self.layers: dict[str, tuple[LayerRefit, ...]] = {}  # by step
         self.seconds: dict[str, float] = {}
         self.statistics_bytes = self.held_bytes = 0
+        self._small, self._teacher = small, teacher
+        self.model = self.copied()
+        self._states = {"none": _state(self.model)}  # the model's tensors after each step
+        self._memory, self.tick = memory, tick
 
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
+    @property
+    def run(self) -> Run:
+        """Device, batch and precision."""
+        return self._teacher.run
+
+    @property
+    def may_split(self) -> bool:
+        """Whether steps may run at once, each on a copy."""
+        return self._teacher.is_shared(self._memory, self.tick)
+
+    def copied(self) -> SpikingModel:
+        """Return a copy of the pruned model, placed."""
+        run = self._teacher.run
+        return copy.deepcopy(self._small).to(run.device, run.dtype).eval()
+
+    def sharing(self, model: SpikingModel) -> _RecoveryRun:
+        """Return this run on another model: what its steps find is also found by this one."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def take_bytes(self, other: _RecoveryRun) -> None:
+        """Take the memory of another run's steps, which ``sharing`` does not share."""
+        self.statistics_bytes = max(self.statistics_bytes, other.statistics_bytes)
+        self.held_bytes = max(self.held_bytes, other.held_bytes)
+
+    def try_step(self, step: str, plan: PrunePlan) -> float:
+        """Run a step; return the mean KL divergence on the held-out images, in nats."""
+        self._load("lsq" if step == "both" else "none")
         started = time.perf_counter()
-        yield
+        if step in ("bn", "both"):
+            fit, run = self._teacher.fit, self._teacher.fit_run(self._memory)
+            held = reestimate_norms(self.model, fit, run, memory=self._memory, tick=self.tick)
+            self.held_bytes = max(self.held_bytes, held)
+        elif step != "none":
+            self._refit(step, plan)
         if step != "none":
             self.seconds[step] = time.perf_counter() - started
+            self._states[step] = _state(self.model)
+        teacher, tick = self._teacher, self.tick
+        found = run_logits(self.model, teacher.held_out, teacher.run, tick)
+        return float(kl_divergence(teacher.expected(tick), found).mean())
 
-    def renormed(self, base: SpikingModel, fit: EvalSet, memory: int, tick: Tick) -> SpikingModel:
-        model = copy.deepcopy(base)
-        held = reestimate_norms(model, fit, self.run, memory=memory, tick=tick)
-        self.held_bytes = max(self.held_bytes, held)
-        return model
-
-    def refitted(
-        self,
-        base: SpikingModel,
-        teacher: SpikingModel,
-        plan: PrunePlan,
-        fit: EvalSet,
-        memory: int,
-        tick: Tick,
-    ) -> SpikingModel:
-        model = copy.deepcopy(base)
-        done = refit_readers(model, teacher, plan, fit, self.run, memory=memory, tick=tick)
-        self.layers, self.statistics_bytes = done.layers, done.statistics_bytes
+    def _refit(self, step: str, plan: PrunePlan) -> None:
+        model, teacher, memory, tick = self.model, self._teacher, self._memory, self.tick
+        if step == "lsq":
+            done = refit_readers(model, teacher, plan, memory=memory, tick=tick)
+        else:
+            norms = step == "stages_bn"
+            done = refit_stages(model, teacher, plan, norms=norms, memory=memory, tick=tick)
+        self.layers[step] = done.layers
+        self.statistics_bytes = max(self.statistics_bytes, done.statistics_bytes)
         self.held_bytes = max(self.held_bytes, done.held_bytes)
-        return model
 
-    def finished(self, model: SpikingModel, report: RecoveryReport) -> SpikingModel:
-        """``model`` where the pruned one was, with its provenance."""
-        first = next(self.small.parameters())
-        done: SpikingModel = copy.deepcopy(model).to(first.device, first.dtype)
+    @torch.no_grad()
+    def _load(self, step: str) -> None:
+        state = self._states[step]
+        for name, tensor in _tensors(self.model):
+            tensor.copy_(state[name])
+
+    def finished(self, used: str, report: RecoveryReport) -> SpikingModel:
+        """Return the model after a step, where the pruned model is, with its provenance."""
+        self._load(used)
+        first = next(self._small.parameters())
+        done = self.model.to(first.device, first.dtype)
         if report.method != "none":
             earlier = done.provenance.get("recoveries", [])
             done.provenance = {**done.provenance, "recoveries": [*earlier, report.to_dict()]}
-        return done.train(self.small.training)
+        return done.train(self._small.training)
+
+
+def _tensors(model: SpikingModel) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _state(model: SpikingModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in _tensors(model)}

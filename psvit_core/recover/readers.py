@@ -1,8 +1,8 @@
 """Least-squares refit of the layers that lost inputs.
 
-A layer that reads a pruned group gets the weights with which it comes nearest, over calibration
-images, to the current that it gave in the unpruned network, from what it now reads in the pruned
-one, whose earlier layers are refitted already. A ridge pulls towards the present weights.
+Each layer that reads a pruned group gets new weights, fitted on calibration images. Its inputs are
+those in the pruned network, whose earlier layers are already refitted; its target is its output in
+the unpruned network. A ridge penalty keeps the weights close to the current ones.
 
 Source:
     He et al. 2017, Channel Pruning for Accelerating Very Deep Neural Networks, arXiv 1707.06168.
@@ -10,7 +10,7 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -18,198 +18,247 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psvit_core.data import EvalSet
-from psvit_core.groups import COMPUTE_LAYERS, axis_groups, find_groups
-from psvit_core.records import LayerRefit, PrunePlan
-from psvit_core.recover.lockstep import Halt, lockstep, run_once
-from psvit_core.runtime import Run
+from psvit_core.callbacks import Tick
+from psvit_core.groups import COMPUTE_LAYERS
+from psvit_core.records import ChannelGroup, LayerRefit, PrunePlan
+from psvit_core.recover.lockstep import Halt
+from psvit_core.recover.teacher import Teacher, is_pointwise
+from psvit_core.selection import remaining_positions
 from psvit_core.zoo.base import SpikingModel
 
-RIDGE = 3e-2  # times the mean of the Gram matrix's diagonal
-_CHUNK_BYTES = 64 << 20  # of the columns that are multiplied at a time
+RIDGE = 3e-2  # as a multiple of the mean diagonal of the Gram matrix
+_CHUNK_BYTES = 32 << 20  # memory limit of the columns in one product
 
 
 @dataclass(frozen=True)
 class Refits:
-    """What ``refit_readers`` did: per layer, and the most memory that it took, in bytes."""
+    """Result of ``refit_readers``: the report of each layer, and the peak memory in bytes."""
 
     layers: tuple[LayerRefit, ...]
     statistics_bytes: int
     held_bytes: int
 
 
-def pruned_readers(original: SpikingModel, plan: PrunePlan) -> list[str]:
-    """Layers whose input channels ``plan`` prunes and whose weights can be refitted.
+def pruned_readers(groups: Sequence[ChannelGroup], plan: PrunePlan) -> set[str]:
+    """Return the layers whose input channels ``plan`` prunes.
 
-    Depthwise layers read nothing but their own channel; queries and keys are read by a product
-    without weights.
+    Excludes depthwise layers, where each channel reads only itself, and the readers of queries and
+    keys, which are products without weights.
     """
-    found = []
-    for group in find_groups(original):
+    found = set()
+    for group in groups:
         if len(plan.kept.get(group.group_id, range(group.n_units))) == group.n_units:
             continue
         for tensor, axis in group.readers:
             name, _, leaf = tensor.rpartition(".")
-            if leaf == "weight" and axis == 1 and _can_refit(original, name):
-                found.append(name)
+            if leaf == "weight" and axis == 1:
+                found.add(name)
     return found
-
-
-def _can_refit(model: SpikingModel, name: str) -> bool:
-    layer = model.get_submodule(name)
-    if isinstance(layer, nn.Linear) or _is_pointwise(layer):
-        return True
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    )
-
-
-def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether a convolution reads every input position for one output position."""
-    return (
-        isinstance(layer, (nn.Conv1d, nn.Conv2d))
-        and layer.groups == 1
-        and {*layer.kernel_size, *layer.stride} == {1}
-        and not any(layer.padding)
-    )
 
 
 @torch.no_grad()
 def refit_readers(
-    small: SpikingModel,
-    original: SpikingModel,
-    plan: PrunePlan,
-    data: EvalSet,
-    run: Run,
-    *,
-    memory: int,
-    tick: Callable[[], None],
+    small: SpikingModel, teacher: Teacher, plan: PrunePlan, *, memory: int, tick: Tick
 ) -> Refits:
-    """Refit ``small``'s readers in place, in the order of the network; one forward of each model.
+    """Refit ``small``'s readers in place, in network order, with one forward of each model.
 
-    Where the squared error over the images does not fall, a layer keeps its weights.
+    A layer keeps its weights unless the refit lowers its squared error over the images.
 
     Args:
-        small: What ``plan`` makes of ``original``, placed, in evaluation mode.
-        original: The unpruned model, placed, in evaluation mode.
+        small: The pruned model of ``plan``, placed, in evaluation mode.
+        teacher: The unpruned model and the images.
         plan: The plan.
-        data: Calibration images.
-        run: Device, batch, precision.
-        memory: Bytes that halted batches may hold.
+        memory: Memory limit of halted batches, in bytes.
         tick: Called before each step of a batch; may raise to stop.
     """
-    owners = axis_groups(find_groups(original))
-    names = run_once(original, pruned_readers(original, plan), data, run)
+    readers = pruned_readers(teacher.groups, plan)
+    names = [name for name in teacher.layers if name in readers]
     layers: list[LayerRefit] = []
     statistics = held = 0
-    steps = lockstep((small, original), names, data, run, memory=memory, tick=tick)
-    with closing(steps):
+    with closing(teacher.together(small, names, memory, tick)) as steps:
         for met in steps:
             name = met[0][0].name
-            kept = plan.kept.get(owners.get((f"{name}.weight", 0), ""))
-            fit = _Fit(met[0][0].layer)
+            rows = remaining_positions(f"{name}.weight", 0, teacher.groups, plan)
+            fit = Fit(met[0][0].layer)
             for ours, theirs in met:
-                target = theirs.output
-                if kept is not None:
-                    rows = torch.tensor(kept, device=target.device)
-                    target = target.index_select(1, rows)
-                fit.add(ours, target)
+                fit.add(ours, selected(theirs.output, rows, channel_axis(theirs.layer)))
                 tick()
             layers.append(fit.solve(name))
             for ours, _ in met:
-                ours.again = layers[-1].kept
+                ours.recompute = layers[-1].kept
             statistics = max(statistics, fit.bytes)
             held = max(held, sum(h.held_bytes for halts in met for h in halts))
     return Refits(tuple(layers), statistics, held)
 
 
-class _Fit:
-    """Normal equations of one layer's change of weights, in float64: exact where spikes come in.
+def selected(x: Tensor, rows: Tensor | None, axis: int = 1) -> Tensor:
+    """Return these channels of a layer's output; all of them if None."""
+    return x if rows is None else x.index_select(axis, rows.to(x.device))
 
-    With X the columns that the layer reads (a row of ones added where it has a bias), R what its
-    present output lacks to the target: ``gram`` = X X^T, ``cross`` = R X^T, ``error`` = sum R^2.
+
+class Fit:
+    """Normal equations for one layer's weight change.
+
+    X is the matrix of input columns, with a row of ones if the outputs may be shifted. R is the
+    target minus the current output. ``gram`` = X X^T, ``cross`` = R X^T, ``error`` = sum R^2. The
+    first axis of all matrices is the convolution's group: each is a fit of its own.
+
+    Products of a chunk have the precision of the run, their sum is float64. ``gram`` is exact for
+    spikes, whose products are whole numbers (or sixteenths) that float32 represents.
+
+    Args:
+        layer: The layer.
+        free_mean: Whether a BatchNorm behind the layer will take up any shift of its outputs.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, *, free_mean: bool = False) -> None:
         assert isinstance(layer, COMPUTE_LAYERS)
         self.layer = layer
-        self.weight = layer.weight.detach().double().flatten(1)
-        n_out, n_in = self.weight.shape
-        width = n_in + (layer.bias is not None)
-        self.gram = self.weight.new_zeros(width, width)
-        self.cross = self.weight.new_zeros(n_out, width)
+        weight = layer.weight.detach().double()
+        self.weight = by_group(layer, weight)  # (groups, outputs, inputs)
+        self.n_groups, n_out, n_in = self.weight.shape
+        self.shifts = layer.bias is not None or free_mean
+        width = n_in + self.shifts
+        self.gram = weight.new_zeros(self.n_groups, width, width)
+        self.cross = weight.new_zeros(self.n_groups, n_out, width)
         self.error = self.energy = 0.0
 
     @property
     def bytes(self) -> int:
-        """Of the statistics."""
+        """Memory of the statistics, in bytes."""
         return self.gram.nbytes + self.cross.nbytes
 
     def add(self, halt: Halt, target: Tensor) -> None:
-        """Take in one batch: the layer's input and output, and the output wished for."""
-        wanted = target.double().flatten(2) if target.dim() > 2 else target.double()[..., None]
-        lacking = wanted - halt.output.double().view_as(wanted)  # (rows, out, positions)
-        self.error += float(lacking.square().sum())
-        self.energy += float(wanted.square().sum())
-        width = 8 * len(self.gram) * wanted.shape[2]
-        at_a_time = max(1, _CHUNK_BYTES // width)
-        for x, rest in zip(halt.input.split(at_a_time), lacking.split(at_a_time), strict=True):
-            columns = _columns(self.layer, x).double().transpose(0, 1).flatten(1)
-            if self.layer.bias is not None:
-                columns = torch.cat([columns, torch.ones_like(columns[:1])])
-            self.gram.addmm_(columns, columns.T)
-            self.cross.addmm_(rest.transpose(0, 1).flatten(1), columns.T)
+        """Add one batch: the layer's input and output, and its target output."""
+        axis, wide = channel_axis(self.layer), torch.promote_types(target.dtype, torch.float32)
+        expected, output = (x.to(wide).movedim(axis, 1) for x in (target, halt.output))
+        expected = expected.flatten(2) if target.dim() > 2 else expected[..., None]
+        residual = expected - output.reshape(expected.shape)  # (rows, out, positions)
+        self.error += float(residual.square().sum())
+        self.energy += float(expected.square().sum())
+        n_in = self.weight.shape[2]
+        n_rows = rows_at_once(self.layer, expected.shape[2], halt.input.element_size())
+        for x, rest in zip(halt.input.split(n_rows), residual.split(n_rows), strict=True):
+            columns = input_columns(self.layer, x.to(wide))
+            missing = _group_columns(rest, self.n_groups)
+            self.gram[:, :n_in, :n_in] += columns @ columns.mT
+            self.cross[..., :n_in] += missing @ columns.mT
+            if self.shifts:
+                sums = columns.sum(2)
+                self.gram[:, n_in, :n_in] += sums
+                self.gram[:, :n_in, n_in] += sums
+                self.gram[:, n_in, n_in] += columns.shape[2]
+                self.cross[..., n_in] += missing.sum(2)
 
     def solve(self, name: str) -> LayerRefit:
-        """Change the layer's weights where that lowers the error; how it went."""
-        n_in = self.weight.shape[1]
-        ridge = RIDGE * self.gram.diagonal()[:n_in].mean()
-        after = self.error
-        if ridge > 0:  # else nothing ever came in
-            penalty = torch.full_like(self.gram[0], float(ridge))
-            penalty[n_in:] *= 1e-6  # a bias moves freely
-            factor = torch.linalg.cholesky(self.gram + penalty.diag())
-            change = torch.cholesky_solve(self.cross.T, factor).T
-            after = self._take(change)
+        """Update the layer's weights if that lowers the error. Return the errors."""
+        change = solved_change(self.gram, self.cross, self.weight.shape[2])
+        after = self.error if change is None else self._apply(change)
         unit = self.energy or 1.0
         return LayerRefit(
             layer=name, before=self.error / unit, after=after / unit, kept=after < self.error
         )
 
-    def _take(self, change: Tensor) -> float:
-        """Take over new weights, as they are stored, if that lowers the error; the error then."""
-        layer, n_in = self.layer, self.weight.shape[1]
-        weight = (self.weight + change[:, :n_in]).view(layer.weight.shape).to(layer.weight)
-        stored = [weight.double().flatten(1) - self.weight]
+    def _apply(self, change: Tensor) -> float:
+        """Set the new weights, rounded to the layer's type, if that lowers the error.
+
+        Returns:
+            The layer's squared error afterwards.
+        """
+        layer, n_in = self.layer, self.weight.shape[2]
+        weight = (self.weight + change[..., :n_in]).reshape(layer.weight.shape).to(layer.weight)
+        rounded = [weight.double().view_as(self.weight) - self.weight]
         bias = None
         if layer.bias is not None:
-            bias = (layer.bias.double() + change[:, n_in]).to(layer.bias)
-            stored.append((bias.double() - layer.bias.double())[:, None])
-        moved = torch.cat(stored, dim=1)
-        gain = 2 * (moved * self.cross).sum() - (moved @ self.gram * moved).sum()
+            bias = (layer.bias.double() + change[..., n_in].flatten()).to(layer.bias)
+            rounded.append((bias.double() - layer.bias.double()).view(self.n_groups, -1, 1))
+        elif self.shifts:
+            rounded.append(change[..., n_in:])
+        gain = error_reduction(torch.cat(rounded, dim=2), self.gram, self.cross)
         if gain <= 0:
             return self.error
         layer.weight.copy_(weight)
         if bias is not None and layer.bias is not None:
             layer.bias.copy_(bias)
-        return self.error - float(gain)
+        return self.error - gain
+
+
+def solved_change(gram: Tensor, cross: Tensor, n_in: int) -> Tensor | None:
+    """Solve the normal equations of a layer's weight change, with the ridge penalty.
+
+    Args:
+        gram: X X^T, (groups, width, width), float64.
+        cross: R X^T, (groups, outputs, width), float64.
+        n_in: Weights of an output; ``width`` has one entry more if the layer has a bias.
+
+    Returns:
+        (groups, outputs, width); None if all inputs are zero.
+    """
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2)[:, :n_in].mean()
+    if not ridge > 0:
+        return None
+    penalty = torch.full_like(gram[0, 0], float(ridge))
+    penalty[n_in:] *= 1e-6  # the bias is nearly free
+    factor = torch.linalg.cholesky(gram + penalty.diag())
+    return torch.cholesky_solve(cross.mT, factor).mT
+
+
+def error_reduction(change: Tensor, gram: Tensor, cross: Tensor) -> float:
+    """Return by how much a change of the weights lowers the squared error."""
+    return float(2 * (change * cross).sum() - (change @ gram * change).sum())
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's input and output that has the channels."""
+    return -1 if type(layer) is nn.Linear else 1  # subclasses have the channels of a convolution
+
+
+def by_group(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Reshape a layer's weight to (convolution groups, outputs of one, weights of an output)."""
+    return weight.flatten(1).unflatten(0, (getattr(layer, "groups", 1), -1))
+
+
+def rows_at_once(layer: nn.Module, n_positions: int, itemsize: int) -> int:
+    """Return how many rows of a layer's input have columns that fit into the memory limit."""
+    assert isinstance(layer, COMPUTE_LAYERS)
+    width = layer.weight[0].numel() * getattr(layer, "groups", 1)
+    return max(1, _CHUNK_BYTES // (itemsize * width * n_positions))
+
+
+def input_columns(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return the inputs of each output position, (groups, weights of an output, positions).
+
+    Args:
+        layer: The layer.
+        x: Its input, (rows, channels, ...), of a linear layer (rows, ..., channels).
+    """
+    columns = _columns(layer, x.movedim(channel_axis(layer), 1))
+    return columns.unflatten(0, (getattr(layer, "groups", 1), -1))
+
+
+def _group_columns(x: Tensor, n_groups: int) -> Tensor:
+    """Reshape (rows, channels, positions) to (groups, channels of one, rows * positions)."""
+    return x.transpose(0, 1).flatten(1).unflatten(0, (n_groups, -1))
 
 
 def _columns(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output position reads: (rows, weights of an output, positions)."""
-    if x.dim() == 2:
-        return x[..., None]
-    if not isinstance(layer, nn.Conv2d) or _is_pointwise(layer):
-        return x.flatten(2)
-    return F.unfold(
-        x, layer.kernel_size, dilation=layer.dilation, padding=_pair(layer.padding),
-        stride=layer.stride,
-    )  # fmt: skip
+    """Return the inputs of each output position: (weights of an output, rows * positions).
 
-
-def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)
-    return padding
+    With several groups, the inputs of all groups follow each other.
+    """
+    channels = x.transpose(0, 1)
+    if not isinstance(layer, nn.Conv2d) or is_pointwise(layer):
+        return channels.flatten(1)
+    assert not isinstance(layer.padding, str)
+    (down, right), kernel, gap = layer.padding, layer.kernel_size, layer.dilation
+    x = F.pad(channels, (right, right, down, down)).contiguous()  # (channels, rows, H, W)
+    size = [
+        (n - d * (k - 1) - 1) // step + 1
+        for n, k, d, step in zip(x.shape[2:], kernel, gap, layer.stride, strict=True)
+    ]
+    channel, row, y, z = x.stride()
+    windows = x.as_strided(
+        (len(x), *kernel, x.shape[1], *size),
+        (channel, y * gap[0], z * gap[1], row, y * layer.stride[0], z * layer.stride[1]),
+    )
+    return windows.reshape(len(x) * kernel[0] * kernel[1], -1)

@@ -1,1 +1,1 @@
-"""The sensitivity sweep: ``table`` (records from the store, no torch) and ``sweep`` (the run)."""
+"""Sensitivity sweeps: ``spec`` (definition and table, without torch) and ``sweep`` (the run)."""

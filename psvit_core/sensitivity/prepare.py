@@ -1,69 +1,78 @@
-"""What runs the cells of a sweep: from where they differ, or where that cannot be told in full."""
+"""Choice of a sweep's executor (incremental, or full if the model cannot be recorded) and batch."""
 
 from __future__ import annotations
 
 import logging
 
 from psvit_core.data import EvalSet
+from psvit_core.incremental.executor import CellExecutor, FullExecutor, IncrementalExecutor
+from psvit_core.incremental.graph import GraphError
+from psvit_core.incremental.propagation import propagate, record_network
 from psvit_core.records import PrunePlan
-from psvit_core.runtime import Run, channels_last, free_memory
-from psvit_core.sensitivity.replay import Cells, Replay, Silencing
-from psvit_core.sensitivity.spread import record_network, spread
-from psvit_core.sensitivity.table import SweepSpec
-from psvit_core.tape import TapeError
+from psvit_core.runtime import Portions, Run, channels_last, device_of, free_memory
+from psvit_core.sensitivity.spec import SweepSpec
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.checkpoint import CUSTOM
+from psvit_core.zoo.cards import CUSTOM_FAMILY
 
 log = logging.getLogger(__name__)
 
-_GROWTH = 2.5  # of the process beside the values alive: what is freed is not given back at once
-_BATCHES_AT_ONCE = 8  # where native code takes a few images at a time whatever the batch
+_PROCESS_GROWTH = 2.5  # process memory relative to live values: freed memory is returned late
+_NATIVE_BATCHES = 8  # batches at once: native programs take a few images at a time in any case
+_STACKED_DEVICES = ("cuda",)  # where the cells of a group run as one batch
+_STACKED_BATCHES = 8  # batches of images of cells at once
 
 
 def prepare(
-    spec: SweepSpec,
-    model: SpikingModel,
-    data: EvalSet,
-    run: Run,
-    memory_budget: int | None = None,
-) -> tuple[Cells, int]:
-    """What runs the cells of a sweep, and on how many images at once.
+    spec: SweepSpec, model: SpikingModel, data: EvalSet, run: Run, memory_budget: int | None = None
+) -> tuple[CellExecutor, int]:
+    """Choose incremental or full execution for a sweep, and the number of images per batch.
 
     Args:
         spec: The sweep.
         model: The model, placed.
         data: The images.
         run: Device, batch, precision.
-        memory_budget: Bytes that values of a batch may take; a quarter of what is free when None.
+        memory_budget: Bytes that the values of a batch may take; a quarter of the free memory if
+            None.
 
     Returns:
-        The cells, and on how many images at once they are run: the run's batch or some of these,
-        less where the budget asks for it.
+        The executor, and its batch: the run's batch or a multiple of it, or less if the memory
+        budget requires it.
     """
     (x,) = data.take([0]).batches(1)
     try:
         network = record_network(model, tuple(x.shape[1:]))
-        spreads = {g.group_id: spread(network, g) for g in spec.summary.groups}
-    except TapeError as reason:
-        log.info("%s: every cell is run in full, since %s", model.name, reason)
-        return Silencing(model, lambda group, kept: _one_group(spec, group, kept)), run.batch
+        propagations = {g.group_id: propagate(network, g) for g in spec.summary.groups}
+    except GraphError as reason:
+        log.info("%s: every cell runs in full, because %s", model.name, reason)
+        return FullExecutor(model, lambda group, kept: _plan_of(spec, group, kept)), run.batch
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = {name: channels_last(t.detach()) for name, t in tensors.items()}
-    # The published QKFormer mixes a batch's images; a user's model may order them in its own way.
-    independent = not model.batch_coupled and model.family != CUSTOM
-    cells = Replay(network, spreads, weights, finish_early=independent)
+    # The published QKFormer couples the images of a batch; a custom model may reorder them.
+    independent = not model.batch_coupled and model.family != CUSTOM_FAMILY
+    stacks = device_of(run.device).type in _STACKED_DEVICES
+    executor = IncrementalExecutor(network, propagations, weights, independent, stacks)
     if model.batch_coupled:
-        return cells, run.batch
-    batch = run.batch * (_BATCHES_AT_ONCE if cells.is_native else 1)
+        return executor, run.batch
+    batch = run.batch * (_NATIVE_BATCHES if executor.is_native else 1)
     budget = memory_budget or free_memory(run.device) // 4
-    itemsize = 2 if run.precision == "float64" else 1
-    fits = int(budget / max(cells.bytes_per_image() * itemsize * _GROWTH, 1))
-    if fits < 1:
-        log.warning("one image at a time may take more than the memory budget of %d bytes", budget)
-    return cells, int(min(batch, max(fits, 1)))
+    itemsize = 2 if run.precision == "float64" else 1  # relative to float32
+    bytes_per_image = executor.bytes_per_image() * itemsize * _PROCESS_GROWTH
+    fitting = int(budget / max(bytes_per_image, 1))
+    if fitting < 1:
+        log.warning("a single image may take more than the memory budget of %d bytes", budget)
+    batch = int(min(batch, max(fitting, 1)))
+    if executor.stacked:
+        # What the values of the full model leave; one batch of rows is part of them.
+        free = budget / (itemsize * _PROCESS_GROWTH) - executor.bytes_per_image() * batch
+        further = int(max(free, 0) / max(executor.bytes_per_row(), 1))
+        size = min(batch + further, _STACKED_BATCHES * batch)
+        # With still fewer rows, it is better to halve the batch: its values take the memory.
+        executor.stacked.portions = Portions(size, least=max(1, batch // _STACKED_BATCHES))
+    return executor, batch
 
 
-def _one_group(spec: SweepSpec, group: str, kept: tuple[int, ...]) -> PrunePlan:
+def _plan_of(spec: SweepSpec, group: str, kept: tuple[int, ...]) -> PrunePlan:
     return PrunePlan(
         model=spec.summary.model,
         weights_hash=spec.summary.weights_hash,

@@ -1,17 +1,17 @@
-"""Running a sensitivity sweep: every group at every ratio, kept as it is measured.
+"""The run of a sensitivity sweep: every group at every ratio, stored as it is measured.
 
-As many images as memory allows are run together: the full model once, and every cell only where it
-differs from it (``replay``). A cell is kept as soon as it has run. In progressive mode the whole
-table is there after the first look and gets sharper.
+As many images as memory allows run together: the full model once, and each cell only from where it
+differs (``incremental.executor``). In progressive mode the whole table exists after the first stage
+and then gets more precise.
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,30 +19,32 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
+from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
 from psvit_core.data import EvalSet
+from psvit_core.data.ahead import Upcoming, placed
+from psvit_core.data.evalset import visiting_order
 from psvit_core.errors import DataError, UnknownNameError
 from psvit_core.evaluate import (
     Prediction,
-    Tick,
     check_labels,
     conditions_of,
-    go_on,
     outcome_of,
     place,
-    visiting_order,
 )
-from psvit_core.groups import axis_groups, summarize
-from psvit_core.importance import CRITERIA, WEIGHT_CRITERIA, rank
-from psvit_core.metrics.spikes import fan_out
-from psvit_core.outcomes import Array
-from psvit_core.plans import default_criterion
-from psvit_core.records import SensitivityTable
-from psvit_core.runtime import Run, channels_last
-from psvit_core.sensitivity.board import Baseline, Board, cells_lock
+from psvit_core.groups import summarize
+from psvit_core.importance import CRITERIA, rank
+from psvit_core.incremental.cells import CellOutput, Task
+from psvit_core.plan.build import default_criterion
+from psvit_core.plan.size import plan_widths
+from psvit_core.records import DEFAULT_RATIOS, WEIGHT_CRITERIA, SensitivityTable
+from psvit_core.recover.cells import LayerWeights
+from psvit_core.runtime import Portions, Run, out_of_memory_explained
+from psvit_core.sensitivity.buffer import ResultBuffer, SweepBaseline, group_lock
+from psvit_core.sensitivity.joint_run import with_joint_plans
 from psvit_core.sensitivity.prepare import prepare
-from psvit_core.sensitivity.replay import Answer, Task
-from psvit_core.sensitivity.table import (
-    DEFAULT_RATIOS,
+from psvit_core.sensitivity.progress import FanOuts, ProgressMeter
+from psvit_core.sensitivity.recovered import SweepOptions, cell_refits, recovered
+from psvit_core.sensitivity.spec import (
     MODES,
     Cell,
     SweepSpec,
@@ -51,28 +53,35 @@ from psvit_core.sensitivity.table import (
     row_of,
     save_spec,
 )
-from psvit_core.size import plan_widths
-from psvit_core.store import Store, digest
+from psvit_core.storage.predictions import Array
+from psvit_core.storage.store import Store, digest
 from psvit_core.zoo.base import SpikingModel
 
-log = logging.getLogger(__name__)
-
-_WAIT_SECONDS = 0.2  # between two looks at what another process is doing
-
-Progress = Callable[[int, int, str], None]  # (done, total, what)
+_POLL_SECONDS = 0.2  # while another process runs the remaining cells
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """Report nothing."""
-
-
-def refuse_test(data: EvalSet) -> None:
-    """Sweeps and planners never see the test split."""
+def refuse_test_split(data: EvalSet) -> None:
+    """Raise ``DataError`` if the images are a test split."""
     if data.split == "test":
         raise DataError(
-            "Sweeps and planners never use the test split: what is chosen on it could not be "
-            "judged on it. Use --split val."
+            "Sweeps and planners never use the test split: a choice made on it cannot be judged "
+            "on it. Use --split val."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOptions:
+    """Settings for ranking the units of each group.
+
+    Args:
+        criterion: Importance criterion; if None, the best one for the given images.
+        calib: Calibration images, for criteria that need them.
+        seed: Seed of the criterion ``random``.
+    """
+
+    criterion: str | None = None
+    calib: EvalSet | None = None
+    seed: int = 0
 
 
 def make_spec(
@@ -80,35 +89,35 @@ def make_spec(
     data: EvalSet,
     *,
     ratios: Sequence[float] = DEFAULT_RATIOS,
-    criterion: str | None = None,
+    ranking: RankingOptions | None = None,
     run: Run | None = None,
-    calib: EvalSet | None = None,
-    seed: int = 0,
     store: Store | None = None,
     mode: str = "exact",
-    tick: Tick = go_on,
+    tick: Tick = keep_going,
 ) -> SweepSpec:
-    """What a sweep of ``model`` over ``data`` consists of; arguments as of ``sweep``."""
-    refuse_test(data)
+    """Rank the units of a model and define its sweep; arguments as for ``sweep``."""
+    refuse_test_split(data)
     if mode not in MODES:
         raise UnknownNameError("sweep mode", mode, MODES)
-    criterion = criterion or default_criterion(CRITERIA if calib else WEIGHT_CRITERIA)
-    ranking = rank(model, criterion, calib=calib, run=run, seed=seed, store=store, tick=tick)
+    ranking = ranking or RankingOptions()
+    calib, seed = ranking.calib, ranking.seed
+    criterion = ranking.criterion or default_criterion(CRITERIA if calib else WEIGHT_CRITERIA)
+    order = rank(model, criterion, calib=calib, run=run, seed=seed, store=store, tick=tick)
     by_images = CRITERIA[criterion].needs_images
-    order = visiting_order(data, None)
+    shuffled = tuple(data.ids[i] for i in visiting_order(data, None))
     return SweepSpec(
-        summary=summarize(model, {criterion: ranking}),
+        summary=summarize(model, {criterion: order}),
         criterion=criterion,
         ratios=check_ratios(tuple(ratios)),
         conditions=conditions_of(model, data, run or Run()),
-        ids=data.ids if model.batch_coupled else tuple(data.ids[i] for i in order),
+        ids=data.ids if model.batch_coupled else shuffled,
         mode=mode,
         calib=digest([calib.transform, *calib.ids]) if calib and by_images else "",
         seed=seed,
     )
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - a public signature
     model: SpikingModel,
     data: EvalSet,
     *,
@@ -120,54 +129,68 @@ def sweep(
     store: Store | None = None,
     mode: str = "exact",
     memory_budget: int | None = None,
-    progress: Progress = silent,
-    tick: Tick = go_on,
+    recovery_images: EvalSet | None = None,
+    progress: Progress = ignore_progress,
+    tick: Tick = keep_going,
 ) -> SensitivityTable:
-    """Sensitivity of every channel group at every ratio.
+    """Measure the sensitivity of every channel group at every ratio; return the complete table.
 
-    Results are kept in the store as they come; what is there is not run again, so a killed or
-    cancelled sweep goes on where it stopped, and an exact one where a progressive one did.
+    A stopped sweep resumes, and an exact one continues a progressive one.
 
     Args:
         model: The model, in evaluation mode.
         data: Images to measure on; not the test split.
         ratios: Prune ratios (fraction removed), each in [0, 1).
-        criterion: Importance criterion that ranks the units; the best that needs no images when
-            None, with ``calib`` the best of all (``plans.DEFAULT_CRITERIA``).
-        run: Device, batch, precision; the defaults when None.
-        calib: Images for criteria that need some, e.g. ``load_data(spec, split="calib")``.
-        seed: For the criterion ``random``; named in the table.
-        store: Where cells are kept; a temporary one when None.
-        mode: ``exact``: every image in every cell. ``progressive``: 64 images in every cell, then
-            more where little is known yet (``table.is_settled``).
-        memory_budget: Bytes that the values of a batch may take; a quarter of what is free when
-            None. Smaller batches are used where it asks for them.
-        progress: Called with (images of cells done, in all, what), weighted by what they cost.
+        criterion: Criterion that ranks the units; if None, the best one for the given images.
+        run: Device, batch, precision; the defaults if None.
+        calib: Images for criteria that need them, e.g. ``load_data(spec, split="calib")``.
+        seed: Seed of the criterion ``random``; part of the table.
+        store: Where results are stored; a temporary store if None.
+        mode: ``exact`` runs every image in every cell; ``progressive`` runs 64 in every cell, then
+            more where the drop is not yet known well enough.
+        memory_budget: Bytes for the values of a batch; a quarter of the free memory if None.
+        recovery_images: If given, the readers of every cell are refitted to them.
+        progress: Called with (images of cells done, total, description), weighted by cost.
         tick: Called before each batch; may raise ``CancelledError`` to stop.
-
-    Returns:
-        The whole table.
 
     Raises:
         InvalidRatioError: If a ratio is outside [0, 1).
-        DataError: If the data is a test split or does not fit the model, or the criterion needs
-            calibration images.
+        DataError: If the data is a test split or does not fit the model, or calibration images are
+            missing or of a split that accuracy is measured on.
     """
     run = run or Run()
+    ranking = RankingOptions(criterion=criterion, calib=calib, seed=seed)
     spec = make_spec(
-        model, data, ratios=ratios, criterion=criterion, run=run, calib=calib, seed=seed,
-        store=store, mode=mode, tick=tick,
-    )  # fmt: skip
+        model, data, ratios=ratios, ranking=ranking, run=run, mode=mode, store=store, tick=tick
+    )
+    if recovery_images is not None:
+        spec = recovered(spec, recovery_images)
+    with _store_or_temporary(store) as results:
+        save_spec(results, spec)
+        return run_spec(
+            spec,
+            model,
+            data,
+            run=run,
+            store=results,
+            progress=progress,
+            tick=tick,
+            options=SweepOptions(memory_budget=memory_budget, recovery_images=recovery_images),
+        )
+
+
+@contextmanager
+def _store_or_temporary(store: Store | None) -> Iterator[Store]:
+    """Yield the store, or a temporary one that is deleted at the end."""
+    if store is not None:
+        yield store
+        return
     with tempfile.TemporaryDirectory() as folder:
-        home = store or Store(folder)
-        save_spec(home, spec)
-        table = run_spec(
-            spec, model, data, run=run, store=home, progress=progress, tick=tick,
-            memory_budget=memory_budget,
-        )  # fmt: skip
-        if store is None:
-            home.close()
-        return table
+        temporary = Store(folder)
+        try:
+            yield temporary
+        finally:
+            temporary.close()
 
 
 def run_spec(
@@ -177,27 +200,33 @@ def run_spec(
     *,
     run: Run,
     store: Store,
-    progress: Progress = silent,
-    tick: Tick = go_on,
-    memory_budget: int | None = None,
+    progress: Progress = ignore_progress,
+    tick: Tick = keep_going,
+    options: SweepOptions | None = None,
 ) -> SensitivityTable:
-    """Run what ``spec`` asks for and the store lacks, then read the table.
+    """Run the cells and joint plans of a sweep that the store lacks, then read the table.
 
-    Several processes may do this at the same time; none does a cell twice.
+    Several processes may run the same sweep at the same time; no cell runs twice.
+
+    Raises:
+        DataError: If the sweep is recovered and its calibration images are not given.
     """
-    with torch.no_grad(), run.autocast:
-        work = _Work(spec, place(model, run), data, run, store, progress, tick, memory_budget)
+    options = options or SweepOptions()
+    with torch.no_grad(), run.autocast, out_of_memory_explained(run):
+        work = _SweepRun(spec, place(model, run), data, run, store, progress, tick, options)
         try:
             work.run()
         finally:
-            work.write()
+            work.close()
     table = read_table(store, spec)
     assert table is not None
-    return table
+    return with_joint_plans(
+        table, spec, model, data, run=run, store=store, refits=work.refits, tick=tick
+    )
 
 
-class _Work:
-    """One process's share of a sweep."""
+class _SweepRun:
+    """One process's part of a sweep."""
 
     def __init__(
         self,
@@ -208,202 +237,200 @@ class _Work:
         store: Store,
         progress: Progress,
         tick: Tick,
-        memory_budget: int | None,
+        options: SweepOptions,
     ) -> None:
         self._spec, self._model, self._run, self._store = spec, model, run, store
-        self._progress, self._tick = progress, tick
-        place_of = {name: i for i, name in enumerate(data.ids)}
-        self._data = data.take([place_of[name] for name in spec.ids])
+        self._tick = tick
+        self.refits = cell_refits(spec, model, run, options.recovery_images)
+        self._refitted: dict[str, dict[str, LayerWeights]] = {}  # by key of a recovered cell
+        position = {name: i for i, name in enumerate(data.ids)}
+        self._data = data.take([position[name] for name in spec.ids])
         check_labels(model, data)
-        self._cells, self._batch = prepare(spec, model, self._data, run, memory_budget)
-        self._baseline = Baseline(spec, store)
-        self._board = Board(spec, store)
+        self._executor, batch = prepare(spec, model, self._data, run, options.memory_budget)
+        self._portions = Portions(batch, least=batch if spec.cluster else 1)
+        self._upcoming = Upcoming(self._data, run)
+        self._baseline = SweepBaseline(spec, store)
+        self._buffer = ResultBuffer(spec, store)
         self._open = {cell.key: cell for cell in spec.cells()}
-        self._fans = _Fans(model)
-        self._costs: dict[str, float] = {}
-        self._spent = self._to_do = 0.0
-        self._told, self._total = 0, len(self._open) * len(spec.ids)  # images of cells
+        self._fan_outs = FanOuts(model)
+        self._meter = ProgressMeter(progress, len(self._open) * len(spec.ids))
+
+    def close(self) -> None:
+        """Write all results so far; run nothing more."""
+        self._upcoming.close()
+        self.write()
 
     def write(self) -> None:
         """Write all results so far."""
         self._baseline.write()
-        self._board.write()
+        self._buffer.write()
 
     def _write_if_due(self) -> None:
-        if self._board.is_due():
+        if self._buffer.is_due():
             self.write()
 
     def run(self) -> None:
-        """Look after look, until every cell is settled."""
-        looks = self._spec.looks if self._spec.mode == "progressive" else [len(self._spec.ids)]
-        before = 0
-        for look in looks:
-            self._run_images(np.arange(before, look))
+        """Run stage after stage until every cell is settled."""
+        progressive = self._spec.mode == "progressive"
+        begin, n_all = 0, len(self._spec.ids)
+        for end in self._spec.stages if progressive else (n_all,):
+            self._run_images(np.arange(begin, end))
             self.write()
-            self._settle()
-            before = look
-        if self._told < self._total:  # settled cells leave images that nobody needs
-            self._progress(self._total, self._total, "")
+            if end < n_all:
+                self._close_settled_cells()
+            begin = end
+        self._meter.finish()
 
-    def _settle(self) -> None:
-        """Leave alone the cells of which enough is known."""
+    def _close_settled_cells(self) -> None:
         baseline = self._baseline.outcome()
         for key, cell in list(self._open.items()):
-            outcome = self._board.outcome(key)
+            outcome = self._buffer.outcome(key)
             if outcome and row_of(self._spec, cell, outcome, baseline).settled:
                 del self._open[key]
 
     def _run_images(self, images: Array) -> None:
-        """All open cells on some images, in batches; those of other processes are waited for."""
-        size = self._batch
-        chunks = [images[i : i + size] for i in range(0, len(images), size)]
-        while chunks:
-            waiting = [chunk for chunk in chunks if self._run_chunk(chunk)]
-            if len(waiting) == len(chunks):
+        """Run all open cells on some images, in batches; wait for cells of other processes."""
+        size = self._portions.size
+        batches = [images[i : i + size] for i in range(0, len(images), size)]
+        while batches:
+            following = [*batches[1:], images[:0]]
+            waiting = [
+                batch
+                for batch, after in zip(batches, following, strict=True)
+                if self._run_in_portions(batch, after)
+            ]
+            if len(waiting) == len(batches):
                 self._tick()
                 self.write()
-                time.sleep(_WAIT_SECONDS)
-            chunks = waiting
+                time.sleep(_POLL_SECONDS)
+            batches = waiting
 
-    def _run_chunk(self, chunk: Array) -> bool:
-        """All open cells on a chunk; whether another process is at some of them."""
+    def _run_in_portions(self, batch: Array, following: Array) -> bool:
+        """Run a batch, in portions once the device was out of memory; returns as ``_run_batch``."""
+
+        def run(low: int, high: int) -> bool:
+            return self._run_batch(batch[low:high], following)
+
+        return any(list(self._portions.over(len(batch), run)))
+
+    def _run_batch(self, batch: Array, following: Array) -> bool:
+        """Run all open cells on a batch; return whether another process runs some of them."""
         wanted = {
             group: cells
-            for group, cells in self._by_group().items()
-            if any(len(self._board.missing(cell.key, chunk)) for cell in cells)
+            for group, cells in self._open_by_group().items()
+            if any(len(self._buffer.missing(cell.key, batch)) for cell in cells)
         }
-        if not wanted and not len(self._baseline.missing(chunk)):
+        if not wanted and not len(self._baseline.missing(batch)):
             return False
         self._tick()
-        part = self._data.take(chunk.tolist())
-        (x,) = part.batches(len(part), self._run.dtype, self._run.workers)
-        x = channels_last(x.to(self._run.device))
-        if len(self._baseline.missing(chunk)) or not self._costs:
-            self._run_baseline(chunk, part, x)
+        part = self._data.take(batch.tolist())
+        x = placed(self._upcoming.images(batch.tolist(), following.tolist()), self._run)
+        if len(self._baseline.missing(batch)) or not self._meter.costs:
+            self._run_baseline(batch, part, x)
         self._count_work()
+        self._refit_cells()
         busy: list[str] = []
         with ExitStack() as running:
 
-            def claim(group: str) -> list[Task]:
-                running.close()  # the group before is done
-                lock = cells_lock(self._store, self._spec, group)
+            def start(group: str) -> list[Task]:
+                """Lock a group and return its tasks; none if another process has the lock."""
+                running.close()  # the previous group is done
+                lock = group_lock(self._store, self._spec, group)
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
                     busy.append(group)
                     return []
-                running.callback(self._board.hold, lock)  # until its results are written
-                return self._tasks(wanted[group], part, chunk)
+                running.callback(self._buffer.release_after_write, lock)
+                return self._tasks(wanted[group], part, batch)
 
-            self._cells.run(x, {g: partial(claim, g) for g in wanted}, self._tick)
+            groups = {group: partial(start, group) for group in wanted}
+            self._executor.run_cells(x, groups, self._tick)
         self._write_if_due()
         return bool(busy)
 
-    def _by_group(self) -> dict[str, list[Cell]]:
+    def _refit_cells(self) -> None:
+        """Refit all recovered cells that lack results, before the first of them runs."""
+        if self.refits is None or self._refitted:
+            return
+        images = np.arange(len(self._spec.ids))
+        lacking = {
+            key: cell.plan.kept
+            for key, cell in self._open.items()
+            if cell.plan.kept and len(self._buffer.missing(key, images))
+        }
+        self._refitted = self.refits.of(lacking, self._tick)
+
+    def _open_by_group(self) -> dict[str, list[Cell]]:
         groups: dict[str, list[Cell]] = {}
         for cell in self._open.values():
             groups.setdefault(cell.group.group_id, []).append(cell)
         return groups
 
-    def _run_baseline(self, chunk: Array, part: EvalSet, x: Tensor) -> None:
-        logits, reached = self._cells.whole(x)
-        counts = np.zeros((len(part), len(reached)))  # without columns where no layer reads spikes
+    def _run_baseline(self, batch: Array, part: EvalSet, x: Tensor) -> None:
+        logits, reached = self._executor.run_full_model(x)
+        counts = np.zeros((len(part), len(reached)))  # no columns if no layer reads spikes
         for column, count in enumerate(reached.values()):
             counts[:, column] = count
-        sops = counts @ self._fans.at(reached, {})
+        sops = counts @ self._fan_outs.at(reached, {})
         prediction = Prediction(logits=logits, sops=sops, firing={})
         outcome = outcome_of(part, prediction, logits, self._run)
-        self._baseline.add(chunk, logits, reached, outcome)
-        self._costs |= {
-            key: self._cells.cost(cell.group.group_id, cell.prune_ratio)
+        self._baseline.add(batch, logits, reached, outcome)
+        self._meter.costs |= {
+            key: self._executor.cost(cell.group.group_id, cell.prune_ratio)
             for key, cell in self._open.items()
         }
 
-    def _tasks(self, cells: Sequence[Cell], part: EvalSet, chunk: Array) -> list[Task]:
-        """A group's cells as far as they lack results; those that remove nothing have them."""
+    def _tasks(self, cells: Sequence[Cell], part: EvalSet, batch: Array) -> list[Task]:
+        """Return tasks for cells that lack results; cells that remove nothing get them at once."""
         tasks = []
         for cell in cells:
-            missing = self._board.missing(cell.key, chunk)
+            missing = self._buffer.missing(cell.key, batch)
             if not len(missing):
                 continue
             kept = cell.plan.kept.get(cell.group.group_id)
             if kept is None:
-                self._keep(cell, part, chunk, missing, None)
+                self._add_result(cell, part, batch, missing, None)
                 continue
-            position = np.searchsorted(chunk, missing)
+            positions = np.searchsorted(batch, missing)
             if self._spec.cluster:
-                position = np.arange(len(chunk))  # whole batches only
-            tasks.append(Task(kept, position, self._keeper(cell, part, chunk)))
+                positions = np.arange(len(batch))  # coupled images run in whole batches
+            layers = self._refitted.get(cell.key)
+            edits = self.refits.tensors(layers) if self.refits and layers else {}
+            tasks.append(Task(kept, positions, self._on_done(cell, part, batch), edits))
         return tasks
 
-    def _keeper(self, cell: Cell, part: EvalSet, chunk: Array) -> Callable[[Answer], None]:
-        def keep(answer: Answer) -> None:
-            self._keep(cell, part, chunk, chunk[answer.counted], answer)
+    def _on_done(self, cell: Cell, part: EvalSet, batch: Array) -> Callable[[CellOutput], None]:
+        def add_result(output: CellOutput) -> None:
+            self._add_result(cell, part, batch, batch[output.requested], output)
 
-        return keep
+        return add_result
 
-    def _keep(
-        self, cell: Cell, part: EvalSet, chunk: Array, images: Array, answer: Answer | None
+    def _add_result(
+        self, cell: Cell, part: EvalSet, batch: Array, images: Array, output: CellOutput | None
     ) -> None:
-        """Put a cell's answer beside the baseline; what it does not speak of is as there."""
+        """Merge a cell's output into the baseline's values; unaffected values stay the same."""
         logits = self._baseline.logits[images].copy()
         reached = self._baseline.reached[images].copy()
-        if answer is not None:
+        if output is not None:
             column = self._baseline.column
-            for name, count in answer.recounted.items():
+            for name, count in output.recounted.items():
                 reached[:, column[name]] = count
-            if len(answer.images):
-                rows = np.searchsorted(images, chunk[answer.images])
-                logits[rows] = answer.logits
-                for name, count in answer.reached.items():
+            if len(output.images):
+                rows = np.searchsorted(images, batch[output.images])
+                logits[rows] = output.logits
+                for name, count in output.reached.items():
                     reached[rows, column[name]] = count
         widths = plan_widths(self._spec.summary, cell.plan)
-        place = np.searchsorted(chunk, images)
-        prediction = Prediction(
-            logits=logits, sops=reached @ self._fans.at(self._baseline.readers, widths), firing={}
-        )
-        outcome = outcome_of(
-            part.take(place.tolist()), prediction, self._baseline.logits[images], self._run
-        )
-        self._board.add(cell.key, outcome)
+        sops = reached @ self._fan_outs.at(self._baseline.readers, widths)
+        prediction = Prediction(logits=logits, sops=sops, firing={})
+        chosen = part.take(np.searchsorted(batch, images).tolist())
+        baseline_logits = self._baseline.logits[images]
+        self._buffer.add(cell.key, outcome_of(chosen, prediction, baseline_logits, self._run))
         self._write_if_due()
-        self._advance(cell, len(images))
-
-    # ---- progress ----------------------------------------------------------------------------
-
-    def _advance(self, cell: Cell, n_images: int) -> None:
-        """Tell how far the sweep is: in images of cells, each cell counting what it costs."""
-        self._spent += self._costs[cell.key] * n_images
-        share = self._spent / max(self._spent + self._to_do, self._spent, 1e-9)
-        self._to_do -= self._costs[cell.key] * n_images
-        # Estimates change, but progress never goes back.
-        self._told = max(self._told, int(self._total * min(share, 1.0) + 1e-6))
-        self._progress(self._told, self._total, cell.group.label)
+        self._meter.advance(cell, len(images))
 
     def _count_work(self) -> None:
-        """What is to do at most, and at first what earlier runs have done."""
         images = np.arange(len(self._spec.ids))
-        self._to_do = sum(
-            self._costs[key] * len(self._board.missing(key, images)) for key in self._open
-        )
-        if not self._spent:
-            self._spent = sum(self._costs[key] for key in self._open) * len(images) - self._to_do
-
-
-class _Fans:
-    """Output channels that a spike reaches at each reader, at any widths."""
-
-    def __init__(self, model: SpikingModel) -> None:
-        self._model = model
-        self._owners = axis_groups(model.channel_groups())
-        self._whole: dict[str, int] = {}
-
-    def at(self, readers: Iterable[str], widths: Mapping[str, int]) -> Array:
-        """(n_readers,) float64."""
-        return np.array([self._fan(name, widths) for name in readers], dtype=np.float64)
-
-    def _fan(self, reader: str, widths: Mapping[str, int]) -> int:
-        if reader not in self._whole:
-            self._whole[reader] = fan_out(self._model, reader)
-        owner = self._owners.get((f"{reader}.weight", 0), "")
-        return widths.get(owner, self._whole[reader]) if self._whole[reader] > 1 else 1
+        missing = {key: len(self._buffer.missing(key, images)) for key in self._open}
+        self._meter.set_remaining(missing, len(images))

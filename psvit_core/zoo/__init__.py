@@ -1,1 +1,1 @@
-"""Registry, model cards, families and checkpoints."""
+"""Model zoo: registry, model cards, families, checkpoints and pruned files."""

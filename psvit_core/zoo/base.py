@@ -1,21 +1,22 @@
-"""What every model of the zoo has in common: explicit widths, declared channel groups.
+"""Base class of all models: explicit widths and declared channel groups.
 
-A model is built from its family's *original* arguments plus the present width of every group. So a
-pruned network is built directly and loaded strictly, and whatever follows from the original width
-(an attention scale, the head structure) keeps its value.
+A model is built from its family's *original* arguments plus the present width of every group. A
+pruned network is therefore built directly and loaded strictly, and everything that follows from
+the original width (attention scale, head structure) keeps its value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from psvit_core.errors import ModelError
 from psvit_core.records import ChannelGroup
+from psvit_core.zoo.sizing import Choice, Shapes
 
 #: Official constructor arguments that change no number in any family.
 UNUSED_ARGUMENTS: dict[str, Any] = {
@@ -31,46 +32,53 @@ UNUSED_ARGUMENTS: dict[str, Any] = {
     "pretrained_cfg": None,
 }
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 BN_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """A channel group as its family declares it: modules, not tensors.
-
-    ``out`` names what produces the channels (convolutions with their BatchNorms, depthwise ones
-    included), ``into`` what consumes them.
-    """
+    """A channel group as its family declares it: by modules, not tensors."""
 
     group_id: str
     kind: str
     width: int  # unpruned
     block: str
     title: str
-    out: tuple[str, ...]
-    into: tuple[str, ...] = ()
+    writers: tuple[str, ...]  # convolutions, BatchNorms and parameters that produce the channels
+    readers: tuple[str, ...] = ()  # modules that consume them
     heads: int | None = None
+    #: Writers whose output axis holds, for each head, the units of these groups one after another.
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Readers that are grouped convolutions: their input axis is relative to the conv group.
+    local: tuple[str, ...] = ()
 
 
 class SpikingModel(nn.Module):
-    """Base of the five families.
+    """Base class of the five families.
 
     Args:
         arguments: The family's original constructor arguments.
         specs: The family's channel groups, in network order.
-        widths: Present width of groups that differ from the original, by ``group_id``.
+        widths: Present width of each group that differs from the original, by ``group_id``.
 
     Raises:
-        ModelError: If ``widths`` names an unknown group or an illegal width.
+        ModelError: If ``widths`` names an unknown group or an invalid width.
     """
 
     family: str = ""
-    #: Tensors that official checkpoints hold and no computation reads.
+    #: Family with the same function at other defaults: files are read as that one.
+    alias_of: ClassVar[str] = ""
+    #: Name of the family for display.
+    title: str = ""
+    #: True if released files may have older names, in the order of the state dict.
+    loads_by_position: ClassVar[bool] = False
+    #: Tensors of official checkpoints that no computation reads.
     unused: tuple[str, ...] = ()
-    #: Arguments that change the function and that no tensor's shape tells, with their defaults;
-    #: without those that every result's key names: time steps, size of the images.
-    unseen: Mapping[str, Any] = {}
-    #: Whether an image's logits depend on the batch around it.
+    #: Arguments that change the function but no tensor shape, with their defaults. They are part of
+    #: the weights hash, except time steps and image size, which every result's key names.
+    hashed_arguments: ClassVar[Mapping[str, Any]] = {}
+    #: True if an image's logits depend on the other images of its batch.
     batch_coupled: bool = False
 
     def __init__(
@@ -80,24 +88,61 @@ class SpikingModel(nn.Module):
         widths: Mapping[str, int] | None,
     ) -> None:
         super().__init__()
-        self.arguments = dict(arguments)
+        self.arguments = {name: plain_value(value) for name, value in arguments.items()}
         self.name = self.family
         self.provenance: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()  # what its user should know, each in one sentence
         self._specs = tuple(specs)
         self.widths = _resolve_widths(specs, widths or {})
 
+    def _build(self) -> None:
+        """Add all modules, from ``arguments`` and ``widths`` alone: exports contain this method."""
+        raise NotImplementedError
+
+    @classmethod
+    def read_size(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Return the constructor arguments that tensor shapes reveal.
+
+        Args:
+            shapes: Shapes of all tensors of an unpruned state dict, by name.
+
+        Returns:
+            Everything that follows from the shapes; None if tensors that define this family are
+            missing. Other tensors are not checked here: the caller builds the model and compares.
+        """
+        return None
+
+    @classmethod
+    def choices(cls, size: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """Return the arguments that no tensor reveals, in the order in which to ask for them.
+
+        Args:
+            size: What ``read_size`` returned.
+        """
+        return ()
+
+    @classmethod
+    def image_arguments(cls, side: int) -> dict[str, Any]:
+        """Return the constructor arguments for square images of this side in pixels."""
+        return {"img_size_h": side, "img_size_w": side}
+
+    @classmethod
+    def cautions(cls, size: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return warnings about files of this size, as sentences."""
+        return ()
+
     @property
-    def T(self) -> int:
-        """Time steps that a static image is repeated for."""
+    def T(self) -> int:  # noqa: N802  # the letter of every paper
+        """Number of time steps that a static image is repeated for."""
         return int(self.arguments.get("T", 1))
 
     def resized(self, widths: Mapping[str, int]) -> SpikingModel:
-        """This architecture at other group widths, on the meta device: shapes without weights."""
+        """Build this architecture at other group widths, on the meta device (without weights)."""
         with torch.device("meta"):
             return type(self)(**self.arguments, widths=widths).eval()
 
     def set_time_steps(self, T: int) -> None:
-        """Run static images for ``T`` steps from now on.
+        """Set the number of time steps of static images.
 
         Raises:
             ModelError: If ``T`` is below 1, or the family has no time axis.
@@ -105,7 +150,7 @@ class SpikingModel(nn.Module):
         if T < 1 or ("T" not in self.arguments and T != 1):
             raise ModelError(
                 f"{self.family} cannot run for {T} time steps"
-                + ("." if "T" in self.arguments else "; it has no time axis (leave T away).")
+                + ("." if "T" in self.arguments else "; it has no time axis (omit T).")
             )
         if "T" in self.arguments:
             self.arguments["T"] = T
@@ -117,49 +162,109 @@ class SpikingModel(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images that the model was made for."""
+        """Image shape that the model was built for: (channels, height, width)."""
         a = self.arguments
         return int(a["in_channels"]), int(a["img_size_h"]), int(a["img_size_w"])
 
+    def fault_of_values(self) -> str:
+        """Return why loaded values cannot be used, as a sentence; empty if they can."""
+        return ""
+
     def real_fed(self) -> dict[str, int]:
-        """Layers that read real values instead of spikes, with how often an image runs each."""
+        """Return the layers that read real values instead of spikes, with their runs per image."""
         raise NotImplementedError
 
+    def calls_per_step(self, layer: str) -> int | None:
+        """Return the calls of a layer that belong to one time step; None if all of them do."""
+        return None
+
+    def without_second_names(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a pruned file's tensors without further names of shared ones."""
+        return dict(tensors)
+
+    def changed_since(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """Return how the code behind this model differs from that of a pruned file, or ''."""
+        return ""
+
     def spike_unit(self, layer: str) -> int:
-        """How many spikes an input of 1.0 stands for at this layer."""
+        """Return the number of spikes that an input value of 1.0 represents at ``layer``."""
         return 1
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """The model's channel groups with their present widths, in network order."""
+        """Return the channel groups with their present widths, in network order."""
         modules = dict(self.named_modules())
         return tuple(self._resolve(spec, modules) for spec in self._specs)
 
     def _resolve(self, spec: GroupSpec, modules: Mapping[str, nn.Module]) -> ChannelGroup:
         writers: list[tuple[str, int]] = []
-        for name in spec.out:
+        maps: dict[str, tuple[int, ...]] = {}
+        for name in spec.writers:
+            if name not in modules:  # a parameter of its own, such as a layer scale
+                writers.append((name, 0))
+                continue
             module = modules[name]
             tensors = (
                 BN_TENSORS
-                if isinstance(module, nn.modules.batchnorm._BatchNorm)
+                if isinstance(module, BATCH_NORM)
                 else (("weight",) if getattr(module, "bias", None) is None else ("weight", "bias"))
             )
             writers += [(f"{name}.{tensor}", 0) for tensor in tensors]
+            if name in spec.shared:
+                positions = self._positions(spec, spec.shared[name])
+                maps |= {f"{name}.{tensor}:0": positions for tensor in tensors}
         return ChannelGroup(
             group_id=spec.group_id,
             kind=spec.kind,
-            n_units=_width_of(modules[spec.out[0]]),
+            n_units=self.widths[spec.group_id],
             heads=spec.heads,
             writers=tuple(writers),
-            readers=tuple((f"{name}.weight", 1) for name in spec.into),
+            readers=tuple((f"{name}.weight", 1) for name in spec.readers),
             block=spec.block,
             title=spec.title,
+            maps=maps,
+            local={f"{name}.weight:1": _conv_groups(modules[name]) for name in spec.local},
         )
 
+    def _positions(self, spec: GroupSpec, layout: tuple[str, ...]) -> tuple[int, ...]:
+        """Return the positions of a group's units on an axis that groups share head by head."""
+        heads = spec.heads or 1
+        widths = {group: self.widths[group] // heads for group in layout}
+        start = sum(widths[group] for group in layout[: layout.index(spec.group_id)])
+        step, own = sum(widths.values()), widths[spec.group_id]
+        return tuple(head * step + start + i for head in range(heads) for i in range(own))
 
-def _width_of(writer: nn.Module) -> int:
-    weight = writer.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[0]
+
+def plain_value(value: Any) -> Any:
+    """Return an argument as plain Python data, with integral floats as integers.
+
+    4.0, ``numpy.int64(4)`` and 4 are the same argument, and only the last can be written to a file
+    and read back.
+    """
+    if isinstance(value, (list, tuple)):
+        return [plain_value(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        value = value.item()  # a number of NumPy
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _conv_groups(module: nn.Module) -> int:
+    assert isinstance(module, nn.Conv2d)
+    return module.groups
+
+
+def batch_norm_names(model: nn.Module) -> set[str]:
+    """Return the names of all BatchNorm modules of a model."""
+    return {name for name, module in model.named_modules() if isinstance(module, BATCH_NORM)}
+
+
+def check_width(group_id: str, width: int, full_width: int, heads: int | None) -> None:
+    """Raise ``ModelError`` unless ``width`` is 1 to ``full_width`` and a multiple of ``heads``."""
+    step = heads or 1
+    if not 1 <= width <= full_width or width % step:
+        raise ModelError(
+            f"The width of group {group_id!r} must be between {step} and {full_width} in steps of "
+            f"{step}; got {width!r}."
+        )
 
 
 def _resolve_widths(specs: Sequence[GroupSpec], widths: Mapping[str, int]) -> dict[str, int]:
@@ -168,24 +273,21 @@ def _resolve_widths(specs: Sequence[GroupSpec], widths: Mapping[str, int]) -> di
         raise ModelError(f"No channel groups {unknown} in this model; it has {list(resolved)}.")
     for spec in specs:
         width = widths.get(spec.group_id, spec.width)
-        step = spec.heads or 1
-        if not 1 <= width <= spec.width or width % step:
-            raise ModelError(
-                f"Group {spec.group_id!r} can be {step} to {spec.width} wide in steps of {step}, "
-                f"not {width!r}."
-            )
+        check_width(spec.group_id, width, spec.width, spec.heads)
         resolved[spec.group_id] = width
     return resolved
 
 
-def accept_unused(family: str, arguments: Mapping[str, Any], allowed: Mapping[str, Any]) -> None:
-    """Accept official arguments that change nothing; refuse others by name.
+def check_unused_arguments(
+    family: str, arguments: Mapping[str, Any], allowed: Mapping[str, Any]
+) -> None:
+    """Accept official arguments that change nothing, and reject all others by name.
 
     Args:
-        family: For the message.
+        family: Name used in the message.
         arguments: Leftover keyword arguments of a constructor.
-        allowed: Official names, each with the one value that this code computes, or ``...`` where
-            any value gives the same numbers.
+        allowed: Official argument names, each with the only value that this code computes, or
+            ``...`` if every value gives the same numbers.
 
     Raises:
         ModelError: For an unknown name, or a value that would change the numbers.
@@ -194,9 +296,9 @@ def accept_unused(family: str, arguments: Mapping[str, Any], allowed: Mapping[st
         if name not in allowed:
             raise ModelError(f"{family} takes no argument {name!r}.")
         if allowed[name] is not ... and value != allowed[name]:
-            raise ModelError(f"{family} supports only {name}={allowed[name]!r}, got {value!r}.")
+            raise ModelError(f"{family} supports only {name}={allowed[name]!r}; got {value!r}.")
 
 
 def prefixed(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
-    """``names`` under a module path."""
+    """Return ``names`` as dotted paths below ``prefix``."""
     return tuple(f"{prefix}.{name}" for name in names)

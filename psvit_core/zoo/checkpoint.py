@@ -1,45 +1,53 @@
-"""From files to models: official checkpoints, shipped weights, pruned files; always strict."""
+"""Loads models from shipped weights, checkpoints of any size and pruned files; always strict."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from psvit_core.errors import CheckpointError, PsvitError, RecordError, UnknownNameError
-from psvit_core.records import FinetuneReport, PrunePlan, RecoveryReport
+from psvit_core.errors import CheckpointError
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import ModelCard, list_models, model_card
-from psvit_core.zoo.registry import build_model
-from psvit_core.zoo.tensors import read_metadata, read_tensors
+from psvit_core.zoo.file_cards import card_for, header_card
+from psvit_core.zoo.fitting import build_empty, class_count, load_tensors
+from psvit_core.zoo.header import is_pruned_file
+from psvit_core.zoo.opening import has_heads, load_as, load_sized
+from psvit_core.zoo.pruned import load_pruned
+from psvit_core.zoo.sizing import command_option
+from psvit_core.zoo.tensors import ReadTensors, read_tensors
 
-PRUNED_FORMAT = 1
-CUSTOM = "custom"  # family of the users' own models
-METADATA_KEY = "psvit"
-_MAX_ARGUMENT = 100_000  # larger than any width; keeps a hostile header harmless
-_MAX_DEPTH, _MAX_SIDE = 1_000, 2_048
-_LIMITS = {  # of those by which time and memory grow before any tensor is read
-    "depths": _MAX_DEPTH, "T": _MAX_DEPTH, "in_channels": _MAX_DEPTH,
-    "img_size_h": _MAX_SIDE, "img_size_w": _MAX_SIDE,
-}  # fmt: skip
-_ONE_COUNT = ("T", "in_channels", "num_classes", "img_size_h", "img_size_w")
+#: Families whose hashes do not name them: results were stored before other families had tensors of
+#: the same names and shapes.
+_UNNAMED_FAMILIES = frozenset(
+    {
+        "custom",
+        "spikformer_imagenet",
+        "spikformer_cifar",
+        "sdt_v1",
+        "sdt_v2",
+        "sdt_v3",
+        "qkformer_imagenet",
+        "qkformer_cifar",
+    }
+)
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Hash of all weights and buffers: sorted names, dtypes, shapes, bytes.
+    """Return a hash of all weights and buffers: sorted names, dtypes, shapes, bytes.
 
-    And of the arguments that change the function but no tensor, where they are not the card's:
-    other heads make another model of the same weights.
+    The family and the arguments that change the function but no tensor are part of it: the same
+    weights with another number of heads are another model, and several families may have the same
+    tensors.
     """
     total = hashlib.blake2b(digest_size=16)
-    if unseen := _unseen(model):
-        total.update(json.dumps(unseen, sort_keys=True).encode())
+    if extra := _extra_arguments(model):
+        total.update(json.dumps(extra, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         plain = tensor.detach().cpu().contiguous()
@@ -47,19 +55,24 @@ def weights_hash(model: torch.nn.Module) -> str:
     return total.hexdigest()
 
 
-def _unseen(model: torch.nn.Module) -> dict[str, Any]:
-    """Arguments that no tensor tells, where they are not those of the card.
+def _extra_arguments(model: torch.nn.Module) -> dict[str, Any]:
+    """Return what decides a model's function besides its tensors.
 
-    The card is that of the first ancestor, so that a pruned model has one hash in memory and in its
-    file; a model without one is compared with its family's defaults.
+    This is the family (not an alias of it) with its ``hashed_arguments``. For the oldest families
+    it is only the ``hashed_arguments`` that differ from the card's: the card of the first ancestor,
+    so that a pruned model has the same hash in memory and in its file, or else the family's
+    defaults.
     """
     if not isinstance(model, SpikingModel):
         return {}
+    if model.family not in _UNNAMED_FAMILIES:
+        arguments = {name: model.arguments[name] for name in model.hashed_arguments}
+        return {**arguments, "family": model.alias_of or model.family}
     origin = model.provenance.get("origin", model.name)
     usual = model_card(origin).arguments if origin in list_models() else {}
     return {
         name: model.arguments[name]
-        for name, default in model.unseen.items()
+        for name, default in model.hashed_arguments.items()
         if model.arguments[name] != usual.get(name, default)
     }
 
@@ -70,231 +83,200 @@ def load_model(
     *,
     image_size: int | None = None,
     num_heads: int | None = None,
+    T: int | None = None,
     ema: bool = False,
+    entry: str | None = None,
+    **arguments: Any,
 ) -> SpikingModel:
-    """A model with weights, in evaluation mode, on the CPU.
-
-    Heads and time steps do not follow from a file's shapes: they are those of the card. The number
-    of classes does: a file with another head than the card's is loaded with that many outputs.
+    """Load a model with weights, in evaluation mode, on the CPU.
 
     Args:
-        model: A registered name, or the path of a pruned ``.safetensors``.
+        model: A registered name, a pruned ``.safetensors`` file, or a checkpoint of any size of a
+            known family. The size of such a checkpoint is read from its tensors; what they do not
+            reveal must be given, unless a registered model has the same shapes.
         checkpoint: Weights for a registered name (``.safetensors``, ``.pth``, ``.pt``, ``.tar``);
-            the shipped ones when None.
-        image_size: Side of the images in pixels where it differs from the card's.
-        num_heads: Attention heads where they differ from the card's.
-        ema: Take the moving average that the file holds beside the weights.
+            None loads the shipped ones. The number of classes is that of the file.
+        image_size: Side of the images in pixels, if it differs from the card's.
+        num_heads: Number of attention heads, if it differs from the card's.
+        T: Number of time steps, if it differs from the card's.
+        ema: Load the exponential moving average of the weights that the file also contains.
+        entry: Name of the state dict to load, if the file contains several.
+        arguments: Further arguments of a checkpoint's family that no tensor reveals, such as
+            ``pooling_stat`` or ``batch_coupled``; ``family`` chooses among families with the same
+            tensors.
+
+    Returns:
+        The model; its ``notes`` say what was changed while the file was read.
 
     Raises:
         UnknownNameError: If ``model`` is neither a registered name nor a file.
-        CheckpointError: If the weights are damaged, foreign, or do not fit; the message names the
-            missing, unexpected and wrongly shaped keys and the registered models that would fit.
+        CheckpointError: If the weights are damaged, unsafe, or do not fit. The message lists
+            missing, unexpected and wrongly shaped keys and the registered models that would fit,
+            or what must be given, with the possible values.
     """
-    name = str(model)
-    if is_file_name(name):
-        if checkpoint or ema or image_size or num_heads:
-            raise CheckpointError(
-                f"{name} is a model file of its own; leave --checkpoint, --ema, --image-size and "
-                "--num-heads away."
-            )
-        return _load_pruned(Path(name))
-    card = model_card(name).at(image_size)
-    path = Path(checkpoint) if checkpoint else card.weights
-    if card.own and path is None:
-        return card.own.load(None, image_size)
-    if path is None:
-        raise CheckpointError(f"{name} ships without weights. Give its file with --checkpoint.")
-    tensors, metadata = read_tensors(path, ema=ema)
-    if METADATA_KEY in metadata:
+    given = {"image_size": image_size, "num_heads": num_heads, "T": T, **arguments}
+    given = {name: value for name, value in given.items() if value is not None}
+    weights = _Weights(ema=ema, entry=entry)
+    if is_file_name(str(model)):
+        return _load_file(Path(model), checkpoint, weights, given)
+    if further := sorted(set(given) - {"image_size", "num_heads", "T"}):
         raise CheckpointError(
-            f"{path} is a pruned checkpoint with an architecture of its own. "
-            f"Use it in place of the model name {name!r}."
+            f"{model} is a registered model, which defines {', '.join(further)}. Omit "
+            f"{', '.join(command_option(name) for name in further)}, or give the checkpoint's path "
+            "in place of the model's name."
         )
-    if card.own:
-        return card.own.load(tensors, image_size)
-    heads = {} if num_heads is None else {"num_heads": num_heads}
-    built = _build_empty(card.family, {**card.arguments, **_classes_of(tensors), **heads}, {})
-    _assign(built, tensors, path)
-    built.name = name
-    return built
-
-
-def is_file_name(model: str) -> bool:
-    """Whether ``model`` means a file and not a registered name."""
-    return model not in list_models() and bool(Path(model).suffix or Path(model).exists())
-
-
-def _classes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    head = tensors.get("head.weight")
-    return {} if head is None or head.dim() != 2 else {"num_classes": head.shape[0]}
-
-
-def find_card(model: str | Path) -> ModelCard:
-    """The card of a registered model, or of the one that a pruned file came from."""
-    if not is_file_name(str(model)):
-        return model_card(str(model))
-    return model_card(_read_header(Path(model))["provenance"]["origin"])
-
-
-def _build_empty(
-    family: str, arguments: Mapping[str, Any], widths: Mapping[str, int]
-) -> SpikingModel:
-    if family == CUSTOM:
-        return model_card(arguments["name"]).own.rebuild(arguments, widths)
-    with torch.device("meta"):
-        return build_model(family, widths, **arguments)
-
-
-def _assign(model: SpikingModel, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Give ``model`` these weights, strictly."""
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(tensors))
-    unexpected = sorted(set(tensors) - set(wanted))
-    shaped = [
-        f"{k} {tuple(tensors[k].shape)} for {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in tensors and tensors[k].shape != wanted[k].shape
-    ]
-    if missing or unexpected or shaped:
-        parts = (("missing", missing), ("unexpected", unexpected), ("wrongly shaped", shaped))
-        told = "; ".join(f"{len(x)} {what} ({', '.join(x[:3])}...)" for what, x in parts if x)
-        fitting = [fit.model for fit in compare_models(tensors) if not fit.n_faults]
-        raise CheckpointError(
-            f"{path} does not fit {model.family} as configured: {told}. "
-            + (f"It fits {', '.join(fitting)}." if fitting else "It fits no registered model.")
-        )
-    for key, tensor in tensors.items():
-        floating = wanted[key].is_floating_point()
-        if floating != tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {key} has type {tensor.dtype}; expected a float.")
-        if floating and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path}: {key} holds NaN or infinite values.")
-    cast = {k: v.to(wanted[k].dtype).clone() for k, v in tensors.items()}
-    model.load_state_dict(cast, strict=True, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    loaded = _load_registered(str(model), checkpoint, image_size, num_heads, weights)
+    if T is not None:
+        loaded.set_time_steps(T)
+    return loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """How the tensors of a file stand beside a registered model's."""
+class _Weights:
+    """Which of the weights in a file to load."""
 
-    model: str
-    missing: tuple[str, ...]  # tensors that the model has and the file has not
-    unexpected: tuple[str, ...]  # the other way round
-    reshaped: tuple[str, ...]  # in both, with other shapes
+    ema: bool = False
+    entry: str | None = None
 
     @property
-    def n_faults(self) -> int:
-        """Tensors that do not fit."""
-        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+    def options(self) -> list[str]:
+        """Return the command-line options that chose them."""
+        return [*(["--ema"] if self.ema else []), *(["--entry"] if self.entry else [])]
+
+    def read(self, path: Path, expected: Collection[str] | None = None) -> ReadTensors:
+        """Read them from a file."""
+        return read_tensors(path, ema=self.ema, entry=self.entry, expected=expected)
 
 
-def compare_models(tensors: Mapping[str, Tensor]) -> list[Fit]:
-    """How a file's tensors stand beside every registered model's, the nearest first."""
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    found = []
-    for name in list_models():
-        card = model_card(name)
-        if card.own:
-            continue
-        empty = _build_empty(card.family, {**card.arguments, **_classes_of(tensors)}, {})
-        wanted = {key: tensor.shape for key, tensor in empty.state_dict().items()}
-        both = wanted.keys() & shapes.keys()
-        fit = Fit(
-            model=name,
-            missing=tuple(sorted(wanted.keys() - both)),
-            unexpected=tuple(sorted(shapes.keys() - both)),
-            reshaped=tuple(sorted(key for key in both if wanted[key] != shapes[key])),
-        )
-        found.append(fit)
-    return sorted(found, key=lambda fit: fit.n_faults)
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """The architecture, plan and provenance in a pruned file's metadata, checked."""
-    metadata = read_metadata(path)
-    if METADATA_KEY not in metadata:
+def _load_file(
+    path: Path, checkpoint: str | Path | None, weights: _Weights, given: dict[str, Any]
+) -> SpikingModel:
+    if checkpoint:
         raise CheckpointError(
-            f"{path} carries no architecture, so it was not written by this tool. For an official "
-            "checkpoint give the model's name and --checkpoint."
+            f"{path} is a file that already contains weights. Omit --checkpoint, or give a "
+            "registered model's name in place of the file."
         )
-    try:
-        header: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-        sound = (
-            header["format"] == PRUNED_FORMAT
-            and isinstance(header["family"], str)
-            and all(_small(v, k) for k, v in header["arguments"].items())
-            and all(type(v) is int for v in header["widths"].values())
-            and _is_provenance(header["provenance"], header["widths"])
-        )
-    except (
-        ValueError, KeyError, TypeError, AttributeError, RecursionError, RecordError,
-    ) as error:  # fmt: skip
-        raise CheckpointError(f"{path}: its metadata is damaged ({error}).") from error
-    if not sound:
-        raise CheckpointError(
-            f"{path}: its metadata is not of format {PRUNED_FORMAT}, or contradicts itself."
-        )
-    own = header["arguments"].get("name")
-    if header["family"] == CUSTOM and (own not in list_models() or not model_card(own).own):
-        raise CheckpointError(
-            f"{path} was pruned from {own!r}, a model of the user's own that is not registered. "
-            "Name the file or module that registers it with --plugin."
-        )
-    return header
+    if is_pruned_file(path):
+        T = given.pop("T", None)
+        if weights.options or given:
+            options = [*weights.options, *map(command_option, given)]
+            raise CheckpointError(
+                f"{path} is a pruned file, which already defines its architecture and weights. "
+                f"Omit {', '.join(options)}."
+            )
+        pruned = load_pruned(path)
+        if T is not None:
+            pruned.set_time_steps(T)
+        return pruned
+    read = weights.read(path)
+    model = load_sized(path, read.tensors, given)
+    model.notes = (*read.notes, *model.notes)
+    return model
 
 
-def _small(value: object, name: str) -> bool:
-    if name in _ONE_COUNT and not (type(value) is int and value >= 1):
-        return False
-    values = value if isinstance(value, list) else [value]
-    limit = _LIMITS.get(name, _MAX_ARGUMENT)
-    return len(values) <= 16 and all(
-        isinstance(v, str) or (isinstance(v, int) and 0 <= v <= limit) for v in values
+def _load_registered(
+    name: str,
+    checkpoint: str | Path | None,
+    image_size: int | None,
+    num_heads: int | None,
+    weights: _Weights,
+) -> SpikingModel:
+    card = model_card(name).at(image_size)
+    path = Path(checkpoint) if checkpoint else card.weights
+    if card.builder and num_heads is not None:
+        raise _ignored_heads(name)
+    if card.builder and path is None:
+        return card.builder.load(None, image_size)
+    if path is None:
+        raise CheckpointError(f"{name} has no shipped weights. Pass a file with --checkpoint.")
+    read = weights.read(path, card.builder.tensor_shapes() if card.builder else None)
+    if read.is_pruned:
+        raise CheckpointError(
+            f"{path} is a pruned file with its own architecture. "
+            f"Use it in place of the model name {name!r}."
+        )
+    if card.builder:
+        loaded: SpikingModel = card.builder.load(read.tensors, image_size)
+    else:
+        heads = {} if num_heads is None else {"num_heads": num_heads}
+        if heads and not has_heads(card.family, read.tensors):
+            raise _ignored_heads(name)
+        classes = class_count(read.tensors)
+        loaded = build_empty(card.family, {**card.arguments, **classes, **heads}, {})
+        load_tensors(loaded, read.tensors, path)
+        loaded.name = name
+    loaded.notes = (*read.notes, *loaded.notes)
+    return loaded
+
+
+def _ignored_heads(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"The number of heads of {name} is fixed, so num_heads would be ignored. Omit "
+        f"{command_option('num_heads')}."
     )
 
 
-def _is_provenance(told: Mapping[str, Any], widths: Mapping[str, int]) -> bool:
-    """Whether a header tells what ``apply_plan`` leaves, so that whoever reads it may rely on it.
+def load_origin(
+    pruned: SpikingModel,
+    checkpoint: str | Path | None = None,
+    *,
+    ema: bool = False,
+    entry: str | None = None,
+) -> SpikingModel:
+    """Load the unpruned model that a pruned model was made from, for images of the same size.
+
+    Args:
+        pruned: A model with provenance.
+        checkpoint: Weights of a registered origin; None loads the shipped ones.
+        ema: Load the moving average of the weights.
+        entry: Name of the state dict to load, if the file contains several.
 
     Raises:
-        RecordError, KeyError, TypeError, AttributeError: Where a part is something else or missing.
+        UnknownNameError, CheckpointError: If the origin's weights are not available.
     """
-    for kind, records in (
-        (PrunePlan, told["plans"]),
-        (RecoveryReport, told.get("recoveries", [])),
-        (FinetuneReport, told.get("finetunes", [])),
-    ):
-        for record in records:
-            kind.from_dict(record)
-    return (
-        isinstance(told["origin"], str)
-        and isinstance(told["origin_weights_hash"], str)
-        and type(told["origin_bytes"]) is int
-        and told["origin_bytes"] >= 1
-        and len(told["plans"]) >= 1
-        and all(
-            all(type(unit) is int and unit >= 0 for unit in units)
-            and units == sorted(set(units))
-            and len(units) == widths[group]
-            for group, units in told["kept"].items()
+    origin = str(pruned.provenance["origin"])
+    if not is_file_name(origin):
+        return load_model(
+            origin,
+            checkpoint,
+            image_size=pruned.input_shape[1],
+            num_heads=_chosen_heads(pruned, origin),
+            ema=ema,
+            entry=entry,
         )
-    )
+    tensors = read_tensors(Path(origin), ema=ema, entry=entry).tensors
+    return load_as(Path(origin), tensors, pruned.family, pruned.arguments)
 
 
-def _load_pruned(path: Path) -> SpikingModel:
-    header = _read_header(path)
+def _chosen_heads(pruned: SpikingModel, origin: str) -> Any:
+    """Return a pruned model's number of heads if it was not its card's."""
+    heads = pruned.arguments.get("num_heads")
+    return None if heads == model_card(origin).arguments.get("num_heads", heads) else heads
+
+
+def is_file_name(model: str) -> bool:
+    """Return True if ``model`` is the path of a file instead of a registered name."""
+    if model in list_models():
+        return False
     try:
-        model = _build_empty(header["family"], header["arguments"], header["widths"])
-    except UnknownNameError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except PsvitError as error:
-        raise CheckpointError(f"{path}: its metadata fits no model: {error}") from error
-    tensors, _ = read_tensors(path)
-    if all(t.dtype == torch.float64 for t in tensors.values() if t.is_floating_point()):
-        model = model.double()  # as it was saved; of another precision it would be another model
-    _assign(model, tensors, path)
-    model.name = str(path)
-    model.provenance = header["provenance"]
-    return model
+        return bool(Path(model).suffix or Path(model).exists())
+    except OSError:  # too long, or in a folder that may not be searched
+        return True
+
+
+def find_card(model: str | Path) -> ModelCard:
+    """Return the card of a registered model, or of the model that a pruned file was made from.
+
+    Raises:
+        UnknownNameError: If ``model`` is neither a registered name nor a file.
+        CheckpointError: If the file is not a valid pruned file.
+    """
+    if not is_file_name(str(model)):
+        return model_card(str(model))
+    return header_card(Path(model))
+
+
+def card_of(model: SpikingModel) -> ModelCard:
+    """Return a loaded model's card: of its registered origin, or derived from its arguments."""
+    origin = str(model.provenance.get("origin", model.name))
+    return card_for(origin, model.family, model.arguments)

@@ -2,33 +2,33 @@
 
 Source:
     Yao et al. 2025, Scaling Spike-driven Transformer with Efficient Spike Firing Approximation
-    Training, TPAMI. State-dict keys are those of the official checkpoints. No time axis: the
-    integer neuron stands for up to four spikes at deployment.
+    Training, TPAMI. State-dict keys match the official checkpoints. There is no time axis: one
+    output of the integer neuron represents up to four spikes at deployment.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from psvit_core.errors import ModelError
 from psvit_core.neurons import IntegerLIF
-from psvit_core.zoo.base import (
-    UNUSED_ARGUMENTS,
-    GroupSpec,
-    SpikingModel,
-    accept_unused,
-    prefixed,
-)
-from psvit_core.zoo.layers import SpikeProduct
+from psvit_core.zoo.base import UNUSED_ARGUMENTS, GroupSpec, check_unused_arguments, prefixed
 from psvit_core.zoo.metaformer import (
-    DOWNSAMPLING,
-    BlockNames,
-    check_widths,
+    STAGE_TENSORS,
+    Metaformer,
+    StreamModules,
+    channel_conv_spec,
+    check_embed_dim,
     group_specs,
+    mlp_spec,
+    read_stages,
 )
+from psvit_core.zoo.products import Heads, SpikeProduct
+from psvit_core.zoo.sizing import Choice, Shapes, heads_choice, image_size_choice
 
 
 def _conv_bn(c_in: int, c_out: int, kernel: int = 1, groups: int = 1) -> nn.Sequential:
@@ -39,7 +39,7 @@ def _conv_bn(c_in: int, c_out: int, kernel: int = 1, groups: int = 1) -> nn.Sequ
 
 
 class Downsample(nn.Module):
-    """Strided convolution between stages, a neuron first (but not before the image)."""
+    """Strided convolution between stages, after a neuron except for the first one."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, spiking: bool) -> None:
         super().__init__()
@@ -48,14 +48,14 @@ class Downsample(nn.Module):
         self.encode_spike = IntegerLIF() if spiking else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H/stride, W/stride)."""
+        """Map (B, C, H, W) to (B, C', H/stride, W/stride)."""
         if self.encode_spike is not None:
             x = self.encode_spike(x)
         return self.encode_bn(self.encode_conv(x))
 
 
 class SepConv(nn.Module):
-    """Inverted separable convolution, a neuron before each of its three convolutions."""
+    """Inverted separable convolution with a neuron before each of its three convolutions."""
 
     def __init__(self, stream: int, hidden: int, kernel: int) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class SepConv(nn.Module):
         self.pwconv2 = _conv_bn(hidden, stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (B, C, H, W) in and out."""
+        """Return the branch output; (B, C, H, W) in and out."""
         h = self.dwconv(self.spike2(self.pwconv1(self.spike1(x))))
         return self.pwconv2(self.spike3(h))
 
 
 class ConvBlock(nn.Module):
-    """Separable convolution, then a channel convolution with a 4 x hidden width."""
+    """Separable convolution, then a channel convolution with four times the width."""
 
     def __init__(self, stream: int, sep_hidden: int, channel_hidden: int) -> None:
         super().__init__()
@@ -86,16 +86,16 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (B, C, H, W)."""
+        """Return the stream after this block, (B, C, H, W)."""
         x = x + self.Conv(x)
         h = self.bn1(self.conv1(self.spike1(x)))
         return x + self.bn2(self.conv2(self.spike2(h)))
 
 
 class Attention(nn.Module):
-    """Spike-driven self-attention with values four times as wide as queries and keys."""
+    """Spike-driven self-attention; values are four times as wide as queries and keys."""
 
-    def __init__(self, stream: int, qk: int, v: int, heads: int, scale: float) -> None:
+    def __init__(self, stream: int, qk: int, v: int, heads: Heads, scale: float) -> None:
         super().__init__()
         self.head_spike = IntegerLIF()
         self.q_conv = _conv_bn(stream, qk)
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         self.proj_conv = _conv_bn(v, stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (B, C, H, W) in and out."""
+        """Return the branch output; (B, C, H, W) in and out."""
         s = self.head_spike(x)
         q, k = self.q_spike(self.q_conv(s)), self.k_spike(self.k_conv(s))
         v = self.v_spike(self.v_conv(s))
@@ -118,7 +118,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two 1-D convolutions over the tokens, a neuron before each."""
+    """Two 1-D convolutions over the tokens, each after a neuron."""
 
     def __init__(self, stream: int, hidden: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class MLP(nn.Module):
         self.fc2_bn = nn.BatchNorm1d(stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (B, C, H, W) in and out."""
+        """Return the branch output; (B, C, H, W) in and out."""
         h = self.fc1_bn(self.fc1_conv(self.fc1_spike(x.flatten(2))))  # (B, hidden, N)
         return self.fc2_bn(self.fc2_conv(self.fc2_spike(h))).unflatten(2, x.shape[2:])
 
@@ -146,7 +146,7 @@ class TransformerBlock(nn.Module):
         qk: int,
         v: int,
         hidden: int,
-        heads: int,
+        heads: Heads,
         scale: float,
     ) -> None:
         super().__init__()
@@ -155,27 +155,32 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(stream, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (B, C, H, W)."""
+        """Return the stream after this block, (B, C, H, W)."""
         x = x + self.conv(x)
         x = x + self.attn(x)
         return x + self.mlp(x)
 
 
-class ESpikeFormer(SpikingModel):
-    """SDT v3 base; images (B, C, H, W) to logits (B, num_classes).
+class ESpikeFormer(Metaformer):
+    """SDT v3 base model: images (B, C, H, W) to logits (B, num_classes).
 
     Args:
-        img_size_h, img_size_w, in_channels: Shape of the images that it is made for.
+        img_size_h, img_size_w, in_channels: Shape of the images that the model is built for.
         num_classes: Length of the logits.
-        embed_dim: Stream widths of the four stages, before pruning; stage 1 starts at half.
-        num_heads: Heads of both transformer stages.
-        mlp_ratios: MLP hidden width over the stream's.
-        widths: Present group widths where they differ from the original ones.
-        unused: Official arguments without effect here (``depths`` among them: 6 + 2 blocks).
+        embed_dim: Unpruned stream widths of the four stages; stage 1 starts at half.
+        num_heads: Number of heads in both transformer stages.
+        mlp_ratios: Hidden width of channel convolutions and MLP divided by the stream width.
+        widths: Present width of each group that differs from the original.
+        unused: Official arguments without effect (among them ``depths``: always 6 + 2 blocks).
     """
 
     family = "sdt_v3"
-    unseen = {"embed_dim": [64, 128, 256, 360], "num_heads": 8}  # widths decide the scale
+    title = "E-SpikeFormer (SDT v3)"
+    #: Unpruned widths are among them, because they set the attention scale.
+    hashed_arguments: ClassVar[Mapping[str, Any]] = {
+        "embed_dim": [64, 128, 256, 360],
+        "num_heads": 8,
+    }
 
     def __init__(
         self,
@@ -190,10 +195,13 @@ class ESpikeFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(
-            self.family, unused, {**UNUSED_ARGUMENTS, "depths": ..., "T": ..., "kd": False}
-        )
-        check_widths(embed_dim, num_heads)
+        check_unused_arguments(self.family, unused, _UNUSED)
+        check_embed_dim(embed_dim, num_heads)
+        if mlp_ratios != int(mlp_ratios) or mlp_ratios < 1:
+            raise ModelError(
+                f"mlp_ratios must be a whole number of at least 1; got {mlp_ratios!r}."
+            )
+        mlp_ratios = int(mlp_ratios)
         arguments = {
             "img_size_h": img_size_h,
             "img_size_w": img_size_w,
@@ -203,99 +211,82 @@ class ESpikeFormer(SpikingModel):
             "num_heads": num_heads,
             "mlp_ratios": mlp_ratios,
         }
-        specs = group_specs(
-            embed_dim,
-            _NAMES,
-            _conv_block_specs,
-            functools.partial(_transformer_block_specs, heads=num_heads, mlp_ratios=mlp_ratios),
+        transformer_specs = functools.partial(
+            _transformer_block_specs, heads=num_heads, mlp_ratios=mlp_ratios
         )
+        conv_specs = functools.partial(_conv_block_specs, mlp_ratios=mlp_ratios)
+        specs = group_specs(embed_dim, _STREAM_MODULES, conv_specs, transformer_specs)
         super().__init__(arguments, specs, widths)
-        w = self.widths
-        s1a, s1b, s2, s3, s4 = (w[f"{stage}.stream"] for stage in DOWNSAMPLING)
+        self._build()
 
-        def conv_block(name: str, stream: int) -> nn.ModuleList:
-            hidden = (w[f"{name}.0.Conv.hidden"], w[f"{name}.0.channelconv.hidden"])
-            return nn.ModuleList([ConvBlock(stream, *hidden)])
-
-        def transformer_block(name: str, stream: int, original: int) -> TransformerBlock:
-            return TransformerBlock(
-                stream,
-                sep_hidden=w[f"{name}.conv.hidden"],
-                qk=w[f"{name}.attn.qk"],
-                v=w[f"{name}.attn.v"],
-                hidden=w[f"{name}.mlp.hidden"],
-                heads=num_heads,
-                scale=(original // num_heads) ** -0.5 * 2,  # of the unpruned width, always
-            )
-
-        self.downsample1_1 = Downsample(in_channels, s1a, 7, 2, spiking=False)
-        self.ConvBlock1_1 = conv_block("ConvBlock1_1", s1a)
-        self.downsample1_2 = Downsample(s1a, s1b, 3, 2, spiking=True)
-        self.ConvBlock1_2 = conv_block("ConvBlock1_2", s1b)
-        self.downsample2 = Downsample(s1b, s2, 3, 2, spiking=True)
-        self.ConvBlock2_1 = conv_block("ConvBlock2_1", s2)
-        self.ConvBlock2_2 = conv_block("ConvBlock2_2", s2)
-        self.downsample3 = Downsample(s2, s3, 3, 2, spiking=True)
-        self.block3 = nn.ModuleList(
-            transformer_block(f"block3.{i}", s3, embed_dim[2]) for i in range(6)
-        )
-        self.downsample4 = Downsample(s3, s4, 3, 1, spiking=True)
-        self.block4 = nn.ModuleList(
-            transformer_block(f"block4.{i}", s4, embed_dim[3]) for i in range(2)
-        )
-        self.head = nn.Linear(s4, num_classes)
+    def _build(self) -> None:
+        self._build_stages(Downsample, ConvBlock)
+        self.head = nn.Linear(self.widths["stage4.stream"], self.num_classes)
         self.spike = IntegerLIF(norm=1)
 
+    @classmethod
+    def read_size(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Return everything but heads and image size."""
+        if (STAGE_TENSORS | {"block3.0.conv.pwconv1.0.weight"}) - shapes.keys():
+            return None
+        return read_stages(shapes)
+
+    @classmethod
+    def choices(cls, size: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """Return the choices of heads and image size."""
+        return heads_choice(size["embed_dim"][2:], (8,)), image_size_choice((224,))
+
+    def _transformer_block(self, name: str, stream: int) -> TransformerBlock:
+        w, heads = self.widths, int(self.arguments["num_heads"])
+        head_width = self.full_width(name) // heads
+        return TransformerBlock(
+            stream,
+            sep_hidden=w[f"{name}.conv.hidden"],
+            qk=w[f"{name}.attn.qk"],
+            v=w[f"{name}.attn.v"],
+            hidden=w[f"{name}.mlp.hidden"],
+            heads=Heads(heads, 4 * head_width, qk_width=head_width),
+            scale=head_width**-0.5 * 2,  # always of the unpruned width
+        )
+
     def real_fed(self) -> dict[str, int]:
-        """The first convolution."""
+        """Return the first convolution."""
         return {"downsample1_1.encode_conv": 1}
 
     def spike_unit(self, layer: str) -> int:
-        """Levels of an input of 1.0: the neuron before the head is not divided, all others by 4."""
+        """Return 1 for the head, whose input neuron has norm 1, and 4 for all other layers."""
         return 1 if layer == "head" else 4
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
-        x = self.downsample1_1(x)
-        for layer in (*self.ConvBlock1_1, self.downsample1_2, *self.ConvBlock1_2):
-            x = layer(x)
-        for layer in (self.downsample2, *self.ConvBlock2_1, *self.ConvBlock2_2):
-            x = layer(x)
-        for layer in (self.downsample3, *self.block3, self.downsample4, *self.block4):
-            x = layer(x)
+        """Return the logits, (B, num_classes)."""
+        x = self._run_stages(self.downsample1_1(x))
         return self.head(self.spike(x.mean(dim=(2, 3))))
 
 
-_SEP = ("pwconv2.0", "pwconv2.1")
-_NAMES = BlockNames(
-    conv_out=(*prefixed("Conv", _SEP), "conv2", "bn2"),
-    conv_in=("Conv.pwconv1.0", "conv1"),
-    transformer_out=(
-        *prefixed("conv", _SEP),
+_UNUSED: dict[str, Any] = {**UNUSED_ARGUMENTS, "depths": ..., "T": ..., "kd": False}
+_SEP_WRITERS = ("pwconv2.0", "pwconv2.1")
+_STREAM_MODULES = StreamModules(
+    conv_writers=(*prefixed("Conv", _SEP_WRITERS), "conv2", "bn2"),
+    conv_readers=("Conv.pwconv1.0", "conv1"),
+    transformer_writers=(
+        *prefixed("conv", _SEP_WRITERS),
         *("attn.proj_conv.0", "attn.proj_conv.1", "mlp.fc2_conv", "mlp.fc2_bn"),
     ),
-    transformer_in=("conv.pwconv1.0", *(f"attn.{x}_conv.0" for x in "qkv"), "mlp.fc1_conv"),
+    transformer_readers=("conv.pwconv1.0", *(f"attn.{x}_conv.0" for x in "qkv"), "mlp.fc1_conv"),
 )
 
 
 def _sepconv_spec(name: str, width: int, title: str) -> GroupSpec:
-    out = prefixed(name, ("pwconv1.0", "pwconv1.1", "dwconv.0", "dwconv.1"))
-    into = (f"{name}.pwconv2.0",)
-    return GroupSpec(f"{name}.hidden", "sepconv", 2 * width, title, "SepConv hidden", out, into)
+    writers = prefixed(name, ("pwconv1.0", "pwconv1.1", "dwconv.0", "dwconv.1"))
+    readers = (f"{name}.pwconv2.0",)
+    group_id = f"{name}.hidden"
+    return GroupSpec(group_id, "sepconv", 2 * width, title, "SepConv hidden", writers, readers)
 
 
-def _conv_block_specs(name: str, width: int, title: str) -> list[GroupSpec]:
+def _conv_block_specs(name: str, width: int, title: str, *, mlp_ratios: int) -> list[GroupSpec]:
     return [
         _sepconv_spec(f"{name}.Conv", width, title),
-        GroupSpec(
-            f"{name}.channelconv.hidden",
-            "channelconv",
-            4 * width,
-            title,
-            "channel conv hidden",
-            prefixed(name, ("conv1", "bn1")),
-            (f"{name}.conv2",),
-        ),
+        channel_conv_spec(name, mlp_ratios * width, title),
     ]
 
 
@@ -305,11 +296,9 @@ def _transformer_block_specs(
     qk = prefixed(f"{name}.attn", ("q_conv.0", "q_conv.1", "k_conv.0", "k_conv.1"))
     v = prefixed(f"{name}.attn", ("v_conv.0", "v_conv.1"))
     proj = (f"{name}.attn.proj_conv.0",)
-    fc1 = prefixed(name, ("mlp.fc1_conv", "mlp.fc1_bn"))
-    fc2 = (f"{name}.mlp.fc2_conv",)
     return [
         _sepconv_spec(f"{name}.conv", width, title),
         GroupSpec(f"{name}.attn.qk", "qk", width, title, "attention q, k", qk, (), heads),
         GroupSpec(f"{name}.attn.v", "v", 4 * width, title, "attention v", v, proj, heads),
-        GroupSpec(f"{name}.mlp.hidden", "mlp", mlp_ratios * width, title, "MLP hidden", fc1, fc2),
+        mlp_spec(name, mlp_ratios * width, title),
     ]

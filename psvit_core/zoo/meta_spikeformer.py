@@ -1,40 +1,44 @@
 """Meta-SpikeFormer: Spike-driven Transformer v2.
 
 Source:
-    Yao et al. 2024, Spike-driven Transformer V2, ICLR, arXiv 2404.03663. State-dict keys are those
-    of the official checkpoints, with the re-parameterisable convolutions unfolded, as published.
+    Yao et al. 2024, Spike-driven Transformer V2, ICLR, arXiv 2404.03663. State-dict keys match
+    the official checkpoints, with the re-parameterisable convolutions unfolded, as published.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
-from psvit_core.zoo.base import (
-    UNUSED_ARGUMENTS,
-    GroupSpec,
-    SpikingModel,
-    accept_unused,
-    prefixed,
-)
-from psvit_core.zoo.layers import BNAndPad, SpikeProduct, over_time, repeat_over_time
+from psvit_core.zoo.base import UNUSED_ARGUMENTS, GroupSpec, check_unused_arguments, prefixed
+from psvit_core.zoo.layers import ATTENTION_SCALE, BNAndPad, over_time, repeat_over_time
 from psvit_core.zoo.metaformer import (
-    DOWNSAMPLING,
-    BlockNames,
-    check_widths,
+    STAGE_TENSORS,
+    Metaformer,
+    StreamModules,
+    channel_conv_spec,
+    check_embed_dim,
     group_specs,
+    mlp_spec,
+    read_stages,
 )
-
-_SCALE = 0.125  # the published constant, whatever the head width
+from psvit_core.zoo.products import Heads, SpikeProduct
+from psvit_core.zoo.sizing import (
+    Choice,
+    Shapes,
+    heads_choice,
+    image_size_choice,
+    time_steps_choice,
+)
 
 
 class Downsample(nn.Module):
-    """Strided convolution between stages, a neuron first (but not before the image)."""
+    """Strided convolution between stages, after a neuron except for the first one."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int, spiking: bool) -> None:
         super().__init__()
@@ -43,14 +47,14 @@ class Downsample(nn.Module):
         self.encode_lif = LIF() if spiking else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, B, C, H, W) to (T, B, C', H/stride, W/stride)."""
+        """Map (T, B, C, H, W) to (T, B, C', H/stride, W/stride)."""
         if self.encode_lif is not None:
             x = self.encode_lif(x)
         return over_time(self.encode_bn, over_time(self.encode_conv, x))
 
 
 class SepConv(nn.Module):
-    """Inverted separable convolution; no neuron and no BatchNorm after the depthwise one."""
+    """Inverted separable convolution without neuron or BatchNorm after the depthwise one."""
 
     def __init__(self, stream: int, hidden: int) -> None:
         super().__init__()
@@ -63,14 +67,14 @@ class SepConv(nn.Module):
         self.bn2 = nn.BatchNorm2d(stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, H, W) in and out."""
+        """Return the branch output; (T, B, C, H, W) in and out."""
         h = over_time(self.bn1, over_time(self.pwconv1, self.lif1(x)))
         h = over_time(self.pwconv2, over_time(self.dwconv, self.lif2(h)))
         return over_time(self.bn2, h)
 
 
 class ConvBlock(nn.Module):
-    """Separable convolution, then a channel convolution with a 4 x hidden width."""
+    """Separable convolution, then a channel convolution with four times the width."""
 
     def __init__(self, stream: int, sep_hidden: int, channel_hidden: int) -> None:
         super().__init__()
@@ -83,14 +87,14 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (T, B, C, H, W)."""
+        """Return the stream after this block, (T, B, C, H, W)."""
         x = x + self.Conv(x)
         h = over_time(self.bn1, over_time(self.conv1, self.lif1(x)))
         return x + over_time(self.bn2, over_time(self.conv2, self.lif2(h)))
 
 
 class RepConv(nn.Module):
-    """1x1, BatchNorm with padding, depthwise 3x3, 1x1, BatchNorm: linear, so foldable into one."""
+    """1x1, BatchNorm with padding, depthwise 3x3, 1x1, BatchNorm: linear, so it can be folded."""
 
     def __init__(self, c_in: int, mid: int, c_out: int) -> None:
         super().__init__()
@@ -105,7 +109,7 @@ class RepConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, C, H, W) to (rows, C', H, W)."""
+        """Map (rows, C, H, W) to (rows, C', H, W)."""
         return self.body(x)
 
 
@@ -116,7 +120,7 @@ def _rep_conv(c_in: int, mid: int, c_out: int) -> nn.Sequential:
 class Attention(nn.Module):
     """Spike-driven self-attention with RepConv projections."""
 
-    def __init__(self, stream: int, mid: Mapping[str, int], qk: int, v: int, heads: int) -> None:
+    def __init__(self, stream: int, mid: Mapping[str, int], qk: int, v: int, heads: Heads) -> None:
         super().__init__()
         self.head_lif = LIF()
         self.q_conv = _rep_conv(stream, mid["q"], qk)
@@ -125,12 +129,12 @@ class Attention(nn.Module):
         self.k_lif = LIF()
         self.v_conv = _rep_conv(stream, mid["v"], v)
         self.v_lif = LIF()
-        self.product = SpikeProduct(heads, _SCALE)
+        self.product = SpikeProduct(heads, ATTENTION_SCALE, keys_first=True)
         self.attn_lif = LIF(v_threshold=0.5)
         self.proj_conv = _rep_conv(v, mid["proj"], stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, H, W) in and out."""
+        """Return the branch output; (T, B, C, H, W) in and out."""
         s = self.head_lif(x)
         q, k = self.q_lif(over_time(self.q_conv, s)), self.k_lif(over_time(self.k_conv, s))
         v = self.v_lif(over_time(self.v_conv, s))
@@ -140,7 +144,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two 1-D convolutions over the tokens, a neuron before each."""
+    """Two 1-D convolutions over the tokens, each after a neuron."""
 
     def __init__(self, stream: int, hidden: int) -> None:
         super().__init__()
@@ -152,7 +156,7 @@ class MLP(nn.Module):
         self.fc2_bn = nn.BatchNorm1d(stream)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, H, W) in and out."""
+        """Return the branch output; (T, B, C, H, W) in and out."""
         h = over_time(self.fc1_bn, over_time(self.fc1_conv, self.fc1_lif(x.flatten(3))))
         h = over_time(self.fc2_bn, over_time(self.fc2_conv, self.fc2_lif(h)))  # (T, B, C, N)
         return h.unflatten(3, x.shape[3:])
@@ -162,37 +166,38 @@ class TransformerBlock(nn.Module):
     """Attention and MLP, each with a membrane shortcut."""
 
     def __init__(
-        self, stream: int, *, mid: Mapping[str, int], qk: int, v: int, hidden: int, heads: int
+        self, stream: int, *, mid: Mapping[str, int], qk: int, v: int, hidden: int, heads: Heads
     ) -> None:
         super().__init__()
         self.attn = Attention(stream, mid, qk, v, heads)
         self.mlp = MLP(stream, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (T, B, C, H, W)."""
+        """Return the stream after this block, (T, B, C, H, W)."""
         x = x + self.attn(x)
         return x + self.mlp(x)
 
 
-class MetaSpikeFormer(SpikingModel):
-    """SDT v2; images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
+class MetaSpikeFormer(Metaformer):
+    """SDT v2: images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
 
     Args:
-        img_size_h, img_size_w, in_channels: Shape of the images that it is made for.
+        img_size_h, img_size_w, in_channels: Shape of the images that the model is built for.
         num_classes: Length of the logits.
-        embed_dim: Stream widths of the four stages, before pruning; stage 1 starts at half.
-        num_heads: Heads of both transformer stages.
-        mlp_ratios: MLP hidden width over the stream's; 4 in the published code.
-        kd: Whether there is a distillation head; evaluation averages both.
-        T: Time steps; the published weights exist for 1 and 4.
-        widths: Present group widths where they differ from the original ones.
-        unused: Official arguments without effect here (``depths`` among them: 6 + 2 blocks).
+        embed_dim: Unpruned stream widths of the four stages; stage 1 starts at half.
+        num_heads: Number of heads in both transformer stages.
+        mlp_ratios: MLP hidden width divided by the stream width; 4 in the published code.
+        kd: True to add a distillation head; evaluation averages both heads.
+        T: Time steps; published weights exist for 1 and 4.
+        widths: Present width of each group that differs from the original.
+        unused: Official arguments without effect (among them ``depths``: always 6 + 2 blocks).
     """
 
     family = "sdt_v2"
-    unseen = {"num_heads": 8}
+    title = "Meta-SpikeFormer (SDT v2)"
+    hashed_arguments: ClassVar[Mapping[str, Any]] = {"num_heads": 8}
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the official names
         self,
         *,
         img_size_h: int = 224,
@@ -207,10 +212,10 @@ class MetaSpikeFormer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, {**UNUSED_ARGUMENTS, "depths": ...})
-        check_widths(embed_dim, num_heads)
+        check_unused_arguments(self.family, unused, {**UNUSED_ARGUMENTS, "depths": ...})
+        check_embed_dim(embed_dim, num_heads)
         if mlp_ratios != 4:
-            raise ModelError(f"mlp_ratios is 4 in Meta-SpikeFormer; got {mlp_ratios!r}.")
+            raise ModelError(f"mlp_ratios must be 4 in Meta-SpikeFormer; got {mlp_ratios!r}.")
         arguments = {
             "img_size_h": img_size_h,
             "img_size_w": img_size_w,
@@ -222,51 +227,53 @@ class MetaSpikeFormer(SpikingModel):
             "kd": kd,
             "T": T,
         }
+        transformer_specs = functools.partial(_transformer_block_specs, heads=num_heads)
+        classifiers = ("head", "head_kd") if kd else ("head",)
         specs = group_specs(
-            embed_dim,
-            _NAMES,
-            _conv_block_specs,
-            functools.partial(_transformer_block_specs, heads=num_heads),
-            heads=("head", "head_kd") if kd else ("head",),
+            embed_dim, _STREAM_MODULES, _conv_block_specs, transformer_specs, classifiers
         )
         super().__init__(arguments, specs, widths)
-        w = self.widths
-        s1a, s1b, s2, s3, s4 = (w[f"{stage}.stream"] for stage in DOWNSAMPLING)
+        self._build()
 
-        def conv_block(name: str, stream: int) -> nn.ModuleList:
-            hidden = (w[f"{name}.0.Conv.hidden"], w[f"{name}.0.channelconv.hidden"])
-            return nn.ModuleList([ConvBlock(stream, *hidden)])
-
-        def transformer_block(name: str, stream: int) -> TransformerBlock:
-            return TransformerBlock(
-                stream,
-                mid={x: w[f"{name}.attn.{x}_conv.mid"] for x in ("q", "k", "v", "proj")},
-                qk=w[f"{name}.attn.qk"],
-                v=w[f"{name}.attn.v"],
-                hidden=w[f"{name}.mlp.hidden"],
-                heads=num_heads,
-            )
-
-        self.downsample1_1 = Downsample(in_channels, s1a, 7, 2, spiking=False)
-        self.ConvBlock1_1 = conv_block("ConvBlock1_1", s1a)
-        self.downsample1_2 = Downsample(s1a, s1b, 3, 2, spiking=True)
-        self.ConvBlock1_2 = conv_block("ConvBlock1_2", s1b)
-        self.downsample2 = Downsample(s1b, s2, 3, 2, spiking=True)
-        self.ConvBlock2_1 = conv_block("ConvBlock2_1", s2)
-        self.ConvBlock2_2 = conv_block("ConvBlock2_2", s2)
-        self.downsample3 = Downsample(s2, s3, 3, 2, spiking=True)
-        self.block3 = nn.ModuleList(transformer_block(f"block3.{i}", s3) for i in range(6))
-        self.downsample4 = Downsample(s3, s4, 3, 1, spiking=True)
-        self.block4 = nn.ModuleList(transformer_block(f"block4.{i}", s4) for i in range(2))
+    def _build(self) -> None:
+        self._build_stages(Downsample, ConvBlock)
         self.lif = LIF()
-        self.head = nn.Linear(s4, num_classes)
-        self.head_kd = nn.Linear(s4, num_classes) if kd else None
+        stream, num_classes = self.widths["stage4.stream"], self.num_classes
+        self.head = nn.Linear(stream, num_classes)
+        self.head_kd = nn.Linear(stream, num_classes) if self.arguments["kd"] else None
+
+    @classmethod
+    def read_size(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Return everything but heads, time steps and image size."""
+        if (STAGE_TENSORS | {"block3.0.attn.q_conv.0.body.0.weight"}) - shapes.keys():
+            return None
+        return {**read_stages(shapes), "kd": "head_kd.weight" in shapes}
+
+    @classmethod
+    def choices(cls, size: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """Return the choices of heads, time steps and image size."""
+        return (
+            heads_choice(size["embed_dim"][2:], (8,)),
+            time_steps_choice((4, 1)),
+            image_size_choice((224, 288)),
+        )
+
+    def _transformer_block(self, name: str, stream: int) -> TransformerBlock:
+        w, heads = self.widths, int(self.arguments["num_heads"])
+        return TransformerBlock(
+            stream,
+            mid={x: w[f"{name}.attn.{x}_conv.mid"] for x in ("q", "k", "v", "proj")},
+            qk=w[f"{name}.attn.qk"],
+            v=w[f"{name}.attn.v"],
+            hidden=w[f"{name}.mlp.hidden"],
+            heads=Heads(heads, self.full_width(name) // heads),
+        )
 
     def real_fed(self) -> dict[str, int]:
-        """The first convolution, and every layer behind a convolution without a neuron between.
+        """Return the first convolution and all layers that follow a convolution without a neuron.
 
-        The published models fold RepConv and the separable convolutions for deployment; here they
-        run, and are counted, unfolded.
+        The published models fold RepConv and the separable convolutions for deployment. This model
+        runs, and counts, them unfolded.
         """
         real = {"downsample1_1.encode_conv": 1}
         for name, module in self.named_modules():
@@ -277,17 +284,12 @@ class MetaSpikeFormer(SpikingModel):
         return real
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, mean over the time steps (and over both heads with ``kd``)."""
-        if x.dim() == 4:  # the first convolution sees the same image at every step: do it once
+        """Return the logits, averaged over time steps (and over both heads with ``kd``)."""
+        if x.dim() == 4:  # the first convolution sees the same image at every step: run it once
             x = repeat_over_time(self.downsample1_1(x.unsqueeze(0))[0], self.T)
         else:
             x = self.downsample1_1(x.transpose(0, 1))
-        for layer in (*self.ConvBlock1_1, self.downsample1_2, *self.ConvBlock1_2):
-            x = layer(x)
-        for layer in (self.downsample2, *self.ConvBlock2_1, *self.ConvBlock2_2):
-            x = layer(x)
-        for layer in (self.downsample3, *self.block3, self.downsample4, *self.block4):
-            x = layer(x)
+        x = self._run_stages(x)
         spikes = self.lif(x.mean(dim=(3, 4)))  # (T, B, C)
         logits = over_time(self.head, spikes).mean(dim=0)
         if self.head_kd is None:
@@ -295,36 +297,22 @@ class MetaSpikeFormer(SpikingModel):
         return (logits + over_time(self.head_kd, spikes).mean(dim=0)) / 2
 
 
-_REP_OUT = ("0.body.2.1", "0.body.2.2", "1")  # what writes the output of a RepConv projection
-_NAMES = BlockNames(
-    conv_out=("Conv.pwconv2", "Conv.bn2", "conv2", "bn2"),
-    conv_in=("Conv.pwconv1", "conv1"),
-    transformer_out=(*prefixed("attn.proj_conv", _REP_OUT), "mlp.fc2_conv", "mlp.fc2_bn"),
-    transformer_in=(*(f"attn.{x}_conv.0.body.0" for x in "qkv"), "mlp.fc1_conv"),
+_REP_WRITERS = ("0.body.2.1", "0.body.2.2", "1")  # write the output of a RepConv projection
+_STREAM_MODULES = StreamModules(
+    conv_writers=("Conv.pwconv2", "Conv.bn2", "conv2", "bn2"),
+    conv_readers=("Conv.pwconv1", "conv1"),
+    transformer_writers=(*prefixed("attn.proj_conv", _REP_WRITERS), "mlp.fc2_conv", "mlp.fc2_bn"),
+    transformer_readers=(*(f"attn.{x}_conv.0.body.0" for x in "qkv"), "mlp.fc1_conv"),
 )
 
 
 def _conv_block_specs(name: str, width: int, title: str) -> list[GroupSpec]:
-    sep, channel = prefixed(name, ("Conv", "channelconv"))
+    sep = f"{name}.Conv"
+    writers, readers = prefixed(sep, ("pwconv1", "bn1", "dwconv")), (f"{sep}.pwconv2",)
+    group_id = f"{sep}.hidden"
     return [
-        GroupSpec(
-            f"{sep}.hidden",
-            "sepconv",
-            2 * width,
-            title,
-            "SepConv hidden",
-            prefixed(sep, ("pwconv1", "bn1", "dwconv")),
-            (f"{sep}.pwconv2",),
-        ),
-        GroupSpec(
-            f"{channel}.hidden",
-            "channelconv",
-            4 * width,
-            title,
-            "channel conv hidden",
-            prefixed(name, ("conv1", "bn1")),
-            (f"{name}.conv2",),
-        ),
+        GroupSpec(group_id, "sepconv", 2 * width, title, "SepConv hidden", writers, readers),
+        channel_conv_spec(name, 4 * width, title),
     ]
 
 
@@ -333,23 +321,14 @@ def _transformer_block_specs(name: str, width: int, title: str, *, heads: int) -
     specs = []
     for x in ("q", "k", "v", "proj"):
         body = f"{attn}.{x}_conv.0.body"
-        specs.append(
-            GroupSpec(
-                f"{attn}.{x}_conv.mid",
-                "repconv_mid",
-                width,
-                title,
-                f"RepConv {x} middle",
-                prefixed(body, ("0", "1.bn", "2.0")),
-                (f"{body}.2.1",),
-            )
-        )
-    q_k_out = (*prefixed(f"{attn}.q_conv", _REP_OUT), *prefixed(f"{attn}.k_conv", _REP_OUT))
-    v_out, v_in = prefixed(f"{attn}.v_conv", _REP_OUT), (f"{attn}.proj_conv.0.body.0",)
-    fc1, fc2 = prefixed(name, ("mlp.fc1_conv", "mlp.fc1_bn")), (f"{name}.mlp.fc2_conv",)
+        writers, readers = prefixed(body, ("0", "1.bn", "2.0")), (f"{body}.2.1",)
+        group_id, shown = f"{attn}.{x}_conv.mid", f"RepConv {x} middle"
+        specs.append(GroupSpec(group_id, "repconv_mid", width, title, shown, writers, readers))
+    q_k = (*prefixed(f"{attn}.q_conv", _REP_WRITERS), *prefixed(f"{attn}.k_conv", _REP_WRITERS))
+    v, proj = prefixed(f"{attn}.v_conv", _REP_WRITERS), (f"{attn}.proj_conv.0.body.0",)
     return [
         *specs,
-        GroupSpec(f"{attn}.qk", "qk", width, title, "attention q, k", q_k_out, (), heads),
-        GroupSpec(f"{attn}.v", "v", width, title, "attention v", v_out, v_in, heads),
-        GroupSpec(f"{name}.mlp.hidden", "mlp", 4 * width, title, "MLP hidden", fc1, fc2),
+        GroupSpec(f"{attn}.qk", "qk", width, title, "attention q, k", q_k, (), heads),
+        GroupSpec(f"{attn}.v", "v", width, title, "attention v", v, proj, heads),
+        mlp_spec(name, 4 * width, title),
     ]

@@ -1,114 +1,50 @@
-"""QKFormer, in its two published flavours: ImageNet and CIFAR.
+"""QKFormer in its two published variants: ImageNet and CIFAR.
 
 Source:
     Zhou et al. 2024, QKFormer: Hierarchical Spiking Transformer using Q-K Attention, NeurIPS,
-    arXiv 2403.16552. State-dict keys are those of the official checkpoints. Neurons close every
-    branch, so the residual stream carries small integers.
+    arXiv 2403.16552. State-dict keys match the official checkpoints. Every branch ends in a
+    neuron, so the residual stream carries small integers.
 
-In the official code one neuron of every stage-3 attention runs over the merged time and batch axis,
-so an image's logits depend on the batch around it; the released weights were trained and evaluated
-that way. ``batch_coupled`` (the default) reproduces it.
+In the official code one neuron of every stage-3 attention runs over the merged time and batch axes.
+An image's logits therefore depend on the other images of its batch. The released weights were
+trained and evaluated that way; ``batch_coupled`` (the default) reproduces it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from psvit_core.errors import ModelError
 from psvit_core.neurons import LIF
+from psvit_core.records import Choice, Option
 from psvit_core.zoo.base import (
     UNUSED_ARGUMENTS,
     GroupSpec,
     SpikingModel,
-    accept_unused,
+    check_unused_arguments,
     prefixed,
 )
-from psvit_core.zoo.layers import HeadSum, SpikeProduct, over_time, repeat_over_time
+from psvit_core.zoo.layers import ATTENTION_SCALE, HeadSum, over_time
+from psvit_core.zoo.products import Heads, SpikeProduct
+from psvit_core.zoo.qkformer_embed import FirstPatchEmbed, PatchEmbed
+from psvit_core.zoo.sizing import (
+    Shapes,
+    count_blocks,
+    heads_choice,
+    image_size_choice,
+    ratio,
+    time_steps_choice,
+)
 from psvit_core.zoo.spikformer import attention_specs
 
-_SCALE = 0.125  # the published constant, whatever the head width
-
-
-class ConvBNLIF(nn.Module):
-    """Mixin of the patch embeddings: convolution, BatchNorm, pooling of real values, neuron."""
-
-    def add(self, name: str, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> None:
-        """Register ``NAME_conv``, ``NAME_bn`` and ``NAME_lif``."""
-        conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-        self.add_module(f"{name}_conv", conv)
-        self.add_module(f"{name}_bn", nn.BatchNorm2d(c_out))
-        self.add_module(f"{name}_lif", LIF())
-
-    def current(self, name: str, x: Tensor, pool: bool) -> Tensor:
-        """Input current of the neuron, (rows, C, H, W)."""
-        x = getattr(self, f"{name}_bn")(getattr(self, f"{name}_conv")(x))
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1) if pool else x
-
-    def spikes(self, name: str, x: Tensor, pool: bool = False) -> Tensor:
-        """Spikes of (T, B, C, H, W)."""
-        current = self.current(name, x.flatten(0, 1), pool).unflatten(0, x.shape[:2])
-        out: Tensor = getattr(self, f"{name}_lif")(current)
-        return out
-
-
-class FirstPatchEmbed(ConvBNLIF):
-    """Patch embedding of the image, with a deformed shortcut.
-
-    Args:
-        in_channels: Of the images.
-        first, mid, out: Present widths (``mid`` only in the ImageNet flavour).
-        imagenet: Whether it pools (stride 4) or not (stride 1).
-    """
-
-    def __init__(self, in_channels: int, first: int, mid: int, out: int, imagenet: bool) -> None:
-        super().__init__()
-        self.imagenet = imagenet
-        self.add("proj", in_channels, first)
-        self.add("proj1", first, mid if imagenet else out)
-        if imagenet:
-            self.add("proj2", mid, out)
-        self.add("proj_res", first, out, kernel=1, stride=2 if imagenet else 1)
-
-    def forward(self, x: Tensor, T: int) -> Tensor:
-        """Integer stream (T, B, C, h, w) of images (B, C, H, W) or frames (T, B, C, H, W)."""
-        if x.dim() == 4:  # the first convolution sees the same image at every step: do it once
-            current = repeat_over_time(self.current("proj", x, self.imagenet), T)
-            f = self.get_submodule("proj_lif")(current)
-        else:
-            f = self.spikes("proj", x, pool=self.imagenet)
-        a = self.spikes("proj1", f, pool=self.imagenet)
-        if self.imagenet:
-            a = self.spikes("proj2", a)
-        return a + self.spikes("proj_res", f)
-
-
-class PatchEmbed(ConvBNLIF):
-    """Patch embedding between stages: halves the resolution, with a deformed shortcut.
-
-    Args:
-        c_in, mid, out: Present widths.
-        imagenet: Whether the first or the second convolution pools.
-    """
-
-    def __init__(self, c_in: int, mid: int, out: int, imagenet: bool) -> None:
-        super().__init__()
-        self.imagenet = imagenet
-        self.add("proj3", c_in, mid)
-        self.add("proj4", mid, out)
-        self.add("proj_res", c_in, out, kernel=1, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, B, C, H, W) to (T, B, C', H/2, W/2)."""
-        a = self.spikes("proj3", x, pool=self.imagenet)
-        return self.spikes("proj4", a, pool=not self.imagenet) + self.spikes("proj_res", x)
+_CIFAR_HEADS = 8
 
 
 class TokenAttention(nn.Module):
-    """Q-K token attention: the queries of a head decide which tokens of its keys pass.
+    """Q-K token attention: the queries of a head select the tokens of its keys.
 
     Args:
         stream, q, k: Present widths.
@@ -131,7 +67,7 @@ class TokenAttention(nn.Module):
         self.proj_lif = LIF()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, N) in and out."""
+        """Return the branch output; (T, B, C, N) in and out."""
         q = self.q_lif(over_time(self.q_bn, over_time(self.q_conv, x)))
         k = self.k_lif(over_time(self.k_bn, over_time(self.k_conv, x)))
         gate = self.attn_lif(self.sum(q))  # (T, B, heads, 1, N)
@@ -140,15 +76,15 @@ class TokenAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Spiking self-attention of stage 3, with the neuron that couples a batch.
+    """Spiking self-attention of stage 3, with the neuron that couples the images of a batch.
 
     Args:
         stream, qk, v: Present widths.
-        heads: Number of heads.
-        batch_coupled: Run the last neuron over the merged time and batch axis, as published.
+        heads: The heads.
+        batch_coupled: Run the last neuron over the merged time and batch axes, as published.
     """
 
-    def __init__(self, stream: int, qk: int, v: int, heads: int, batch_coupled: bool) -> None:
+    def __init__(self, stream: int, qk: int, v: int, heads: Heads, batch_coupled: bool) -> None:
         super().__init__()
         self.batch_coupled = batch_coupled
         self.q_conv = nn.Conv1d(stream, qk, 1, bias=False)
@@ -160,14 +96,14 @@ class SelfAttention(nn.Module):
         self.v_conv = nn.Conv1d(stream, v, 1, bias=False)
         self.v_bn = nn.BatchNorm1d(v)
         self.v_lif = LIF()
-        self.product = SpikeProduct(heads, _SCALE)
+        self.product = SpikeProduct(heads, ATTENTION_SCALE, keys_first=True)
         self.attn_lif = LIF(v_threshold=0.5)
         self.proj_conv = nn.Conv1d(v, stream, 1)
         self.proj_bn = nn.BatchNorm1d(stream)
         self.proj_lif = LIF()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, N) in and out."""
+        """Return the branch output; (T, B, C, N) in and out."""
         q = self.q_lif(over_time(self.q_bn, over_time(self.q_conv, x)))
         k = self.k_lif(over_time(self.k_bn, over_time(self.k_conv, x)))
         v = self.v_lif(over_time(self.v_bn, over_time(self.v_conv, x)))
@@ -184,7 +120,7 @@ class MLP(nn.Module):
 
     Args:
         stream, hidden: Present widths.
-        names: Of the two layers: fc1, fc2 (ImageNet flavour) or mlp1, mlp2 (CIFAR flavour).
+        names: Names of the two layers: fc1, fc2 (ImageNet) or mlp1, mlp2 (CIFAR).
     """
 
     def __init__(self, stream: int, hidden: int, names: tuple[str, str]) -> None:
@@ -196,7 +132,7 @@ class MLP(nn.Module):
             self.add_module(f"{name}_lif", LIF())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, H, W) in and out."""
+        """Return the branch output; (T, B, C, H, W) in and out."""
         for name in self.names:
             conv, bn, lif = (getattr(self, f"{name}_{part}") for part in ("conv", "bn", "lif"))
             x = lif(over_time(bn, over_time(conv, x)))
@@ -204,7 +140,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP with residual adds of spikes.
+    """Attention and MLP with residual connections that add spikes.
 
     Args:
         key: Name of the attention in the checkpoints: ``tssa``, ``attn`` or ``ssa``.
@@ -219,32 +155,32 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (T, B, C, H, W)."""
+        """Return the stream after this block, (T, B, C, H, W)."""
         branch = getattr(self, self.key)(x.flatten(3))
         x = x + branch.unflatten(3, x.shape[3:])
         return x + self.mlp(x)
 
 
 class QKFormer(SpikingModel):
-    """QKFormer; images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
+    """QKFormer: images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
 
     Args:
-        img_size_h, img_size_w, in_channels: Shape of the images that it is made for; square.
+        img_size_h, img_size_w, in_channels: Shape of the model's images; square.
         num_classes: Length of the logits.
-        embed_dims: Stream width of stage 3, before pruning; stages 1 and 2 have a quarter and half.
-        num_heads: Number of heads; always 8 in the CIFAR flavour.
-        mlp_ratios: MLP hidden width over the stream's.
-        depths: Number of blocks of all stages.
+        embed_dims: Unpruned stream width of stage 3; stages 1 and 2 have a quarter and half of it.
+        num_heads: Number of heads; always 8 in the CIFAR variant.
+        mlp_ratios: MLP hidden width divided by the stream width.
+        depths: Number of blocks in all stages.
         T: Time steps.
-        batch_coupled: The official behaviour: logits depend on the batch and its order.
-        widths: Present group widths where they differ from the original ones.
-        unused: Official arguments without effect here.
+        batch_coupled: Reproduce the official code: logits depend on the batch and its order.
+        widths: Present width of each group that differs from the original.
+        unused: Official arguments without effect.
     """
 
-    unseen = {"num_heads": 6, "batch_coupled": True}
+    hashed_arguments: ClassVar[Mapping[str, Any]] = {"num_heads": 6, "batch_coupled": True}
     imagenet = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the official names
         self,
         *,
         img_size_h: int = 224,
@@ -253,15 +189,15 @@ class QKFormer(SpikingModel):
         num_classes: int = 1000,
         embed_dims: int = 384,
         num_heads: int = 6,
-        mlp_ratios: int = 4,
+        mlp_ratios: float = 4,
         depths: int = 10,
         T: int = 4,
         batch_coupled: bool = True,
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, UNUSED_ARGUMENTS)
-        heads = num_heads if self.imagenet else 8
+        check_unused_arguments(self.family, unused, UNUSED_ARGUMENTS)
+        heads = num_heads if self.imagenet else _CIFAR_HEADS
         if embed_dims % (4 * heads) or img_size_h != img_size_w:
             raise ModelError(
                 f"embed_dims must be a multiple of 4 x heads ({4 * heads}) and images square; "
@@ -283,19 +219,55 @@ class QKFormer(SpikingModel):
         specs = _group_specs(embed_dims, mlp_ratios, heads, blocks, self.imagenet)
         super().__init__(arguments, specs, widths)
         self.batch_coupled = batch_coupled
-        w = self.widths
+        self._build()
+
+    @classmethod
+    def read_size(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Return everything but heads, time steps, image size and batch coupling."""
+        first = "patch_embed1.proj_conv.weight"
+        hidden = f"stage1.0.mlp.{_mlp_names(cls.imagenet)[0]}_conv.weight"
+        attention = f"stage3.0.{_attention_key(cls.imagenet)}.q_conv.weight"
+        needed = {first, hidden, attention, "stage1.0.tssa.q_conv.weight", "head.weight"}
+        if needed - shapes.keys():
+            return None
+        num_classes, embed_dims = shapes["head.weight"]
+        stages = (count_blocks(shapes, f"stage{stage}") for stage in (1, 2, 3))
+        return {
+            "in_channels": shapes[first][1],
+            "num_classes": num_classes,
+            "embed_dims": embed_dims,
+            "mlp_ratios": ratio(shapes[hidden][0], shapes[hidden][1]),
+            "depths": sum(stages),
+        }
+
+    @classmethod
+    def choices(cls, size: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """Return the choices of heads (ImageNet only), time steps, image size and coupling."""
+        width = size["embed_dims"]
+        heads = (heads_choice([width // 4, width]),) if cls.imagenet else ()
+        return (
+            *heads,
+            time_steps_choice(),
+            image_size_choice((224, 288, 384) if cls.imagenet else (32,)),
+            _COUPLING,
+        )
+
+    def _build(self) -> None:
+        w, in_channels = self.widths, int(self.arguments["in_channels"])
+        heads = int(self.arguments["num_heads"]) if self.imagenet else _CIFAR_HEADS
+        blocks = _stage_blocks(self.arguments["depths"], self.imagenet)
         s1, s2, s3 = (w[f"stage{s}.stream"] for s in (1, 2, 3))
         self.patch_embed1 = FirstPatchEmbed(
             in_channels, w["pe1.first"], w.get("pe1.mid", 0), s1, self.imagenet
         )
         self.patch_embed2 = PatchEmbed(s1, w["pe2.mid"], s2, self.imagenet)
         self.patch_embed3 = PatchEmbed(s2, w["pe3.mid"], s3, self.imagenet)
-        self.stage1 = nn.ModuleList(self._block(b, s1, heads, batch_coupled) for b in blocks[1])
-        self.stage2 = nn.ModuleList(self._block(b, s2, heads, batch_coupled) for b in blocks[2])
-        self.stage3 = nn.ModuleList(self._block(b, s3, heads, batch_coupled) for b in blocks[3])
-        self.head = nn.Linear(s3, num_classes)
+        self.stage1 = nn.ModuleList(self._block(b, s1, heads) for b in blocks[1])
+        self.stage2 = nn.ModuleList(self._block(b, s2, heads) for b in blocks[2])
+        self.stage3 = nn.ModuleList(self._block(b, s3, heads) for b in blocks[3])
+        self.head = nn.Linear(s3, self.num_classes)
 
-    def _block(self, name: str, stream: int, heads: int, batch_coupled: bool) -> Block:
+    def _block(self, name: str, stream: int, heads: int) -> Block:
         w = self.widths
         mlp = MLP(stream, w[f"{name}.mlp.hidden"], _mlp_names(self.imagenet))
         if not name.startswith("stage3"):
@@ -303,14 +275,16 @@ class QKFormer(SpikingModel):
             return Block("tssa", TokenAttention(stream, q, k, heads), mlp)
         key = _attention_key(self.imagenet)
         qk, v = w[f"{name}.{key}.qk"], w[f"{name}.{key}.v"]
-        return Block(key, SelfAttention(stream, qk, v, heads, batch_coupled), mlp)
+        layout = Heads(heads, int(self.arguments["embed_dims"]) // heads)
+        coupled = bool(self.arguments["batch_coupled"])
+        return Block(key, SelfAttention(stream, qk, v, layout, coupled), mlp)
 
     def real_fed(self) -> dict[str, int]:
-        """The first convolution, and the head, which reads a mean over positions and time."""
+        """Return the first convolution and the head, which reads averages."""
         return {"patch_embed1.proj_conv": 1, "head": 1}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the mean over positions and time."""
+        """Return the logits of the mean over positions and time."""
         if x.dim() == 5:
             x = x.transpose(0, 1)
         x = self.patch_embed1(x, self.T)
@@ -322,16 +296,27 @@ class QKFormer(SpikingModel):
 
 
 class QKFormerImageNet(QKFormer):
-    """The ImageNet flavour: strides 4, 8, 16; stages of 1, 2 and depths - 3 blocks."""
+    """The ImageNet variant: strides 4, 8, 16; stages of 1, 2 and depths - 3 blocks."""
 
     family = "qkformer_imagenet"
+    title = "QKFormer, ImageNet"
 
 
 class QKFormerCifar(QKFormer):
-    """The CIFAR flavour: strides 1, 2, 4; stages of 1, 1 and depths - 2 blocks; always 8 heads."""
+    """The CIFAR variant: strides 1, 2, 4; stages of 1, 1 and depths - 2 blocks; always 8 heads."""
 
     family = "qkformer_cifar"
+    title = "QKFormer, CIFAR"
     imagenet = False
+
+
+_COUPLING = Choice(
+    "batch_coupled",
+    (
+        Option(True, "as published: images of a batch influence each other"),
+        Option(False, "if it was trained with independent images"),
+    ),
+)
 
 
 def _mlp_names(imagenet: bool) -> tuple[str, str]:
@@ -349,7 +334,7 @@ def _stage_blocks(depths: int, imagenet: bool) -> dict[int, list[str]]:
 
 
 def _group_specs(
-    embed_dims: int, mlp_ratios: int, heads: int, blocks: dict[int, list[str]], imagenet: bool
+    embed_dims: int, mlp_ratios: float, heads: int, blocks: dict[int, list[str]], imagenet: bool
 ) -> list[GroupSpec]:
     specs = _patch_specs(embed_dims, imagenet)
     for stage in (1, 2, 3):
@@ -362,12 +347,12 @@ def _group_specs(
 
 
 def _patch_specs(embed_dims: int, imagenet: bool) -> list[GroupSpec]:
-    def inner(name: str, layer: str, width: int, into: tuple[str, ...]) -> GroupSpec:
+    def inner(name: str, layer: str, width: int, readers: tuple[str, ...]) -> GroupSpec:
         number = name[2]
-        place, title = f"patch_embed{number}", f"Patch embed {number}"
-        out = prefixed(place, (f"{layer}_conv", f"{layer}_bn"))
-        what = "first conv" if name.endswith("first") else "middle conv"
-        return GroupSpec(name, "conv", width, title, what, out, prefixed(place, into))
+        module, block = f"patch_embed{number}", f"Patch embed {number}"
+        writers = prefixed(module, (f"{layer}_conv", f"{layer}_bn"))
+        title = "first conv" if name.endswith("first") else "middle conv"
+        return GroupSpec(name, "conv", width, block, title, writers, prefixed(module, readers))
 
     e1, e2, e3 = embed_dims // 4, embed_dims // 2, embed_dims
     specs = [inner("pe1.first", "proj", e1 // 2, ("proj1_conv", "proj_res_conv"))]
@@ -382,36 +367,36 @@ def _stream_spec(stage: int, width: int, blocks: list[str], imagenet: bool) -> G
     first, second = _mlp_names(imagenet)
     last = {1: "proj2" if imagenet else "proj1"}.get(stage, "proj4")
     patch = (f"{last}_conv", f"{last}_bn", "proj_res_conv", "proj_res_bn")
-    out = list(prefixed(f"patch_embed{stage}", patch))
-    into: list[str] = []
-    attn, readers = (_attention_key(imagenet), "qkv") if stage == 3 else ("tssa", "qk")
+    writers = list(prefixed(f"patch_embed{stage}", patch))
+    readers: list[str] = []
+    attn, inputs = (_attention_key(imagenet), "qkv") if stage == 3 else ("tssa", "qk")
     for b in blocks:
-        out += prefixed(b, (f"{attn}.proj_conv", f"{attn}.proj_bn"))
-        out += prefixed(b, (f"mlp.{second}_conv", f"mlp.{second}_bn"))
-        into += prefixed(b, [*(f"{attn}.{x}_conv" for x in readers), f"mlp.{first}_conv"])
+        writers += prefixed(b, (f"{attn}.proj_conv", f"{attn}.proj_bn"))
+        writers += prefixed(b, (f"mlp.{second}_conv", f"mlp.{second}_bn"))
+        readers += prefixed(b, [*(f"{attn}.{x}_conv" for x in inputs), f"mlp.{first}_conv"])
     if stage == 3:
-        into.append("head")
+        readers.append("head")
     else:
-        into += prefixed(f"patch_embed{stage + 1}", ("proj3_conv", "proj_res_conv"))
-    title = f"Stage {stage}"
+        readers += prefixed(f"patch_embed{stage + 1}", ("proj3_conv", "proj_res_conv"))
     return GroupSpec(
-        f"stage{stage}.stream", "residual", width, title, "residual stream", tuple(out), tuple(into)
+        group_id=f"stage{stage}.stream",
+        kind="residual",
+        width=width,
+        block=f"Stage {stage}",
+        title="residual stream",
+        writers=tuple(writers),
+        readers=tuple(readers),
     )
 
 
 def _block_specs(
-    name: str, width: int, mlp_ratios: int, heads: int, title: str, imagenet: bool
+    name: str, width: int, mlp_ratios: float, heads: int, title: str, imagenet: bool
 ) -> list[GroupSpec]:
     first, second = _mlp_names(imagenet)
-    hidden = GroupSpec(
-        f"{name}.mlp.hidden",
-        "mlp",
-        width * mlp_ratios,
-        title,
-        "MLP hidden",
-        prefixed(name, (f"mlp.{first}_conv", f"mlp.{first}_bn")),
-        (f"{name}.mlp.{second}_conv",),
-    )
+    fc1 = prefixed(name, (f"mlp.{first}_conv", f"mlp.{first}_bn"))
+    fc2 = (f"{name}.mlp.{second}_conv",)
+    group_id = f"{name}.mlp.hidden"
+    hidden = GroupSpec(group_id, "mlp", int(width * mlp_ratios), title, "MLP hidden", fc1, fc2)
     if name.startswith("stage3"):
         attn = f"{name}.{_attention_key(imagenet)}"
         return [*attention_specs(attn, width, heads, title), hidden]

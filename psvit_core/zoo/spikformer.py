@@ -1,15 +1,15 @@
-"""Spikformer, in its two published flavours: ImageNet (maps) and CIFAR (tokens).
+"""Spikformer in its two published variants: ImageNet (maps) and CIFAR (tokens).
 
 Source:
     Zhou et al. 2023, Spikformer: When Spiking Neural Network Meets Transformer, ICLR,
-    arXiv 2209.15425. State-dict keys are those of the official checkpoints. Neurons close every
-    branch, so the residual stream carries small integers.
+    arXiv 2209.15425. State-dict keys match the official checkpoints. Every branch ends
+    in a neuron, so the residual stream carries small integers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,62 +19,60 @@ from psvit_core.zoo.base import (
     UNUSED_ARGUMENTS,
     GroupSpec,
     SpikingModel,
-    accept_unused,
+    check_unused_arguments,
     prefixed,
 )
-from psvit_core.zoo.layers import SpikeProduct, halve, over_time
-from psvit_core.zoo.stem import STREAM_IN, STREAM_OUT, StemLayers, stem_specs
-
-_SCALE = 0.125  # the published constant, whatever the head width
+from psvit_core.zoo.layers import ATTENTION_SCALE, over_time
+from psvit_core.zoo.products import Heads, SpikeProduct
+from psvit_core.zoo.sizing import (
+    Choice,
+    Shapes,
+    count_blocks,
+    heads_choice,
+    image_size_choice,
+    ratio,
+    time_steps_choice,
+)
+from psvit_core.zoo.stem import (
+    STREAM_READER,
+    STREAM_WRITERS,
+    StemLayers,
+    stem_specs,
+    stream_spec,
+)
 
 
 class PatchEmbed(StemLayers):
-    """Spiking patch splitting (SPS); max-pools act on spikes.
-
-    Args:
-        in_channels: Of the images.
-        widths: Present widths of the four stages.
-        pooling: For each stage, whether it halves the resolution.
-    """
+    """Spiking patch splitting (SPS), with max-pooling of spikes; arguments as for the stem."""
 
     def __init__(self, in_channels: int, widths: Sequence[int], pooling: Sequence[bool]) -> None:
-        super().__init__(in_channels, widths)
-        self.pooling = tuple(pooling)
+        super().__init__(in_channels, widths, pooling)
         self.rpe_lif = LIF()
 
     def forward(self, x: Tensor, T: int) -> Tensor:
-        """Integer stream (T, B, C, h, w) of images (B, C, H, W) or frames (T, B, C, H, W)."""
-        x = self._pool(self.proj_lif(self.first(x, T)), 0)
-        x = over_time(self.proj_bn1, over_time(self.proj_conv1, x))
-        x = self._pool(self.proj_lif1(x), 1)
-        x = over_time(self.proj_bn2, over_time(self.proj_conv2, x))
-        x = self._pool(self.proj_lif2(x), 2)
-        x = over_time(self.proj_bn3, over_time(self.proj_conv3, x))
-        z = self._pool(self.proj_lif3(x), 3)
+        """Map images (B, C, H, W) or frames (T, B, C, H, W) to integers (T, B, C, h, w)."""
+        z = self.pool(self.proj_lif3(self.convolve(x, T)), 3)
         return self.rpe_lif(over_time(self.rpe_bn, over_time(self.rpe_conv, z))) + z
-
-    def _pool(self, x: Tensor, stage: int) -> Tensor:
-        return halve(x) if self.pooling[stage] else x
 
 
 class Tokens(nn.Linear):
-    """A linear layer on (rows, C, N): per token, as the CIFAR flavour has it."""
+    """Linear layer applied to each token of (rows, C, N), as in the CIFAR variant."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, C, N) to (rows, C', N)."""
+        """Map (rows, C, N) to (rows, C', N)."""
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class SpikingSelfAttention(nn.Module):
-    """Spiking self-attention (SSA): ``(q k^T) v`` of spikes, no softmax.
+    """Spiking self-attention (SSA): ``(q k^T) v`` of spikes, without softmax.
 
     Args:
         stream, qk, v: Present widths.
-        heads: Number of heads.
-        layer: ``conv`` (Conv1d, ImageNet flavour) or ``linear`` (CIFAR flavour).
+        heads: The heads.
+        layer: ``conv`` (Conv1d, ImageNet variant) or ``linear`` (CIFAR variant).
     """
 
-    def __init__(self, stream: int, qk: int, v: int, heads: int, layer: str) -> None:
+    def __init__(self, stream: int, qk: int, v: int, heads: Heads, layer: str) -> None:
         super().__init__()
         self.layer = layer
         for name, width in (("q", qk), ("k", qk), ("v", v)):
@@ -82,7 +80,7 @@ class SpikingSelfAttention(nn.Module):
             self.add_module(f"{name}_{layer}", project)
             self.add_module(f"{name}_bn", nn.BatchNorm1d(width))
             self.add_module(f"{name}_lif", LIF())
-        self.product = SpikeProduct(heads, _SCALE)
+        self.product = SpikeProduct(heads, ATTENTION_SCALE, keys_first=layer == "conv")
         self.attn_lif = LIF(v_threshold=0.5)
         proj = Tokens(v, stream) if layer == "linear" else nn.Conv1d(v, stream, 1)
         self.add_module(f"proj_{layer}", proj)
@@ -90,7 +88,7 @@ class SpikingSelfAttention(nn.Module):
         self.proj_lif = LIF()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, N) in and out."""
+        """Return the branch output; (T, B, C, N) in and out."""
         q, k, v = (self._spikes(name, x).flatten(0, 1) for name in "qkv")
         o = self.product(q, k, v).unflatten(0, x.shape[:2])  # (T, B, Cv, N)
         return self._spikes("proj", self.attn_lif(o))
@@ -110,7 +108,7 @@ class MLP(nn.Module):
 
     Args:
         stream, hidden: Present widths.
-        layer: ``conv`` (Conv2d 1x1, ImageNet flavour) or ``linear`` (CIFAR flavour).
+        layer: ``conv`` (Conv2d 1x1, ImageNet variant) or ``linear`` (CIFAR variant).
     """
 
     def __init__(self, stream: int, hidden: int, layer: str) -> None:
@@ -119,13 +117,14 @@ class MLP(nn.Module):
         maps = layer == "conv"
         norm = nn.BatchNorm2d if maps else nn.BatchNorm1d
         for name, c_in, c_out in (("fc1", stream, hidden), ("fc2", hidden, stream)):
-            self.add_module(f"{name}_{layer}", nn.Conv2d(c_in, c_out, 1) if maps
-                            else Tokens(c_in, c_out))  # fmt: skip
+            self.add_module(
+                f"{name}_{layer}", nn.Conv2d(c_in, c_out, 1) if maps else Tokens(c_in, c_out)
+            )
             self.add_module(f"{name}_bn", norm(c_out))
             self.add_module(f"{name}_lif", LIF())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch output, (T, B, C, N) in and out."""
+        """Return the branch output; (T, B, C, N) in and out."""
         if self.layer == "conv":
             x = x.unsqueeze(4)  # a map of N x 1 gives the same numbers as one of H x W
         for name in ("fc1", "fc2"):
@@ -135,48 +134,108 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP with residual adds of spikes.
+    """Attention and MLP with residual connections that add spikes.
 
     Args:
         stream, qk, v, hidden: Present widths.
-        heads: Number of heads.
+        heads: The heads.
         layer: ``conv`` or ``linear``.
     """
 
-    def __init__(self, stream: int, qk: int, v: int, hidden: int, heads: int, layer: str) -> None:
+    def __init__(self, stream: int, qk: int, v: int, hidden: int, heads: Heads, layer: str) -> None:
         super().__init__()
-        # In the checkpoints and never called; kept so that they load strictly.
+        # Never called, but part of the checkpoints, which are loaded strictly.
         self.norm1 = nn.LayerNorm(stream)
         self.attn = SpikingSelfAttention(stream, qk, v, heads, layer)
         self.norm2 = nn.LayerNorm(stream)
         self.mlp = MLP(stream, hidden, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after this block, (T, B, C, N)."""
+        """Return the stream after this block, (T, B, C, N)."""
         x = x + self.attn(x)
         return x + self.mlp(x)
 
 
-class Spikformer(SpikingModel):
-    """Spikformer; images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
+class SpikformerLayout(SpikingModel):
+    """Base class of Spikformer and Spikingformer: a stem, blocks on tokens, the mean of both."""
+
+    hashed_arguments: ClassVar[Mapping[str, Any]] = {"num_heads": 8}
+    published_heads: ClassVar[tuple[int, ...]] = (8,)
+    published_sides: ClassVar[tuple[int, ...]] = (224,)
+    patch_embed: nn.Module
+    block: nn.ModuleList
+    head: nn.Linear
+
+    def _add_block(self, name: str) -> nn.Module:
+        """Build the block of this name."""
+        raise NotImplementedError
+
+    def _stem(self) -> nn.Module:
+        """Build the stem."""
+        raise NotImplementedError
+
+    def _build(self) -> None:
+        self.patch_embed = self._stem()
+        names = [f"block.{i}" for i in range(self.arguments["depths"])]
+        self.block = nn.ModuleList(self._add_block(name) for name in names)
+        self.head = nn.Linear(self.widths["stream"], self.arguments["num_classes"])
+
+    @classmethod
+    def choices(cls, size: Mapping[str, Any]) -> tuple[Choice, ...]:
+        """Return the choices of heads, time steps and image size."""
+        return (
+            heads_choice([size["embed_dims"]], cls.published_heads),
+            time_steps_choice(),
+            image_size_choice(cls.published_sides),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the mean over tokens and time."""
+        if x.dim() == 5:
+            x = x.transpose(0, 1)
+        x = self.patch_embed(x, self.T).flatten(3)  # (T, B, C, N)
+        for block in self.block:
+            x = block(x)
+        return self.head(x.mean(dim=3).mean(dim=0))
+
+
+def unused_norms(depths: int) -> tuple[str, ...]:
+    """Return the names of the blocks' tensors that no computation reads."""
+    norms = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
+    return tuple(f"block.{i}.{norm}" for i in range(depths) for norm in norms)
+
+
+def check_heads(embed_dims: int, num_heads: int) -> None:
+    """Check that the stem and the heads can divide the width.
+
+    Raises:
+        ModelError: If they cannot.
+    """
+    if embed_dims % num_heads or embed_dims % 8:
+        raise ModelError(
+            f"embed_dims must be a multiple of 8 and of num_heads={num_heads}; got {embed_dims}."
+        )
+
+
+class Spikformer(SpikformerLayout):
+    """Spikformer: images (B, C, H, W) or frames (B, T, C, H, W) to logits (B, num_classes).
 
     Args:
-        img_size_h, img_size_w, in_channels: Shape of the images that it is made for.
+        img_size_h, img_size_w, in_channels: Shape of the images that the model is built for.
         num_classes: Length of the logits.
-        embed_dims: Width of the residual stream, before pruning.
+        embed_dims: Unpruned width of the residual stream.
         num_heads: Number of heads.
-        mlp_ratios: MLP hidden width over ``embed_dims``.
+        mlp_ratios: MLP hidden width divided by ``embed_dims``.
         depths: Number of blocks.
         T: Time steps.
-        widths: Present group widths where they differ from the original ones.
-        unused: Official arguments without effect here.
+        widths: Present width of each group that differs from the original.
+        unused: Official arguments without effect.
     """
 
-    unseen = {"num_heads": 8}
     layer = "conv"
     pooling = (True, True, True, True)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the official names
         self,
         *,
         img_size_h: int = 224,
@@ -191,12 +250,8 @@ class Spikformer(SpikingModel):
         widths: Mapping[str, int] | None = None,
         **unused: Any,
     ) -> None:
-        accept_unused(self.family, unused, UNUSED_ARGUMENTS)
-        if embed_dims % num_heads or embed_dims % 8:
-            raise ModelError(
-                f"embed_dims must be a multiple of 8 and of num_heads={num_heads}; "
-                f"got {embed_dims}."
-            )
+        check_unused_arguments(self.family, unused, UNUSED_ARGUMENTS)
+        check_heads(embed_dims, num_heads)
         arguments = {
             "img_size_h": img_size_h,
             "img_size_w": img_size_w,
@@ -211,92 +266,86 @@ class Spikformer(SpikingModel):
         hidden = int(embed_dims * mlp_ratios)
         specs = _group_specs(embed_dims, hidden, depths, num_heads, self.layer)
         super().__init__(arguments, specs, widths)
+        self._build()
+        self.unused = unused_norms(depths)
+
+    def _stem(self) -> PatchEmbed:
         w = self.widths
         stem = (w["stem0"], w["stem1"], w["stem2"], w["stream"])
-        self.patch_embed = PatchEmbed(in_channels, stem, self.pooling)
-        self.block = nn.ModuleList(
-            Block(
-                w["stream"],
-                w[f"block.{i}.attn.qk"],
-                w[f"block.{i}.attn.v"],
-                w[f"block.{i}.mlp.hidden"],
-                num_heads,
-                self.layer,
-            )
-            for i in range(depths)
-        )
-        self.head = nn.Linear(w["stream"], num_classes)
-        self.unused = tuple(
-            f"block.{i}.{norm}.{tensor}"
-            for i in range(depths)
-            for norm in ("norm1", "norm2")
-            for tensor in ("weight", "bias")
-        )
+        return PatchEmbed(self.arguments["in_channels"], stem, self.pooling)
+
+    @classmethod
+    def read_size(cls, shapes: Shapes) -> dict[str, Any] | None:
+        """Return everything but heads, time steps and image size."""
+        first, hidden = "patch_embed.proj_conv.weight", f"block.0.mlp.fc1_{cls.layer}.weight"
+        if {first, hidden, "block.0.norm1.weight", "head.weight"} - shapes.keys():
+            return None
+        num_classes, embed_dims = shapes["head.weight"]
+        return {
+            "in_channels": shapes[first][1],
+            "num_classes": num_classes,
+            "embed_dims": embed_dims,
+            "mlp_ratios": ratio(shapes[hidden][0], embed_dims),
+            "depths": count_blocks(shapes, "block"),
+        }
+
+    def _add_block(self, name: str) -> Block:
+        w, heads = self.widths, int(self.arguments["num_heads"])
+        qk, v, hidden = w[f"{name}.attn.qk"], w[f"{name}.attn.v"], w[f"{name}.mlp.hidden"]
+        layout = Heads(heads, int(self.arguments["embed_dims"]) // heads)
+        return Block(w["stream"], qk, v, hidden, layout, self.layer)
 
     def real_fed(self) -> dict[str, int]:
-        """The first convolution, and the head, which reads a mean over tokens and time."""
+        """Return the first convolution and the head, which reads averages."""
         return {"patch_embed.proj_conv": 1, "head": 1}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of the mean over tokens and time."""
-        if x.dim() == 5:
-            x = x.transpose(0, 1)
-        x = self.patch_embed(x, self.T).flatten(3)  # (T, B, C, N)
-        for block in self.block:
-            x = block(x)
-        return self.head(x.mean(dim=3).mean(dim=0))
 
 
 class SpikformerImageNet(Spikformer):
-    """The ImageNet flavour: convolutions on maps, stride 16."""
+    """The ImageNet variant: convolutions on maps, stride 16."""
 
     family = "spikformer_imagenet"
+    title = "Spikformer, ImageNet"
 
 
 class SpikformerCifar(Spikformer):
-    """The CIFAR flavour: linear layers on tokens, stride 4."""
+    """The CIFAR variant: linear layers on tokens, stride 4."""
 
     family = "spikformer_cifar"
+    title = "Spikformer, CIFAR"
     layer = "linear"
     pooling = (False, False, True, True)
+    published_heads = (12,)
+    published_sides = (32,)
 
 
 def attention_specs(
     attn: str, width: int, heads: int, title: str, layer: str = "conv"
 ) -> list[GroupSpec]:
-    """Groups ``qk`` and ``v`` of a spiking self-attention."""
+    """Return groups ``qk`` and ``v`` of a spiking self-attention."""
 
-    def out(*names: str) -> tuple[str, ...]:
+    def writers(*names: str) -> tuple[str, ...]:
         return prefixed(attn, [f"{n}_{part}" for n in names for part in (layer, "bn")])
 
     proj = (f"{attn}.proj_{layer}",)
     return [
-        GroupSpec(f"{attn}.qk", "qk", width, title, "SSA q, k", out("q", "k"), (), heads),
-        GroupSpec(f"{attn}.v", "v", width, title, "SSA v", out("v"), proj, heads),
+        GroupSpec(f"{attn}.qk", "qk", width, title, "SSA q, k", writers("q", "k"), (), heads),
+        GroupSpec(f"{attn}.v", "v", width, title, "SSA v", writers("v"), proj, heads),
     ]
 
 
 def _group_specs(
     embed_dims: int, hidden: int, depths: int, heads: int, layer: str
 ) -> list[GroupSpec]:
-    out = list(prefixed("patch_embed", STREAM_OUT))
-    into = [f"patch_embed.{STREAM_IN}"]
+    writers = list(prefixed("patch_embed", STREAM_WRITERS))
+    readers = [f"patch_embed.{STREAM_READER}"]
     inner: list[GroupSpec] = []
     for i in range(depths):
         b, title = f"block.{i}", f"Block {i + 1}"
-        out += prefixed(b, (f"attn.proj_{layer}", "attn.proj_bn", f"mlp.fc2_{layer}", "mlp.fc2_bn"))
-        out += prefixed(b, ("norm1", "norm2"))
-        into += prefixed(b, [*(f"attn.{x}_{layer}" for x in "qkv"), f"mlp.fc1_{layer}"])
+        attn = (f"attn.proj_{layer}", "attn.proj_bn")
+        writers += prefixed(b, (*attn, f"mlp.fc2_{layer}", "mlp.fc2_bn", "norm1", "norm2"))
+        readers += prefixed(b, [*(f"attn.{x}_{layer}" for x in "qkv"), f"mlp.fc1_{layer}"])
         fc1, fc2 = prefixed(b, (f"mlp.fc1_{layer}", "mlp.fc1_bn")), (f"{b}.mlp.fc2_{layer}",)
         inner += attention_specs(f"{b}.attn", embed_dims, heads, title, layer)
         inner.append(GroupSpec(f"{b}.mlp.hidden", "mlp", hidden, title, "MLP hidden", fc1, fc2))
-    stream = GroupSpec(
-        "stream",
-        "residual",
-        embed_dims,
-        "All blocks",
-        "residual stream",
-        tuple(out),
-        (*into, "head"),
-    )
+    stream = stream_spec(embed_dims, writers, readers)
     return [*stem_specs(embed_dims), stream, *inner]

@@ -1,8 +1,7 @@
-"""Fixtures of the browser tests: a Chromium, the app on a free port with its own store.
+"""Fixtures of the browser tests: Chromium, and the app on a free port with its own store.
 
-A test looks at the page as a user does: by roles, labels and texts. Every page that is opened
-through ``open_page`` is checked at the end: nothing was asked of any other host, and no error that
-the test did not expect is left on screen.
+Tests find elements as a user does, by roles, labels and texts. The fixture ``open_page`` checks at
+the end that no page has sent a request to another host.
 """
 
 from __future__ import annotations
@@ -23,34 +22,18 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from psvit_core.jobs import client
-from psvit_core.store import Store
-from tests.browser import chromium_path
+from psvit_core.jobs import client, workers
+from psvit_core.storage.store import Store
 
-os.environ.setdefault("PSVIT_DEMO", "0")  # pages without a browser: an empty store is empty
+# Pages without a browser start with an empty store, and measure nothing by themselves.
+os.environ.setdefault("PSVIT_DEMO", "0")
+os.environ.setdefault("PSVIT_DRAG", "0")
+os.environ.setdefault("PSVIT_RECOVER", "none")  # tests/ui/test_recovery.py has it on
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--no-sandbox",  # a container has no user namespaces, and only our own pages are shown
-    "--disable-dev-shm-usage",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-expect.set_options(timeout=20_000)  # the machine may be busy with other things
+expect.set_options(timeout=20_000)  # the machine may be busy
 OpenPage = Callable[..., Page]
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """A headless Chromium for the whole session; tests open their own contexts in it."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @dataclass
@@ -59,8 +42,10 @@ class Server:
 
     cache: Path
     port: int
-    warm: bool = False  # whether a worker gets ready at once; costs a core for seconds
-    demo: bool = False  # whether the shipped results are shown
+    warm: bool = False  # start a worker at once; this takes a core for seconds
+    demo: bool = False  # show the shipped results
+    drag: bool = False  # measure every edit on the Tune page; each starts a worker
+    script: str = "app.py"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -72,8 +57,8 @@ class Server:
         return Store(self.cache)
 
     def start(self) -> None:
-        """Start and wait until it answers."""
-        command = [sys.executable, "-m", "streamlit", "run", "app.py"]
+        """Start the server and wait until it answers."""
+        command = [sys.executable, "-m", "streamlit", "run", self.script]
         with (self.cache / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--server.port", str(self.port), "--server.headless", "true"],
@@ -83,6 +68,7 @@ class Server:
                     "PSVIT_CACHE": str(self.cache),
                     "PSVIT_WARM": str(int(self.warm)),
                     "PSVIT_DEMO": str(int(self.demo)),
+                    "PSVIT_DRAG": str(int(self.drag)),
                 },
                 stdout=log,
                 stderr=log,
@@ -98,41 +84,55 @@ class Server:
         raise TimeoutError(f"no answer from {self.url}")
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill the server, like a crash."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
 
     def end_workers(self) -> None:
-        """End the workers of this store; they would stay for a while with their model loaded."""
+        """Kill the workers of this store; they would keep their model loaded for a while."""
         for process in psutil.process_iter(["cmdline"]):
             command = process.info["cmdline"] or []
             if "psvit_core.jobs.worker" in command and str(self.cache) in command:
                 process.kill()
 
 
-def start_server(cache: Path, *, warm: bool = False, demo: bool = False) -> Server:
+def start_server(
+    cache: Path,
+    *,
+    warm: bool = False,
+    demo: bool = False,
+    drag: bool = False,
+    script: str = "app.py",
+) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(cache=cache, port=port, warm=warm, demo=demo)
+    server = Server(cache=cache, port=port, warm=warm, demo=demo, drag=drag, script=script)
     server.start()
     return server
 
 
 @pytest.fixture
 def fresh_server(tmp_path: Path) -> Iterator[Server]:
-    """A server that nobody has asked anything yet."""
+    """Start a server that has not received any request."""
     server = start_server(tmp_path)
     yield server
     server.kill()
     server.end_workers()
 
 
+@pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no worker: pages drawn without a server would leave theirs behind, models loaded."""
+    for module in (client, workers):
+        monkeypatch.setattr(module, "ensure_worker", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the tests of a module."""
+    """Start one server for the tests of a module."""
     server = start_server(tmp_path_factory.mktemp("store"))
     yield server
     server.kill()
@@ -141,15 +141,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """Opens pages, each in a new browser; checks in the end that they stayed on this machine."""
+    """Open pages, each in a new context.
+
+    Checks at the end that all requests were local, and that the app's own policy of content refused
+    nothing.
+    """
     contexts: list[BrowserContext] = []
-    asked: list[str] = []
+    requests: list[str] = []
+    refused: list[str] = []
+
+    def hear(text: str) -> None:
+        if "Content Security Policy" in text:
+            refused.append(text)
 
     def open_it(url: str, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
         context.set_default_timeout(30_000)
         contexts.append(context)
-        context.on("request", lambda request: asked.append(request.url))
+        context.on("request", lambda request: requests.append(request.url))
+        context.on("console", lambda message: hear(message.text))
         page = context.new_page()
         page.goto(url)
         settled(page)
@@ -158,18 +168,30 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
     yield open_it
     for context in contexts:
         context.close()
-    hosts = {urlsplit(u).hostname for u in asked if not u.startswith(("data:", "blob:"))}
+    hosts = {urlsplit(u).hostname for u in requests if not u.startswith(("data:", "blob:"))}
     assert hosts <= {"127.0.0.1"}
+    assert refused == []
 
 
 def settled(page: Page) -> None:
-    """Wait until the page's script has run."""
+    """Wait until the page's script has finished, and does not start again.
+
+    A click's or a drag's run of the script starts some time after the click, so a script that is
+    not running now may not have begun.
+    """
+    idle = '[data-testid="stApp"][data-test-script-state="notRunning"]'
     page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
+    quiet = 0
+    for _ in range(100):
+        page.wait_for_timeout(100)
+        quiet = quiet + 1 if page.locator(idle).count() else 0
+        if quiet == 5:
+            return
+    page.wait_for_selector(idle)  # a page that follows a job runs again and again
 
 
 def wait_for_job(store: Store, task: str, timeout: float = 90) -> client.Job:
-    """The newest job of a task, when it has ended."""
+    """Wait until the newest job of a task has ended, and return it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         jobs = [job for job in client.list_jobs(store) if job.task == task]

@@ -1,4 +1,4 @@
-"""A sweep's rows without running a model: sizes are true, drops are made up by a simple rule."""
+"""Sweeps without running a model: sizes are exact, drops follow a simple made-up rule."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from psvit_core.outcomes import Outcome, save_outcome
-from psvit_core.plans import plan_from_ratios
+from psvit_core.plan.build import plan_from_ratios
+from psvit_core.plan.size import plan_size
 from psvit_core.records import (
     ChannelGroup,
-    Conditions,
     Interval,
     ModelSummary,
     SensitivityRow,
     n_pruned,
 )
-from psvit_core.sensitivity.table import SweepSpec, save_spec
-from psvit_core.size import plan_size
-from psvit_core.store import Store
+from psvit_core.sensitivity.spec import SweepSpec, save_spec
+from psvit_core.storage.predictions import Outcome, save_outcome
+from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import shipped_summary
+from tests import made
 
 RATIOS = (0.1, 0.5, 0.9)
-CONDITIONS = Conditions(
-    data="digits", split="val", n_images=64, T=1, batch=125, precision="float32", device="cpu",
-    transform="none",
-)  # fmt: skip
+CONDITIONS = dataclasses.replace(made.CONDITIONS, data="digits", n_images=64, T=1, batch=125)
 Drop = Callable[[ChannelGroup, float], Interval]
 
 
@@ -37,7 +34,7 @@ def summary(name: str = "e_spikeformer_digits") -> ModelSummary:
 
 
 def steep_streams(group: ChannelGroup, ratio: float) -> Interval:
-    """Residual streams cost 20 pp at ratio 1, everything else stays within noise."""
+    """Return 20 pp times the ratio for residual streams, and a drop within noise for others."""
     if group.kind == "residual":
         return Interval(value=20 * ratio, low=20 * ratio - 1, high=20 * ratio + 1)
     return Interval(value=0.1, low=-1.5, high=1.7)
@@ -74,16 +71,16 @@ def put_sweep(
     only: Sequence[str] | None = None,
     criterion: str = "l2",
 ) -> SweepSpec:
-    """Keep the cells of a sweep of made-up outcomes in a store, as a worker would leave them.
+    """Write a sweep of made-up outcomes to a store, as a worker would.
 
     Args:
-        store: Where.
-        model: The model; its groups lose ``cost`` percentage points at ratio 1, with the square.
+        store: The store.
+        model: The model; a group's drop is ``cost`` times the square of the ratio.
         ratios: The sweep's ratios.
-        n_images: Images; their ids are made up.
-        cost: Percentage points by group.
-        only: Groups whose cells are there; all when None.
-        criterion: What the units are ranked by; in truth it is always the L2 norm.
+        n_images: Number of images; their ids are made up.
+        cost: Drop at ratio 1 by group, percentage points.
+        only: Groups whose cells are written; all when None.
+        criterion: Criterion that the sweep names; its ranking is always that of the L2 norm.
     """
     conditions = dataclasses.replace(CONDITIONS, n_images=n_images, T=model.T)
     ids = tuple(f"image-{i}" for i in range(n_images))
@@ -97,7 +94,7 @@ def put_sweep(
     save_spec(store, spec)
     labels = np.arange(n_images) % 10
 
-    def keep(key: str, wrong: int, kl: float) -> None:
+    def write(key: str, wrong: int, kl: float) -> None:
         outcome = Outcome(
             ids=np.array(ids),
             labels=labels,
@@ -107,10 +104,10 @@ def put_sweep(
         )
         save_outcome(store, key, outcome)
 
-    keep(spec.baseline_key, 2, 0.0)
+    write(spec.baseline_key, 2, 0.0)
     for group in model.groups:
         for ratio in ratios:
             if only is None or group.group_id in only:
                 drop = cost(group) * ratio**2
-                keep(spec.cell(group, ratio).key, 2 + round(drop * n_images / 100), drop / 20)
+                write(spec.cell(group, ratio).key, 2 + round(drop * n_images / 100), drop / 20)
     return spec

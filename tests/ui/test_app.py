@@ -1,8 +1,9 @@
-"""The app in a browser: what a user does from the first look to the downloaded network."""
+"""The app in a browser: everything a user does, from the first page to the downloaded network."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,16 +15,18 @@ import time
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from psvit_core.jobs import client
+from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import shipped_summary
-from tests.ui.conftest import ROOT, OpenPage, Server, settled, wait_for_job
+from tests.made import make_job
+from tests.ui.conftest import ROOT, OpenPage, Server, settled, start_server, wait_for_job
 
 MODEL = "e_spikeformer_digits"
 TITLE = "E-SpikeFormer (SDT v3), digits"
 QUERY = f"?model={TITLE.replace(' ', '+')}&images=64"
-GROUP = "Block 3.1 · attention q, k"
+GROUP = "Block 3.0 · attention q, k"
 N_GROUPS = 45
 SWEEPING = re.compile(r"Sweep: \d+\s%")
 
@@ -38,14 +41,14 @@ PAGES = {
 
 
 def number(text: str) -> float:
-    """The first number in a text, with the screen's minus sign."""
+    """Return the first number in a text; it may have the typographic minus sign."""
     found = re.search(r"[-\u2212]?\d[\d,]*\.?\d*", text)
     assert found, text
     return float(found.group().replace("\u2212", "-").replace(",", ""))
 
 
 def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
-    """Click into the map's cell, when plotly has noticed where the pointer is."""
+    """Click a cell of the heatmap once plotly has registered the pointer's position."""
     settled(page)
     plot = page.locator(".js-plotly-plot:has(.heatmaplayer image)")
     chart = plot.locator(".nsewdrag")
@@ -57,7 +60,7 @@ def click_cell(page: Page, column: int, row: int, n_columns: int = 3) -> None:
     y = box["y"] + box["height"] * (row + 0.5) / N_GROUPS
     page.mouse.move(x, y)
     asked = f"{(column + 1) * 100 // (n_columns + 1)}"
-    expect(plot.locator(".hoverlayer")).to_contain_text(re.compile(rf"{asked}\s% asked"))
+    expect(plot.locator(".hoverlayer")).to_contain_text(re.compile(rf"{asked}\s% requested"))
     page.mouse.down()
     page.mouse.up()
 
@@ -74,7 +77,7 @@ def test_cold_deep_link(fresh_server: Server, open_page: OpenPage, path: str) ->
         assert "libtorch" not in maps.read_text()
 
 
-@pytest.mark.slow  # over a minute; its steps are tested one by one on the pages' own files
+@pytest.mark.slow  # over a minute; the pages' own tests cover its steps
 def test_sweep_to_download(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
     sweep_survives(page, server)
@@ -82,17 +85,20 @@ def test_sweep_to_download(server: Server, open_page: OpenPage, tmp_path: Path) 
     accuracy = tune_and_measure(page)
     python_lines, command = export_and_download(page, tmp_path, accuracy)
 
-    # What the page says about loading the file again, word by word, beside the downloaded file.
+    # Run the code and the command that the page shows, next to the downloaded file.
     shell = run([sys.executable, *shlex.split(command)[1:]], tmp_path)
     measured = json.loads(shell)
     assert measured["conditions"]["n_images"] == 64
     assert f"{100 * measured['accuracy']['value']:.2f}" == f"{accuracy:.2f}"
     printed = run([sys.executable, "-c", python_lines], tmp_path)
     assert f"value={measured['accuracy']['value']}" in printed
+    [code] = tmp_path.glob("*.py")
+    alone = run([sys.executable, "-I", code.name], tmp_path)  # -I ignores PYTHONPATH
+    assert alone == "(2, 1, 32, 32) -> logits (2, 10)\n"
 
 
 def run(command: list[str], folder: Path) -> str:
-    """The output of a fresh process with a store of its own."""
+    """Return the output of a new process with its own store."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -106,9 +112,9 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def sweep_survives(page: Page, server: Server) -> None:
-    """Start a sweep; reload the page and kill the server on the way; see it done.
+    """Start a sweep, reload the page and kill the server; check that the sweep finishes.
 
-    The worker is held while the page is reloaded: a sweep may be quicker than a browser.
+    The worker is paused during the reload, because a sweep may be faster than a browser.
     """
     progress = page.get_by_text(SWEEPING)
     expect(page.get_by_text("No sweep of this model yet")).to_be_visible()
@@ -141,7 +147,7 @@ def sweep_survives(page: Page, server: Server) -> None:
 
 
 def put_a_cell_into_the_plan(page: Page) -> None:
-    """Click cells of the map; take one over."""
+    """Click cells of the heatmap; add one to the plan."""
     summary = shipped_summary(MODEL)
     assert summary is not None
     row = [group.label for group in summary.groups].index(GROUP)
@@ -155,7 +161,7 @@ def put_a_cell_into_the_plan(page: Page) -> None:
 
 
 def tune_and_measure(page: Page) -> float:
-    """Find the cell's ratio on the Tune page, move a group, measure; returns the accuracy."""
+    """Check the cell's ratio on the Tune page, move a group, measure; return the accuracy."""
     page.get_by_role("link", name="Tune", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Tune")
     slider = page.get_by_role("slider", name=GROUP)
@@ -164,8 +170,8 @@ def tune_and_measure(page: Page) -> float:
 
     before = figure(page, "bytes").inner_text()
     memory = number(before)
-    page.get_by_role("slider", name="Block 3.1 · MLP hidden").press("End")
-    expect(figure(page, "bytes")).not_to_have_text(before)  # the browser's own, at once
+    page.get_by_role("slider", name="Block 3.0 · MLP hidden").press("End")
+    expect(figure(page, "bytes")).not_to_have_text(before)  # updated by the browser, at once
     assert number(figure(page, "bytes").inner_text()) < memory
     expect(figure(page, "predicted")).to_have_text(re.compile(r"^\d+\.\d\d\spp$"))
     settled(page)
@@ -174,7 +180,7 @@ def tune_and_measure(page: Page) -> float:
     assert number(figure(page, "bytes").inner_text()) < memory, "the draft was lost"
 
     page.get_by_role("button", name="Measure", exact=True).click()
-    expect(page.get_by_text(re.compile("the gap is"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=60_000)
     expect(figure(page, "measured")).to_have_text(re.compile(r"\d\spp"))
     expect(
         page.get_by_text(re.compile("Measured on digits, val split · 64 images"))
@@ -185,15 +191,18 @@ def tune_and_measure(page: Page) -> float:
 
 
 def figure(page: Page, name: str) -> Locator:
-    """The value of one of the equalizer's figures."""
+    """Locate the value of one of the equalizer's figures."""
     return page.locator(f".figure.{name} .value")
 
 
 def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str, str]:
-    """Write the checkpoint, take it away; returns the lines that load it: Python, shell."""
+    """Write and download the checkpoint; return the code that loads it (Python, shell)."""
     page.get_by_role("link", name="Export", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Export")
     expect(page.get_by_text(re.compile(f"Measured: top-1 {accuracy:.2f}"))).to_be_visible()
+    # Unrecovered, so that the checkpoint loses what was measured.
+    page.get_by_role("radio", name="None", exact=True).check(force=True)
+    expect(page.get_by_role("textbox", name="File name")).not_to_have_value(re.compile("recovered"))
     page.get_by_role("button", name="Prune and write checkpoint").click()
     link = page.get_by_role("link", name="Download", exact=True)
     expect(link).to_be_visible(timeout=60_000)
@@ -202,11 +211,15 @@ def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str,
     file = folder / waiting.value.suggested_filename
     assert re.fullmatch(r"e_spikeformer_digits-saves\d+\.safetensors", file.name)
     waiting.value.save_as(file)
-    blocks = page.get_by_role("code")  # drawn a moment after the link
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Python file").click()
+    waiting.value.save_as(folder / waiting.value.suggested_filename)
+    blocks = page.get_by_role("code")  # drawn shortly after the link
     expect(blocks.first).to_have_text(hashlib.sha256(file.read_bytes()).hexdigest())
-    expect(blocks).to_have_count(3)
+    expect(blocks).to_have_count(4)
     codes = blocks.all_inner_texts()
     assert f'load_model("{file.name}")' in codes[1]
+    assert f"psvit_core export {file.name} --out" in codes[3]
     return codes[1], codes[2]
 
 
@@ -223,6 +236,49 @@ def test_download_needs_the_token(server: Server, open_page: OpenPage) -> None:
 
 
 @pytest.mark.slow
+def test_answers_have_headers_for_security(server: Server, open_page: OpenPage) -> None:
+    page = open_page(server.url)
+    paths, hosts = (
+        ("", "files/x", "_stcore/health", "progress/x"),
+        ("127.0.0.1", "attacker.example"),
+    )
+    for path, host in itertools.product(paths, hosts):
+        headers = page.request.get(f"{server.url}/{path}", headers={"Host": host}).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'self';" in policy and "frame-ancestors 'none'" in policy
+        assert "unsafe-eval" not in policy and "http" not in policy
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_no_other_page_shows_the_app_in_a_frame(server: Server, browser: Browser) -> None:
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.set_content(f"<iframe src='{server.url}'></iframe>")
+    page.wait_for_function("() => document.querySelector('iframe').contentDocument === null")
+    assert any("frame-ancestors" in text for text in refused)
+    page.close()
+
+
+def test_the_policy_stops_what_is_not_escaped(server: Server, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(server.url)
+    settled(page)
+    answer = page.evaluate(
+        """() => new Promise((done) => {
+            const picture = document.createElement("img");
+            picture.onload = () => done("loaded");
+            picture.onerror = () => done("refused");
+            document.addEventListener("securitypolicyviolation", (e) => done(e.blockedURI));
+            picture.src = "http://evil.example/p.png";
+            document.body.append(picture);
+        })"""
+    )
+    assert answer == "http://evil.example/p.png"
+    page.close()
+
+
+@pytest.mark.slow
 def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/sensitivity{QUERY}")
     page.get_by_role("combobox", name="Rank units by").click()
@@ -231,7 +287,7 @@ def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     progress = page.get_by_text(SWEEPING)
     expect(progress).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.get_by_text("Sweep was cancelled")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Sweep cancelled")).to_be_visible(timeout=20_000)
     done = wait_for_job(server.store, "sweep")
     assert (done.state, done.done < done.total) == ("cancelled", True)
     percent = 100 * done.done // done.total
@@ -242,9 +298,10 @@ def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     assert wait_for_job(server.store, "sweep").state == "done"
     expect(page.get_by_text("units ranked by l1")).to_be_visible(timeout=20_000)
     expect(page.get_by_text("All 135 measured cells as a table")).to_be_visible()
-    expect(page.get_by_text("Sweep was cancelled")).to_have_count(0)
+    expect(page.get_by_text("Sweep cancelled")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_plan_of_another_model(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(f"{server.url}/export{QUERY}")
     line = page.get_by_text("groups pruned")
@@ -257,28 +314,28 @@ def test_plan_of_another_model(server: Server, open_page: OpenPage, tmp_path: Pa
     other = open_page(f"{server.url}/export")
     unpruned = other.get_by_text("groups pruned").inner_text()
     other.locator("input[type=file]").set_input_files(file)
-    expect(other.get_by_text("The plan was not loaded. This plan was made for")).to_be_visible()
+    expect(other.get_by_text("Could not open the plan. This plan was made for")).to_be_visible()
     assert other.get_by_text("groups pruned").inner_text() == unpruned
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     other.locator("input[type=file]").set_input_files(tmp_path / "broken.json")
     expect(other.get_by_text("not a JSON document")).to_be_visible()
 
     page.locator("input[type=file]").set_input_files(file)
-    expect(page.get_by_text("The plan is loaded.")).to_be_visible()
+    expect(page.get_by_text("The plan file is now the current plan.")).to_be_visible()
     assert line.inner_text() == before
 
 
-def test_files_that_are_no_models(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+def test_missing_and_broken_files(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(f"{server.url}/?model=Open+a+pruned+file&file=/no/such/file.safetensors")
     expect(page.get_by_role("alert")).to_contain_text(
-        "There is no file '/no/such/file.safetensors'"
+        "File not found on this machine: /no/such/file.safetensors"
     )
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no tensors here")
-    page.get_by_role("textbox", name="Pruned file").fill(str(broken))
+    page.get_by_role("textbox", name="Model file").fill(str(broken))
     page.keyboard.press("Enter")
-    failed = page.get_by_text("Reading the model failed")
-    expect(failed).to_contain_text("is not a whole .safetensors file", timeout=60_000)
+    failed = page.get_by_text("Could not read this model")
+    expect(failed).to_contain_text("is a text file", timeout=60_000)
 
 
 def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
@@ -287,11 +344,14 @@ def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
     expect(page.get_by_text("Published top-1: 78.80")).to_be_visible()
     page.get_by_role("textbox", name="Checkpoint file").fill("/no/such/weights.pth")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("no checkpoint file '/no/such/weights.pth'")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "Checkpoint not found on this machine: /no/such/weights.pth"
+    )
 
 
-def test_choices_stay(server: Server, open_page: OpenPage) -> None:
-    """Model and images stay through page switches and a reload; the theme may be switched."""
+@pytest.mark.slow
+def test_choices_survive(server: Server, open_page: OpenPage) -> None:
+    """Model and images survive page switches and a reload; charts follow a change of theme."""
     page = open_page(f"{server.url}/open{QUERY}")
     for title in ("Sensitivity", "Export", "Jobs", "Open"):
         page.get_by_role("link", name=title, exact=True).click()
@@ -313,3 +373,25 @@ def test_choices_stay(server: Server, open_page: OpenPage) -> None:
         " return bar && getComputedStyle(bar).fill !== before; }",
         arg=before,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+def test_the_app_starts_beside_a_damaged_index(
+    tmp_path: Path, open_page: OpenPage, damage: str
+) -> None:
+    store = Store(tmp_path)
+    for i in range(300):
+        client.save(store, make_job(id=f"job{i}", state="done"))
+    store.close()
+    path = tmp_path / "index" / "cache.db"
+    content = path.read_bytes()
+    path.write_bytes(b"garbage" * 1000 if damage == "garbage" else content[: len(content) // 2])
+    server = start_server(tmp_path)
+    try:
+        page = open_page(f"{server.url}/jobs")
+        expect(page.get_by_text("The index of the store was damaged")).to_be_visible()
+        expect(page.get_by_text("No jobs have ended yet")).to_be_visible()
+    finally:
+        server.kill()
+        server.end_workers()

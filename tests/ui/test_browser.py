@@ -1,4 +1,4 @@
-"""The browser itself: found like scripts/ensure_chromium.sh finds it, and it starts."""
+"""The browser: it starts, and is found in the same way as by scripts/ensure_chromium.sh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures are functions of records: numbers in them are checked here, looks by eye."""
+"""Figures are functions of records; these tests check the numbers in them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from psvit_core.size import plan_size
+from psvit_core.plan.size import plan_size
 from tests.ui.example import RATIOS, rows, summary
-from ui import charts, tables
-from ui.heatmap import cell_name, cell_of, sensitivity_heatmap
-from ui.palette import DARK, LIGHT, heat_position
+from ui.charts.bytes import bytes_chart
+from ui.charts.heatmap import cell_name, cell_of, sensitivity_heatmap
+from ui.charts.palette import DARK, LIGHT, heat_position
+from ui.charts.sensitivity import sensitivity_curve
+from ui.model import tables
 
 MODEL = summary()
 ROWS = rows(MODEL)
 
 
 def traces(figure: go.Figure) -> tuple[Any, ...]:
-    """Heat, hatched, removes nothing, within noise, unsettled, clicks."""
+    """Return the traces: heat, hatched, removes nothing, within noise, unsettled, clicks."""
     return tuple(figure.data)
 
 
-def test_every_cell_is_drawn_once_and_can_be_clicked() -> None:
+def test_every_cell_is_drawn_once_and_clickable() -> None:
     heat, hatched, nothing, noise, _, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
     coloured = sum(value is not None for line in heat.z for value in line)
     assert coloured + len(nothing.x) == len(MODEL.groups) * len(RATIOS) == len(clicks.x)
@@ -39,7 +41,7 @@ def test_every_cell_is_drawn_once_and_can_be_clicked() -> None:
 
 def test_a_cell_that_removes_nothing_has_no_colour() -> None:
     empty = [row for row in ROWS if row.n_pruned == 0]
-    assert empty, "the example must hold such cells"
+    assert empty, "the example must contain such cells"
     heat, _, nothing, _, _, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS))
     assert len(nothing.x) == len(empty)
     for x, y in zip(nothing.x, nothing.y, strict=True):
@@ -49,10 +51,10 @@ def test_a_cell_that_removes_nothing_has_no_colour() -> None:
     assert all("removes nothing" in texts[name] for name in names)
 
 
-def test_cells_to_run_are_hatched() -> None:
+def test_unmeasured_cells_are_hatched() -> None:
     heat, hatched, *_, clicks = traces(sensitivity_heatmap(MODEL, RATIOS, ROWS[:7]))
     assert len(hatched.x) == len(MODEL.groups) * len(RATIOS) - 7
-    assert sum("still to run" in text for text in clicks.text) == len(hatched.x)
+    assert sum("not measured yet" in text for text in clicks.text) == len(hatched.x)
     assert heat.zmin == 0
     assert heat.zmax == 1
 
@@ -79,27 +81,33 @@ def test_most_sensitive_first() -> None:
 
 @pytest.mark.parametrize(
     ("value", "metric", "position"),
-    [(-2, "drop", 0), (0, "drop", 0), (2.5, "drop", 0.5), (10, "drop", 1), (80, "drop", 1),
-     (0.25, "kl", 0.5)],
-)  # fmt: skip
+    [
+        (-2, "drop", 0),
+        (0, "drop", 0),
+        (2.5, "drop", 0.5),
+        (10, "drop", 1),
+        (80, "drop", 1),
+        (0.25, "kl", 0.5),
+    ],
+)
 def test_heat_scale_is_fixed(value: float, metric: str, position: float) -> None:
     assert heat_position(value, metric) == pytest.approx(position)
 
 
-def test_harmless_is_the_background() -> None:
+def test_harmless_cells_have_the_background_colour() -> None:
     assert LIGHT.heat[0] == "#ffffff"
     assert DARK.heat[0] == "#12171b"
 
 
-def test_curve_starts_at_nothing_and_has_its_interval() -> None:
+def test_curve_starts_at_zero_and_has_an_interval() -> None:
     group = MODEL.by_id["stage3.stream"]
     own = [row for row in ROWS if row.group_id == group.group_id]
-    band, line = charts.sensitivity_curve(group, own, selected_ratio=0.5).data
+    band, line = sensitivity_curve(group, own, selected_ratio=0.5).data
     removed = [100 * row.n_pruned / group.n_units for row in own if row.n_pruned]
     assert list(line.x) == [0, *removed]
     assert list(line.y) == [0, *(row.drop.value for row in own if row.n_pruned)]
     assert max(band.y) == pytest.approx(19)
-    assert len(charts.sensitivity_curve(group, own, metric="kl").data) == 1
+    assert len(sensitivity_curve(group, own, metric="kl").data) == 1
 
 
 @pytest.mark.parametrize("name", ["sdt_v1_digits", "e_spikeformer_digits"])
@@ -107,12 +115,12 @@ def test_bytes_by_block_add_up(name: str) -> None:
     model = summary(name)
     by_block = tables.bytes_by_block(model)
     assert sum(by_block.values()) == plan_size(model, None).bytes
-    assert set(by_block) <= set(tables.blocks(model)), "every tensor belongs to a block"
-    (bars,) = charts.byte_bars(by_block).data
+    assert set(by_block) <= set(tables.blocks(model)), "a tensor belongs to no block"
+    (bars,) = bytes_chart(by_block).data
     assert list(bars.x) == list(by_block.values())
 
 
-def test_table_has_one_row_a_cell() -> None:
+def test_table_has_one_row_per_cell() -> None:
     frame = tables.sensitivity_rows(MODEL, ROWS)
     assert len(frame) == len(ROWS)
     assert list(frame["drop_pp"]) == [row.drop.value for row in ROWS]

@@ -1,22 +1,28 @@
-"""The Jobs page in a browser: the queue, what has ended, files to take away."""
+"""The Jobs page in a browser: the queue, ended jobs, files to download."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from psvit_core.jobs import client
+from psvit_core.jobs import client, workers
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.engine import Subject, SweepSettings
-from psvit_core.store import Store
+from psvit_core.plan.build import plan_from_ratios
+from psvit_core.plan.size import memory_saving
+from psvit_core.records import Subject, SweepSettings
+from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server
+from tests.ui.example import summary
+from tests.ui.test_compare import measured
+from ui.model import formats, saved_plans
 
 MODEL = "e_spikeformer_digits"
 TITLE = "E-SpikeFormer (SDT v3), digits"
@@ -24,23 +30,28 @@ SUBJECT = Subject(model=MODEL, limit=64)
 
 
 def put(store: Store, job_id: str, task: str, state: str, **changed: Any) -> Job:
-    """A job as a worker would leave it."""
+    """Store a job as a worker would."""
     params = {"subject": SUBJECT.to_dict(), "plan": {"weights_hash": "", "kept": {}}}
     job = Job(
-        id=job_id, task=task, title=f"{task} of a test", params=params, state=state,
+        id=job_id,
+        task=task,
+        title=f"{task} of a test",
+        params=params,
+        state=state,
         **{"created": time.time(), **changed},
-    )  # fmt: skip
+    )
     return client.save(store, job)
 
 
 def written(store: Store, job_id: str) -> Path:
-    """A finished export and its file."""
+    """Store a finished export with its file."""
     path = store.place("exports", job_id, "small.safetensors")
     path.write_bytes(bytes(range(256)) * 4000)
     result = {
-        "path": str(path), "bytes": path.stat().st_size,
+        "path": str(path),
+        "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }  # fmt: skip
+    }
     put(store, job_id, "export", "done", ended=time.time(), result=result)
     return path
 
@@ -51,9 +62,9 @@ def section(page: Page, name: str) -> None:
 
 def test_empty(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/jobs")
-    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible()
-    expect(page.get_by_text("No job has ended yet")).to_be_visible()
-    expect(page.get_by_text("No file yet")).to_be_visible()
+    expect(page.get_by_text("No jobs are running or waiting")).to_be_visible()
+    expect(page.get_by_text("No jobs have ended yet")).to_be_visible()
+    expect(page.get_by_text("No files yet")).to_be_visible()
 
 
 def test_files(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
@@ -68,26 +79,57 @@ def test_files(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
 
     page.get_by_role("button", name="Remove", exact=True).click()
     page.get_by_role("button", name="Remove the file").click()
-    expect(page.get_by_text("small.safetensors is removed")).to_be_visible()
-    expect(page.get_by_text("No file yet")).to_be_visible()
+    expect(page.get_by_text("Removed small.safetensors")).to_be_visible()
+    expect(page.get_by_text("No files yet")).to_be_visible()
     assert not path.exists()
 
 
-def test_how_jobs_ended(server: Server, open_page: OpenPage) -> None:
+def test_ended_jobs(server: Server, open_page: OpenPage) -> None:
     store = server.store
     put(store, "full", "export", "failed", ended=time.time(), error="[Errno 28] No space left.")
     put(store, "half", "sweep", "cancelled", ended=time.time(), done=40, total=100)
     put(store, "gone", "finetune", "running", pid=2**22 - 1, pid_started=1.0, done=1, total=9)
-    client.log_path(store, "cpu").write_text("first line\nlast line\n")
+    workers.log_path(store, "cpu").write_text("first line\nlast line\n")
     page = open_page(f"{server.url}/jobs")
     section(page, "Ended")
     expect(page.get_by_text("The disk is full")).to_be_visible()
     expect(page.get_by_text(re.compile(r"40\s% done"))).to_be_visible()
-    expect(page.get_by_text("Its worker process is gone")).to_be_visible()
+    expect(page.get_by_text("Its worker process ended")).to_be_visible()
     expect(page.get_by_role("button", name="Try again")).to_have_count(1)
     expect(page.get_by_role("button", name="Resume")).to_have_count(2)
     page.get_by_text("Log of the worker on cpu").click()
     expect(page.get_by_text("last line")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_jobs_name_their_plan_and_lead_to_the_result(server: Server, open_page: OpenPage) -> None:
+    store, model = server.store, summary(MODEL)
+    ratios = {g.group_id: 0.5 for g in model.groups[:9]}
+    plan = replace(plan_from_ratios(model, ratios, criterion="l2"), policy="psvit")
+    saving = formats.percent(memory_saving(model, plan)).replace(formats.NBSP, " ")
+    result = {"measurement": measured(plan).to_dict()}
+    job = put(store, "named", "measure", "done", ended=time.time(), result=result)
+    params = {"subject": SUBJECT.to_dict(), "plan": plan.to_dict(), "profile": False}
+    client.save(store, replace(job, params=params))
+    page = open_page(f"{server.url}/jobs")
+    row = row_of(page)
+    expect(row).to_contain_text(f"PSViT · saves {saving}")
+    row.get_by_role("button", name="Show on Compare").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare")
+    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(TITLE)
+    chosen = page.get_by_label("Plan", exact=True)
+    expect(chosen).to_have_value(re.compile(rf"Measured: PSViT, saves {saving[:-2]}"))
+    expect(page).to_have_url(re.compile("/compare.*images=64"))
+
+    saved_plans.save_plan(store, model, plan, "Half of nine")  # then it is named, and picked still
+    page = open_page(f"{server.url}/jobs")
+    expect(row_of(page)).to_contain_text("Half of nine · PSViT · saves")
+    row_of(page).get_by_role("button", name="Show on Compare").click()
+    expect(page.get_by_label("Plan", exact=True)).to_have_value(re.compile("^Half of nine"))
+
+
+def row_of(page: Page) -> Locator:
+    return page.locator(".st-key-ended-row-named")
 
 
 @pytest.mark.slow
@@ -100,7 +142,7 @@ def test_a_running_job_is_followed_cancelled_and_resumed(
     progress = page.get_by_text(re.compile(r"Sweep: \d+\s%"))
     expect(progress).to_be_visible(timeout=40_000)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("No jobs are running or waiting")).to_be_visible(timeout=20_000)
     ended = client.find_job(store, job.id)
     assert (ended.state, ended.done < ended.total) == ("cancelled", True)
     row = page.locator(f".st-key-ended-row-{job.id}")
@@ -108,4 +150,4 @@ def test_a_running_job_is_followed_cancelled_and_resumed(
     row.get_by_role("button", name="Resume").click()
     expect(progress).to_be_visible(timeout=20_000)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.get_by_text("Nothing runs and nothing waits")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("No jobs are running or waiting")).to_be_visible(timeout=20_000)

@@ -1,17 +1,18 @@
-"""Sweeps are read while a worker writes them: whatever is read first, nothing is missed."""
+"""Sweeps are read while a worker writes them; no result is missed in any order of reads."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from psvit_core.outcomes import Outcome, load_outcome, save_outcome
-from psvit_core.sensitivity.table import read_table
-from psvit_core.store import Store
+from psvit_core.sensitivity.spec import read_table, save_spec
+from psvit_core.storage.predictions import Outcome, load_outcome, save_outcome
+from psvit_core.storage.store import Store
 from tests.ui.example import put_sweep, summary
-from ui import loaders, sweep_views
+from ui.model import loaders, sweeps
 
 MODEL = summary()
 
@@ -28,20 +29,28 @@ def first(outcome: Outcome, n: int) -> Outcome:
     return outcome.select(outcome.ids.tolist()[:n])
 
 
-def test_a_cell_may_be_ahead_of_the_baseline_that_was_read(store: Store) -> None:
+def test_a_cell_may_be_ahead_of_the_baseline(store: Store) -> None:
     spec = put_sweep(store, MODEL, (0.5,), n_images=40)
-    whole = load_outcome(store, spec.baseline_key)
-    assert whole is not None
-    save_outcome(store, spec.baseline_key, first(whole, 16))
-    view = sweep_views.sweep_view(store, spec.key)
+    complete = load_outcome(store, spec.baseline_key)
+    assert complete is not None
+    save_outcome(store, spec.baseline_key, first(complete, 16))
+    view = sweeps.sweep_view(store, spec.key)
     assert {row.n_images for row in view.rows} == {16}
     assert not view.complete
     table = read_table(store, spec)
     assert table is not None and {row.n_images for row in table.rows} == {16}
 
-    save_outcome(store, spec.baseline_key, whole)
-    view = sweep_views.sweep_view(store, spec.key)
+    save_outcome(store, spec.baseline_key, complete)
+    view = sweeps.sweep_view(store, spec.key)
     assert {row.n_images for row in view.rows} == {40}
     assert view.complete
     assert view.rows == read_table(store, spec).rows  # type: ignore[union-attr]
-    assert sweep_views.sweep_view(store, spec.key) is view  # read no more
+    assert sweeps.sweep_view(store, spec.key) is view  # final, so it is not read again
+
+
+def test_the_table_of_a_view_is_the_engine_s(store: Store) -> None:
+    spec = dataclasses.replace(put_sweep(store, MODEL, (0.5,), n_images=16), seed=3)
+    save_spec(store, spec)
+    table = sweeps.sweep_view(store, spec.key).table
+    assert table is not None and table.seed == 3
+    assert table == read_table(store, spec)

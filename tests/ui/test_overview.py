@@ -1,4 +1,4 @@
-"""The Overview page: what it draws, and in a browser from the first look to the downloaded file."""
+"""The Overview page: its chart and texts, and in a browser up to the downloaded file."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from psvit_core import demo
-from psvit_core.demo import DemoStore, shipped_bundles
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.engine import Subject
 from psvit_core.pareto import ParetoPoint
-from psvit_core.records import Machine, Measurement, Profile, Quartiles
-from psvit_core.size import plan_size
+from psvit_core.plan.size import plan_size
+from psvit_core.records import Machine, Measurement, ModelSummary, Profile, Quartiles, Subject
+from psvit_core.storage.shipped import SWITCH_ENV, DemoStore, shipped_bundles
+from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
+from psvit_core.zoo.cards import model_card
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
-from ui import charts, fronts, loaders, sweep_views, words
-from ui.fronts import AXES, MINE, Overview
-from ui.panels_overview import front_estimate, settings_of
-from ui.panels_tune_measure import measured_plans, predictor_of
+from ui.charts.front import front_chart
+from ui.model import comparison, formats, fronts, loaders, sweeps
+from ui.model.fronts import AXES, DRAFT_ID, Overview
+from ui.model.measured import calibrated_predictor, measured_plans
+from ui.model.predictor import make_predictor
+from ui.model.sweeps import SweepView
+from ui.panels.overview.measuring import estimate_line, front_settings
 
 UNKNOWN = "?model=Meta-SpikeFormer+(SDT+v2),+digits"
-FIRST_PAINT = 2.0  # seconds of one processor core that the server may spend on it
+
+
+def plain_sweeps(store: Store, summary: ModelSummary) -> list[SweepView]:
+    """Return the sweeps of networks as pruned; the recovered one is shipped, too."""
+    found = sweeps.list_sweeps(store, summary)
+    return [v for v in found if v.conditions is None or v.conditions.recovery == "none"]
 
 
 @pytest.fixture
 def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Overview]:
     """The overview of the demo model in an empty store."""
-    monkeypatch.setenv(demo.SWITCH_ENV, "1")
+    monkeypatch.setenv(SWITCH_ENV, "1")
     shipped_bundles.cache_clear()
     loaders.open_store.clear()
     monkeypatch.setenv("PSVIT_CACHE", str(tmp_path))
@@ -42,8 +51,8 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Overvie
     workspace = Workspace(Subject(), store)
     summary = workspace.summary()
     assert summary is not None
-    sweep = sweep_views.sweeps(store, summary)[0]
-    predictor = predictor_of(sweep, measured_plans(workspace, summary))
+    (sweep,) = plain_sweeps(store, summary)
+    predictor = calibrated_predictor(sweep, measured_plans(workspace, summary))
     yield loaders.overview(workspace, summary, sweep, predictor)
     shipped_bundles.cache_clear()
     loaders.open_store.clear()
@@ -51,20 +60,20 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Overvie
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server that shows the shipped results."""
+    """A server with the shipped results."""
     server = start_server(tmp_path_factory.mktemp("store"), demo=True)
     yield server
     server.kill()
     server.end_workers()
 
 
-# ---- what is drawn ---------------------------------------------------------------------------
+# ---- chart and texts ---------------------------------------------------------------------------
 
 
 def test_every_plan_can_be_clicked(shipped: Overview) -> None:
-    figure = charts.front_chart(shipped, "bytes")
+    figure = front_chart(shipped, "bytes")
     clicks = figure.data[-1]
-    assert set(clicks.customdata) == set(shipped.spots)
+    assert set(clicks.customdata) == set(shipped.points)
     assert clicks.marker.opacity == 0
     by_name = {trace.name: trace for trace in figure.data}
     assert by_name["Predicted"].marker.symbol == "circle-open"
@@ -80,15 +89,15 @@ def test_every_plan_can_be_clicked(shipped: Overview) -> None:
     )
 
 
-def test_undecided_neighbours_are_marked(shipped: Overview) -> None:
+def test_tied_neighbours_are_marked(shipped: Overview) -> None:
     front = shipped.front("bytes")
     unsure = {p.value for p in front if p.overlaps}
     assert 0 < len(unsure) <= len(front)
-    marks = next(t for t in charts.front_chart(shipped, "bytes").data if t.name == "undecided")
+    marks = next(t for t in front_chart(shipped, "bytes").data if t.name == "tied")
     assert {round(x * 1e6) for x in marks.x} == unsure
-    table = fronts.rows(shipped, "bytes")
+    table = fronts.table_rows(shipped, "bytes")
     assert (table["front"].str.contains("≈")).sum() == len(unsure)
-    assert len(table) == len(shipped.spots)
+    assert len(table) == len(shipped.points)
 
 
 def test_each_axis_has_its_own_front(shipped: Overview) -> None:
@@ -96,71 +105,87 @@ def test_each_axis_has_its_own_front(shipped: Overview) -> None:
         front = shipped.front(axis)
         assert bool(front) == (axis != "latency")
         if front:
-            knee = shipped.spots[shipped.knee(axis)]  # type: ignore[index]
-            assert knee.measured and knee.values[axis] < shipped.whole[axis]
+            knee = shipped.points[shipped.knee(axis)]  # type: ignore[index]
+            assert knee.measured and knee.values[axis] < shipped.unpruned[axis]
             assert knee.drop.value <= 3
-            assert charts.front_chart(shipped, axis, selected=knee, dark=True).data
+            assert front_chart(shipped, axis, selected=knee, dark=True).data
 
 
-def test_an_own_plan_is_ringed_and_cannot_be_mistaken(shipped: Overview) -> None:
-    own = fronts.Spot(
-        id=MINE, plan=shipped.measured[0].plan, title="Your plan",
-        accuracy=shipped.measured[0].accuracy, drop=shipped.measured[0].drop,
+def test_the_draft_has_a_ring(shipped: Overview) -> None:
+    own = fronts.PlanPoint(
+        id=DRAFT_ID,
+        plan=shipped.measured[0].plan,
+        title="Your plan",
+        accuracy=shipped.measured[0].accuracy,
+        drop=shipped.measured[0].drop,
         values={"bytes": 5e5},
-    )  # fmt: skip
-    figure = charts.front_chart(shipped, "bytes", selected=own)
+    )
+    figure = front_chart(shipped, "bytes", selected=own)
     ring = next(t for t in figure.data if t.name == "Your choice")
     assert list(ring.x) == [0.5]
-    assert MINE in figure.data[-1].customdata
+    assert DRAFT_ID in figure.data[-1].customdata
 
 
 def test_all_pages_predict_alike(shipped: Overview, tmp_path: Path) -> None:
     store = DemoStore(tmp_path)
-    (sweep,) = sweep_views.sweeps(store, shipped.summary)
-    for limit in (None, 64):  # of 64 images no plan was measured: those of all images teach
+    (sweep,) = plain_sweeps(store, shipped.summary)
+    for limit in (
+        None,
+        64,
+    ):  # 64 images: calibrated by plans on all
         workspace = Workspace(Subject(limit=limit), store)
-        predictor = predictor_of(sweep, measured_plans(workspace, shipped.summary))
-        assert predictor is not None and predictor.calibration != 1
+        predictor = calibrated_predictor(sweep, measured_plans(workspace, shipped.summary))
+        assert predictor is not None and predictor.is_recalibrated
         view = loaders.overview(workspace, shipped.summary, sweep, predictor)
         assert len(view.predicted) > 4
-        for spot in view.predicted:
-            assert (spot.raised_from or spot.drop).value == predictor.drop(spot.plan).value
+        for point in view.predicted:
+            assert (point.raised_from or point.drop).value == predictor.drop(point.plan).value
 
 
-def test_a_prediction_is_no_better_than_a_measured_plan_that_saves_less(shipped: Overview) -> None:
+def test_a_prediction_is_no_better_than_a_measured_plan_that_saves_less(
+    shipped: Overview, tmp_path: Path
+) -> None:
+    (sweep,) = plain_sweeps(DemoStore(tmp_path), shipped.summary)
+    assert sweep.table is not None and shipped.archive is not None
+    older = make_predictor(dataclasses.replace(sweep.table, joint=()))  # sums of drops
+    measurements = [point.measurement for point in shipped.archive.points]
+    plans = [point.plan for point in shipped.predicted]
+    shipped = fronts.overview(
+        shipped.summary, shipped.archive, older.calibrated(measurements), plans, []
+    )
     own = [s for s in shipped.measured if "optimal" in s.policies]
-    raised = [spot for spot in shipped.predicted if spot.raised_from]
+    raised = [point for point in shipped.predicted if point.raised_from]
     assert raised, "the demo has such plans"
-    for spot in shipped.predicted:
-        larger = [s for s in own if s.values["bytes"] > spot.values["bytes"]]
-        assert all(spot.accuracy.value <= s.accuracy.value + 1e-9 for s in larger)
-        assert all(spot.accuracy.low <= s.accuracy.low + 0.01 for s in larger)
-        assert spot.accuracy.low <= spot.accuracy.value <= spot.accuracy.high
-    figure = charts.front_chart(shipped, "bytes")
+    for point in shipped.predicted:
+        larger = [s for s in own if s.values["bytes"] > point.values["bytes"]]
+        assert all(point.accuracy.value <= s.accuracy.value + 1e-9 for s in larger)
+        assert all(point.accuracy.low <= s.accuracy.low + 0.01 for s in larger)
+        assert point.accuracy.low <= point.accuracy.value <= point.accuracy.high
+    figure = front_chart(shipped, "bytes")
     band = next(t for t in figure.data if t.name == "Predicted range")
     assert len(band.x) == 2 * len(shipped.predicted)
     clicks = figure.data[-1]
     text = dict(zip(clicks.customdata, clicks.text, strict=True))[raised[0].id]
-    assert "predicted, with the range" in text and "saves less" in text
+    assert "predicted, with the expected range" in text and "saves less" in text
 
 
 def test_plans_of_two_criteria_are_two_lines(shipped: Overview) -> None:
-    assert not any("·" in spot.title for spot in shipped.spots.values())
+    assert not any("·" in point.title for point in shipped.points.values())
     archive = shipped.archive
     assert archive is not None
     others = tuple(of_criterion(point, "l2") for point in archive.points)
     both = dataclasses.replace(archive, points=archive.points + others)
     view = fronts.overview(shipped.summary, both, None, [], [])
-    titles = [spot.title for spot in view.measured]
+    titles = [point.title for point in view.measured]
     assert len(titles) == len(set(titles)) == 2 * len(shipped.measured)
     assert sum(title.endswith("· l2") for title in titles) == len(others)
-    lines = {t.name: t for t in charts.front_chart(view, "bytes").data}
+    lines = {t.name: t for t in front_chart(view, "bytes").data}
     for policy in ("Uniform", "PSViT", "PrimeSVT"):
         assert f"{policy}: its plans" not in lines
         for criterion in ("l2", "reconstruction"):
             xs = lines[f"{policy} · {criterion}: its plans"].x
             assert len(xs) == len(set(xs))
-    assert set(fronts.rows(view, "bytes")["criterion"]) == {"l2", "reconstruction"}
+    assert set(fronts.table_rows(view, "bytes")["criterion"]) == {"l2", "reconstruction"}
 
 
 def test_plans_of_one_title_get_numbers(shipped: Overview) -> None:
@@ -173,13 +198,13 @@ def test_plans_of_one_title_get_numbers(shipped: Overview) -> None:
     view = fronts.overview(
         shipped.summary, dataclasses.replace(archive, points=archive.points + twins), None, [], []
     )
-    titles = [spot.title for spot in view.measured]
+    titles = [point.title for point in view.measured]
     assert len(titles) == len(set(titles)) == 2 * len(archive.points)
 
 
 def of_criterion(point: ParetoPoint, criterion: str) -> ParetoPoint:
-    """The same plan, as if another criterion had chosen its units."""
-    kept = {group: units[::-1] for group, units in point.plan.kept.items()}  # to be another
+    """Return the same plan, as if another criterion had chosen its units."""
+    kept = {group: units[::-1] for group, units in point.plan.kept.items()}  # to differ
     plan = dataclasses.replace(point.plan, criterion=criterion, kept=kept)
     made = tuple(dataclasses.replace(way, criterion=criterion) for way in point.made)
     return ParetoPoint(measurement=dataclasses.replace(point.measurement, plan=plan), made=made)
@@ -197,8 +222,8 @@ def test_latencies_have_a_reference_and_whiskers(shipped: Overview) -> None:
     view = fronts.overview(
         shipped.summary, dataclasses.replace(archive, points=points), None, [], [whole, elsewhere]
     )
-    assert view.whole["latency"] == 9.0
-    figure = charts.front_chart(view, "latency", selected=view.measured[0])
+    assert view.unpruned["latency"] == 9.0
+    figure = front_chart(view, "latency", selected=view.measured[0])
     star = next(t for t in figure.data if t.name == "Unpruned")
     assert list(star.x) == [9.0] and list(star.error_x.array) == pytest.approx([0.5])
     assert not [t.name for t in figure.data if t.mode == "lines"]
@@ -208,80 +233,102 @@ def test_latencies_have_a_reference_and_whiskers(shipped: Overview) -> None:
     rings = next(t for t in figure.data if t.name == "Front")
     assert len(rings.x) == len(view.front("latency"))
     assert "(1.75 to 2.50, 20 runs)" in "".join(figure.data[-1].text)
-    assert {"latency_low_ms", "latency_high_ms"} <= set(fronts.rows(view, "latency"))
+    assert {"latency_low_ms", "latency_high_ms"} <= set(fronts.table_rows(view, "latency"))
 
 
 def timed(m: Measurement, median: float, threads: int = 1) -> Measurement:
-    """A measurement with a made-up latency."""
-    machine = Machine(
-        device="cpu", processor="x", threads=threads, torch="2", kernels="plain"
-    )  # fmt: skip
+    """Return the measurement with an invented latency."""
+    machine = Machine(device="cpu", processor="x", threads=threads, torch="2", kernels="plain")
     times = Quartiles(median=median, low=median - 0.25, high=median + 0.5, n_runs=20)
     profile = Profile(
         state_bytes=1, peak_activation_bytes={"1": 1}, latency_ms={"1": times}, machine=machine
-    )  # fmt: skip
+    )
     return dataclasses.replace(m, profile=profile)
 
 
 def test_estimate_before_a_front(shipped: Overview, tmp_path: Path) -> None:
     store = DemoStore(tmp_path)
-    (sweep,) = sweep_views.sweeps(store, shipped.summary)
+    (sweep,) = plain_sweeps(store, shipped.summary)
+    sweep = dataclasses.replace(sweep, conditions=None)
     workspace = Workspace(Subject(limit=64), store)
-    told_later = "told when the first are done"
+    later = "estimate appears after the first plans"
 
     def estimate(workspace: Workspace, *, profile: bool = False, swept: bool = True) -> str:
-        settings = settings_of(profile=profile)
-        used = sweep if swept else None
-        return front_estimate(workspace, shipped.summary, settings, used, None)
+        settings = front_settings(profile=profile)
+        return estimate_line(workspace, shipped.summary, settings, sweep if swept else None)
 
     text = estimate(workspace)
-    assert "24 plans" in text and told_later in text  # nothing was measured on this machine
+    assert "24 plans" in text and later in text  # no measurement on this machine
     text = estimate(workspace, swept=False)
-    assert "144 cells" in text and told_later in text
+    assert "144 cells" in text and later in text
 
     assert shipped.archive is not None
     m = shipped.archive.points[0].measurement
     m = dataclasses.replace(m, size=plan_size(shipped.summary, None))
-    one = Job(id="one", task="measure", title="", params={"plan": None}, state="done", created=1.0,
-              paced=0.0, ended=749.0, fresh=750, result={"measurement": m.to_dict()})  # fmt: skip
-    client.save(store, one)  # a second an image
-    assert words.minutes(24 * 64) in estimate(workspace)
-    assert told_later in estimate(workspace, profile=True)
-    assert told_later in estimate(workspace, swept=False)  # only another machine has swept
-    settings = settings_of(profile=True).to_dict()
+    one = Job(
+        id="one",
+        task="measure",
+        title="",
+        params={"plan": None},
+        state="done",
+        created=1.0,
+        paced=0.0,
+        ended=749.0,
+        fresh=750,
+        result={"measurement": m.to_dict()},
+    )
+    client.save(store, one)  # one second per image
+    assert formats.rough_duration(24 * 64) in estimate(workspace)
+    assert later in estimate(workspace, profile=True)
+    assert later in estimate(workspace, swept=False)  # the only sweep is from another machine
+    settings = front_settings(profile=True).to_dict()
     params = {"subject": workspace.subject.to_dict(), "settings": settings, "sweep_key": sweep.key}
-    front = Job(id="two", task="pareto", title="", params=params, state="done", created=2.0,
-                paced=0.0, ended=23 * 30.0, fresh=24)  # fmt: skip
-    client.save(store, front)  # half a minute a plan
-    assert words.minutes(24 * 30) in estimate(workspace, profile=True)
-    assert words.minutes(24 * 64) in estimate(workspace)
+    front = Job(
+        id="two",
+        task="pareto",
+        title="",
+        params=params,
+        state="done",
+        created=2.0,
+        paced=0.0,
+        ended=23 * 30.0,
+        fresh=24,
+    )
+    client.save(store, front)  # half a minute per plan
+    assert formats.rough_duration(24 * 30) in estimate(workspace, profile=True)
+    assert formats.rough_duration(24 * 64) in estimate(workspace)
     unknown = Workspace(Subject(data="npz:/images.npz"), store)
-    assert told_later in estimate(unknown)
+    assert later in estimate(unknown)
 
 
 # ---- in a browser ----------------------------------------------------------------------------
 
 
-def test_first_paint_is_light(server: Server, open_page: OpenPage) -> None:
-    """Stands first: nobody has asked this server anything yet."""
+def test_first_paint_loads_no_torch(server: Server, open_page: OpenPage) -> None:
+    """Runs first, on a server without any request so far; ``benchmarks/ui.py`` measures times."""
     assert server.process is not None
-    process = psutil.Process(server.process.pid)
-    before = process.cpu_times()
     page = open_page(server.url)
     expect(page.get_by_role("button", name="Prune and download")).to_be_visible()
-    after = process.cpu_times()
-    spent = after.user + after.system - before.user - before.system
-    print(f"first paint: {spent:.2f} s of processor time")
-    assert spent < FIRST_PAINT
-    maps = Path(f"/proc/{server.process.pid}/maps")
-    if maps.exists():
-        assert "libtorch" not in maps.read_text()
+    process = psutil.Process(server.process.pid)
+    loaded = [*process.memory_maps(grouped=True)]
+    assert loaded and not any("libtorch" in library.path for library in loaded)
 
 
-def test_three_clicks_to_a_checkpoint(
-    server: Server, open_page: OpenPage, tmp_path: Path
-) -> None:  # fmt: skip
-    page = open_page(server.url)
+def test_results_are_shown_without_the_images_that_they_were_measured_on(
+    server: Server, open_page: OpenPage
+) -> None:
+    title = quote(model_card("sdt_v1_cifar10").title)
+    page = open_page(f"{server.url}/?model={title}&recovery=auto")
+    expect(page.get_by_text("Its images, cifar10-jpeg, are not included")).to_be_visible()
+    expect(page.get_by_role("combobox", name="Plan")).to_have_value(
+        re.compile("knee"), timeout=20_000
+    )
+    expect(page.get_by_text(re.compile("cifar10-jpeg, val split"))).not_to_have_count(0)
+
+
+@pytest.mark.slow
+def test_three_clicks_to_a_checkpoint(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page(f"{server.url}/?recovery=auto")
     clicks = 0
 
     def click(target: Locator) -> None:
@@ -301,9 +348,47 @@ def test_three_clicks_to_a_checkpoint(
     file = tmp_path / waiting.value.suggested_filename
     waiting.value.save_as(file)
     expect(page.get_by_role("code")).to_have_text(hashlib.sha256(file.read_bytes()).hexdigest())
-    assert wait_for_job(server.store, "export").result["bytes"] == file.stat().st_size
+    job = wait_for_job(server.store, "export")
+    assert job.written is not None and job.written.bytes == file.stat().st_size
+
+    gain = comparison.gain_text(job)
+    assert "Drop" in gain and "Measured on" in gain
+    expect(page.get_by_text(gain)).to_be_visible()
+    recovery = comparison.recovery_report(job)
+    assert recovery is not None and recovery.method == "auto"
 
 
+@pytest.mark.slow
+def test_a_checkpoint_without_recovery(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/?recovery=auto")
+    page.get_by_role("button", name="Without recovery").click()
+    expect(page.get_by_text("without recovery. Measured on")).to_be_visible(timeout=60_000)
+    plain = wait_for_job(server.store, "export")
+    assert comparison.recovery_report(plain) is None
+    assert plain.written is not None
+    assert Path(plain.written.path).name.endswith("-as-pruned.safetensors")
+
+
+@pytest.mark.slow
+def test_a_model_without_its_images_is_not_recovered(server: Server, open_page: OpenPage) -> None:
+    title = quote(model_card("sdt_v1_cifar10").title)
+    page = open_page(f"{server.url}/?model={title}&recovery=auto")
+    expect(page.get_by_role("button", name="Prune and download")).to_be_disabled(timeout=20_000)
+    expect(page.get_by_text("Recovery needs the model's images")).to_contain_text("this plan loses")
+    page.get_by_role("button", name="Without recovery").click()
+    link = page.get_by_role("link", name=re.compile("^Download .*-as-pruned.safetensors"))
+    expect(link).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Not measured: The images of cifar10-jpeg")).to_be_visible()
+    settled(page)
+    auto = page.get_by_role("radio", name=re.compile("auto", re.IGNORECASE))
+    expect(auto.first).to_be_checked()  # the shipped results stay on the page
+    export = open_page(f"{server.url}/export?model={title}&recovery=auto")
+    expect(
+        export.get_by_text("Without recovery. Recovery needs the model's images")
+    ).to_be_visible()
+
+
+@pytest.mark.slow
 def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     plan = page.get_by_role("combobox", name="Plan")
@@ -316,20 +401,20 @@ def test_a_click_makes_a_point_the_plan(server: Server, open_page: OpenPage) -> 
     settled(page)
     expect(page.get_by_role("combobox", name="Plan")).to_have_value(chosen)
 
-    page.get_by_role("button", name="Tune it").click()
+    page.get_by_role("button", name="Edit in Tune").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Tune")
     saved = re.search(r"[\d.]+", chosen)
     assert saved is not None
     expect(page.get_by_text(re.compile(rf"Memory .*\u2212{saved.group()}")).first).to_be_attached()
     expect(page.get_by_label("Budget", exact=True)).to_have_value(saved.group())
     expect(page.get_by_text("budget met")).to_be_visible()
-    expect(page.get_by_text(re.compile("the gap is"))).to_be_visible()  # it was measured
+    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible()  # it was measured
     page.get_by_role("link", name="Overview").click()
     expect(page.get_by_role("combobox", name="Plan")).to_have_value(chosen)
 
 
 def click_marker(page: Page, name: str) -> None:
-    """Click a trace's marker that stands alone, when plotly has noticed where the pointer is."""
+    """Click the most isolated marker of a trace once plotly has registered the pointer."""
     page.locator(".js-plotly-plot .nsewdrag").wait_for(state="attached")
     place = page.locator(".js-plotly-plot").evaluate(
         """(plot, name) => {
@@ -351,6 +436,36 @@ def click_marker(page: Page, name: str) -> None:
     page.mouse.up()
 
 
+@pytest.mark.slow
+def test_the_number_of_images_says_what_is_shown(server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/?images=64")
+    told = page.get_by_text("No plan is measured on 64 images yet, so measurements on all")
+    expect(told).to_be_visible()
+    expect(page.get_by_text(re.compile("measured on 64 images"))).to_have_count(2)  # and a front
+    page.get_by_role("radio", name="all", exact=True).check(force=True)
+    expect(told).to_have_count(0)
+    page.get_by_role("radio", name="64", exact=True).check(force=True)
+    expect(told).to_be_visible()
+    page.get_by_role("button", name="Edit in Tune").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Tune")
+    expect(page).to_have_url(re.compile("/tune.*images=64"))
+
+
+@pytest.mark.slow
+def test_a_plan_measured_on_fewer_images_can_be_shown(server: Server, open_page: OpenPage) -> None:
+    store = server.store
+    plan = Workspace(Subject(), DemoStore(store.folder)).plan_by_hand({"block.0.mlp.hidden": 0.5})
+    Workspace(Subject(limit=64), store).measure(plan)
+    assert wait_for_job(store, "measure").state == "done"
+    page = open_page(f"{server.url}/?images=64")
+    expect(page.get_by_role("radio", name="64 images (1 plan)")).to_be_checked()
+    few = page.get_by_text(re.compile(r"All \d+ plans as a table")).inner_text()
+    page.get_by_role("radio", name="all images").check(force=True)
+    expect(page.get_by_text(few)).to_have_count(0)
+    expect(page.get_by_text(re.compile(r"All \d+ plans as a table"))).to_be_visible()
+
+
+@pytest.mark.slow
 def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenPage) -> None:
     page = open_page(server.url)
     page.get_by_role("radio", name="SOPs").check(force=True)
@@ -360,20 +475,20 @@ def test_axes_table_and_a_model_without_results(server: Server, open_page: OpenP
     expect(page.get_by_role("combobox", name="Plan")).to_be_visible()
     page.get_by_text(re.compile(r"All \d+ plans as a table")).click()
     settled(page)
-    with page.expect_download() as waiting:  # by the keyboard: the table is still unfolding
+    with page.expect_download() as waiting:  # by keyboard: the expander is still column_values
         page.get_by_role("button", name="Download CSV").press("Enter")
     head = Path(waiting.value.path()).read_text(encoding="utf-8").splitlines()[0]
     assert head.startswith("plan,criterion,how,front,accuracy")
 
     other = open_page(f"{server.url}/{UNKNOWN}")
-    expect(other.get_by_text("Nothing was measured of this model yet")).to_be_visible()
+    expect(other.get_by_text("Nothing has been measured for this model yet")).to_be_visible()
     expect(other.get_by_role("button", name="Measure a front")).to_be_visible()
     expect(other.get_by_text(re.compile("after a sweep of"))).to_be_visible()
 
 
 @pytest.mark.slow
 def test_a_front_is_measured_from_the_shipped_sweep(server: Server, open_page: OpenPage) -> None:
-    """On a phone in the dark; stopped after the first plans."""
+    """On a phone, in the dark theme; cancelled after the first plans."""
     page = open_page(
         f"{server.url}/?images=64", viewport={"width": 390, "height": 844}, color_scheme="dark"
     )

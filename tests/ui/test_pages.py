@@ -1,7 +1,8 @@
-"""The pages without a browser: empty states open without error; nothing of the UI loads torch."""
+"""The pages without a browser: empty states, layers, and no torch in the interface."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
 import json
@@ -17,24 +18,27 @@ import pytest
 from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
-from psvit_core.jobs import client
+from psvit_core.jobs import client, workers
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.engine import Subject
-from psvit_core.size import memory_saving
-from psvit_core.store import Store
+from psvit_core.plan.size import memory_saving, plan_size
+from psvit_core.records import Interval, Measurement, ModelSummary, Subject
+from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
-from psvit_core.zoo.checkpoint import METADATA_KEY
+from psvit_core.zoo.header import METADATA_KEY
+from tests import made
 from tests.ui.example import put_sweep, summary
-from ui import drafts, kept, loaders, opening, origins
-from ui.panels_job import progress_text, waits_for
-from ui.panels_tune import DEFAULT_SAVING
+from ui.model import drafts, loaders, open_files, provenance, saved_plans
+from ui.model.editing import DEFAULT_SAVING
+from ui.panels.job import progress_text, running_title, task_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.stem for path in (ROOT / "pages").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
-def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def empty_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_workers: None
+) -> Iterator[None]:
     monkeypatch.setenv("PSVIT_CACHE", str(tmp_path))
     loaders.open_store.clear()
     yield
@@ -49,10 +53,10 @@ def test_empty_state(page: str) -> None:
 
 
 def test_main_shows_the_overview() -> None:
-    app = AppTest.from_file(str(ROOT / "ui" / "main.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=30).run()
     assert not app.exception
     assert app.selectbox(key="model").value == "sdt_v1_digits"
-    assert any("Nothing was measured of this model yet" in info.value for info in app.info)
+    assert any("Nothing has been measured for this model yet" in info.value for info in app.info)
 
 
 def test_tune_fits_nothing_without_a_sweep() -> None:
@@ -62,7 +66,7 @@ def test_tune_fits_nothing_without_a_sweep() -> None:
     assert any("need a finished sweep" in info.value for info in app.info)
 
 
-def test_tune_fits_a_plan_and_takes_it_back() -> None:
+def test_tune_fits_a_plan_and_undoes_it() -> None:
     model = summary("sdt_v1_digits")
     put_sweep(Store(), model)
     app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
@@ -74,6 +78,17 @@ def test_tune_fits_a_plan_and_takes_it_back() -> None:
     assert drafts.load_draft(Store(), model) == drafts.empty_draft(model)
     app.button(key="tune-redo").click().run()
     assert drafts.load_draft(Store(), model) == draft
+
+
+def test_an_edit_that_changes_nothing_is_no_step_of_undo() -> None:
+    model = summary("sdt_v1_digits")
+    put_sweep(Store(), model)
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    app.button(key="tune-fit").click().run()
+    app.button(key="tune-fit").click().run()  # the same budget, so the same plan
+    app.button(key="tune-undo").click().run()
+    assert drafts.load_draft(Store(), model) == drafts.empty_draft(model)
+    assert app.button(key="tune-undo").disabled and not app.button(key="tune-redo").disabled
 
 
 def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
@@ -89,21 +104,21 @@ def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
     assert not two.exception and not two.error
     now = drafts.load_draft(Store(), model)
     assert now is not None and now != first
-    (saved,) = kept.kept_plans(Store(), model)
+    (saved,) = saved_plans.list_plans(Store(), model)
     assert (saved.name, saved.plan) == ("From another tab", first.plan)
     assert ["From another tab" in toast.value for toast in two.toast] == [True]
-    two.button(key="tune-undo").click().run()  # nothing of another tab since
-    assert len(kept.kept_plans(Store(), model)) == 1 and not two.toast
+    two.button(key="tune-undo").click().run()  # no change from another tab since then
+    assert len(saved_plans.list_plans(Store(), model)) == 1 and not two.toast
 
 
-def test_uploads_of_one_name_are_files_of_their_own() -> None:
+def test_uploads_with_the_same_name_are_separate_files() -> None:
     store = Store()
-    first = opening.keep_upload(store, "same.safetensors", io.BytesIO(b"first"))
+    first = open_files.save_upload(store, "same.safetensors", io.BytesIO(b"first"))
     app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=30)
     app.session_state["models-source"] = "upload"
     app.run()
     assert [box.value for box in app.selectbox if "model file" in box.label] == [str(first)]
-    second = opening.keep_upload(store, "same.safetensors", io.BytesIO(b"second"))
+    second = open_files.save_upload(store, "same.safetensors", io.BytesIO(b"second"))
     assert (first.name, second.name) == ("same.safetensors", "same-2.safetensors")
     assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
     app.session_state["open-upload-kept"] = str(second)  # as the uploader's callback does
@@ -113,60 +128,140 @@ def test_uploads_of_one_name_are_files_of_their_own() -> None:
 
 
 def test_uploads_are_listed_and_removed() -> None:
-    file = opening.keep_upload(Store(), "own.pth", io.BytesIO(b"12345"))
+    file = open_files.save_upload(Store(), "own.pth", io.BytesIO(b"12345"))
     app = AppTest.from_file(str(ROOT / "pages" / "jobs.py"), default_timeout=30).run()
     assert any("own.pth" in text.value and "5 bytes" in text.value for text in app.markdown)
     next(button for button in app.button if button.label == "Remove the file").click().run()
     assert not app.exception and not file.exists()
-    assert [message.value for message in app.success] == ["own.pth is removed."]
+    assert [message.value for message in app.success] == ["Removed own.pth."]
     assert not any("own.pth" in text.value for text in app.markdown)
 
 
-def test_a_waiting_job_tells_what_it_waits_for() -> None:
+def test_a_queued_job_names_the_job_it_waits_for() -> None:
     store, pid = Store(), os.getpid()
     one = client.Job(id="one", task="sweep", title="Sweep of all", params={}, created=1.0)
     two = client.Job(id="two", task="plan", title="Plan", params={}, created=2.0)
     client.save(store, two)
-    assert waits_for(store, two) == ""
-    assert "waiting for the worker to start" in progress_text(two, "Planning")
+    text = task_text("plan")
+    assert running_title(store, two) == ""
+    assert progress_text(two, text) == "Planning is waiting for the worker to start"
     running: dict[str, Any] = {
         "state": "running",
         "pid": pid,
-        "pid_started": client.process_started(pid),
+        "pid_started": workers.process_started(pid),
     }
     client.save(store, dataclasses.replace(one, **running))
-    line = progress_text(two, "Planning", before=waits_for(store, two))
-    assert line == "Planning waits for: Sweep of all"
+    line = progress_text(two, text, waits_for=running_title(store, two))
+    assert line == "Planning is waiting for Sweep of all"
     client.save(store, dataclasses.replace(one, **running, device="cuda:0"))
-    assert waits_for(store, two) == ""  # another device's worker
+    assert running_title(store, two) == ""  # the worker of another device
 
 
-def test_a_pruned_file_has_the_images_of_the_model_it_came_from(tmp_path: Path) -> None:
+def test_a_pruned_file_uses_the_images_of_its_original_model(tmp_path: Path) -> None:
     header = {METADATA_KEY: json.dumps({"provenance": {"origin": "sdt_v1_digits"}})}
     pruned, foreign = str(tmp_path / "pruned.safetensors"), str(tmp_path / "foreign.safetensors")
     save_file({"a": np.zeros(1)}, pruned, metadata=header)
     save_file({"a": np.zeros(1)}, foreign)
-    card = origins.source_card(pruned)
+    card = provenance.source_card(pruned)
     assert card is not None and card.name == "sdt_v1_digits"
     workspaces = [Workspace(Subject(model=name), Store()) for name in (pruned, foreign)]
-    assert [opening.data_of(workspace) for workspace in workspaces] == ["digits", ""]
+    assert [open_files.current_data(workspace) for workspace in workspaces] == ["digits", ""]
     n_images = [loaders.n_val_images(workspace) for workspace in workspaces]
     assert n_images == [card.training["val_images"], None]
     job = Job(id="j", task="measure", title="", params={"subject": workspaces[0].subject.to_dict()})
     assert loaders.job_images(job) == "digits · all images"
     for nothing in ("", str(tmp_path), str(tmp_path / "gone.safetensors"), "\0"):
-        assert origins.source_card(nothing) is None
+        assert provenance.source_card(nothing) is None
+
+
+def panel_modules() -> dict[str, Path]:
+    """Return the paths of the modules in ``ui.panels`` by dotted name."""
+    paths = (ROOT / "ui" / "panels").rglob("*.py")
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+
+
+def project_imports(path: Path) -> set[str]:
+    """Return the dotted names of the project's modules that a file imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {
+        f"{n.module}.{a.name}"
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
+    return {name for name in names if name.split(".")[0] in ("ui", "psvit_core", "pages")}
+
+
+def owner(module: str) -> str | None:
+    """Return the page that a panel module belongs to; None for shared panels."""
+    parts = module.split(".")
+    is_panel = parts[:2] == ["ui", "panels"] and len(parts) > 2
+    return parts[2] if is_panel and parts[2] in PAGES else None
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_import_panels_only(page: str) -> None:
+    imported = project_imports(ROOT / "pages" / f"{page}.py")
+    assert imported
+    assert {name for name in imported if not name.startswith("ui.panels.")} == set()
+
+
+def test_panels_import_no_other_pages_panels() -> None:
+    modules = panel_modules()
+    assert {owner(name) for name in modules} == {None, *PAGES}
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in modules.items()
+        for other in project_imports(path)
+        if owner(other) not in (None, owner(name))
+    ]
+    assert wrong == []
 
 
 def test_no_torch_in_the_interface() -> None:
     program = (
-        "import json, sys, app, ui.head, ui.panels_export, ui.panels_measure, ui.panels_sweep\n"
-        "import ui.panels_tune_measure, ui.panels_jobs, ui.panels_open, ui.panels_overview\n"
+        "import importlib, json, sys, app, ui.shell.header\n"
+        f"for name in {sorted(panel_modules())!r}: importlib.import_module(name)\n"
         "heavy = {'torch', 'torchvision', 'spikingjelly', 'timm'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
         check=True,
-    )  # fmt: skip
+    )
     assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - {"jobs"}))
+def test_accuracy_at_chance_is_a_warning_on_every_screen(
+    page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = summary("sdt_v1_digits"), "npz:/images.npz"
+    made_up = measured_baseline(model, images, Interval(value=0.1, low=0.05, high=0.2))
+    params = {"subject": Subject(data=images).to_dict(), "plan": None, "profile": False}
+    job = Job(id="one", task="measure", title="", params=params, state="done", created=1.0)
+    result = {"measurement": made_up.to_dict()}
+    client.save(Store(), dataclasses.replace(job, result=result))
+    monkeypatch.setattr("ui.shell.header._value", lambda key: images if key == "data" else "")
+    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=30).run()
+    assert not app.exception
+    assert sum("no better than guessing" in warning.value for warning in app.warning) == 1
+
+
+def measured_baseline(model: ModelSummary, data: str, accuracy: Interval) -> Measurement:
+    return Measurement(
+        model=model.model,
+        weights_hash=model.weights_hash,
+        conditions=dataclasses.replace(made.CONDITIONS, data=data),
+        accuracy=accuracy,
+        size=plan_size(model, None),
+        sops=1.0,
+        macs_real=1.0,
+        energy_pj=1.0,
+        firing={},
+    )

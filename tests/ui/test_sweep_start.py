@@ -1,4 +1,4 @@
-"""Starting a sweep from the app: what is measured first."""
+"""Starting a sweep from the app: the order of measurements, and the estimated time."""
 
 from __future__ import annotations
 
@@ -10,48 +10,47 @@ import pytest
 
 from psvit_core.importance import CRITERIA
 from psvit_core.jobs import client
-from psvit_core.jobs.client import Job
-from psvit_core.jobs.engine import SweepSettings
-from psvit_core.records import ModelSummary
-from psvit_core.size import plan_size
-from psvit_core.store import Store
+from psvit_core.plan.size import plan_size
+from psvit_core.records import IMAGE_CRITERIA, ModelSummary, SweepSettings
+from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import ModelCard, model_card
+from tests.made import make_job
 from tests.ui.example import put_sweep, summary
-from ui import panels_sweep, words
-from ui.estimate import sweep_time
+from ui.model import formats
+from ui.model.durations import sweep_time
+from ui.panels.sensitivity import start
 
 
 @dataclass
 class Recorder:
-    """Stands for a workspace; notes what is asked of it."""
+    """A fake workspace that records its calls."""
 
     card: ModelCard | None
-    asked: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
 
     def measure(self, plan: Any) -> None:
         assert plan is None
-        self.asked.append("baseline")
+        self.calls.append("baseline")
 
     def start_sweep(self, settings: SweepSettings) -> None:
-        self.asked.append("sweep")
+        self.calls.append("sweep")
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("sdt_v1_8_512", ["baseline", "sweep"]), ("sdt_v1_digits", ["sweep"])],
+    ("name", "expected"), [("sdt_v1_8_512", ["baseline", "sweep"]), ("sdt_v1_digits", ["sweep"])]
 )
 def test_published_models_measure_their_baseline_first(
     name: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ui.state.choose", lambda key, value: None)
+    monkeypatch.setattr("ui.model.state.put", lambda key, value: None)
     workspace = Recorder(model_card(name))
-    panels_sweep._start(workspace, SweepSettings())  # type: ignore[arg-type]
-    assert workspace.asked == expected
+    start._start(workspace, SweepSettings())  # type: ignore[arg-type]
+    assert workspace.calls == expected
 
 
 def test_the_criteria_on_screen_are_those_of_the_engine() -> None:
-    assert set(words.CRITERIA) == set(CRITERIA)
-    assert {name for name, c in CRITERIA.items() if c.needs_images} == words.IMAGE_CRITERIA
+    assert set(formats.CRITERION_NAMES) == set(CRITERIA)
+    assert {name for name, c in CRITERIA.items() if c.needs_images} == set(IMAGE_CRITERIA)
 
 
 def check(store: Store, model: ModelSummary, n_cells: int, source: str, seconds: float) -> None:
@@ -63,7 +62,7 @@ def check(store: Store, model: ModelSummary, n_cells: int, source: str, seconds:
 
 def test_the_time_is_estimated_from_earlier_sweeps(tmp_path: Path) -> None:
     store, model, other = Store(tmp_path), summary(), summary("sdt_v1_digits")
-    assert sweep_time(store, model, 100, 50) is None  # nothing tells a pace
+    assert sweep_time(store, model, 100, 50) is None  # no pace is known
     shipped = put_sweep(store, other, n_images=20)
     n_cells = len(other.groups) * len(shipped.ratios)
     entry = {"spec": shipped.to_dict(), "saved": 0.0, "seconds": 0.2 * 20 * n_cells}
@@ -74,14 +73,19 @@ def test_the_time_is_estimated_from_earlier_sweeps(tmp_path: Path) -> None:
     check(store, model, 100, "shipped", 0.2 * 50 * 100 * larger)
 
     spec = put_sweep(store, model, n_images=20)
-    job = Job(id="a", task="sweep", title="", params={}, state="done", paced=100.0, ended=300.0,
-              fresh=2001, result={"sweep_key": spec.key})  # fmt: skip
+    job = make_job(
+        state="done",
+        paced=100.0,
+        ended=300.0,
+        fresh=2001,
+        result={"sweep_key": spec.key},
+    )
     client.save(store, job)
     check(store, model, 100, "model", 5000 * 0.1)
     check(store, other, 100, "machine", 5000 * 0.1 / larger)
 
 
 def size_ratio(one: ModelSummary, other: ModelSummary) -> float:
-    """Multiply-accumulates of an image under one model, over those under the other."""
+    """Return the ratio of two models' multiply-accumulates per image."""
     macs = [plan_size(model, None).macs * model.T for model in (one, other)]
     return macs[0] / macs[1]

@@ -1,0 +1,26 @@
+"""The section "Searches" of docs/results.md, from the rows of ``benchmarks/searches.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+HEADING, NEXT = "## Searches stopped at 20 plans\n", "## How it was measured\n"
+_COLUMNS = ("model", "saving", "policy", "limit", "plans", "drop (pp)", "seconds", "of it")
+
+
+def section(document: Mapping[str, Any]) -> str:
+    """Return the section's text."""
+    rows = document["rows"]
+    lines = [
+        HEADING,
+        "`python benchmarks/searches.py`: a search with real measurements on all 750 validation",
+        "images, stopped after 20 plans or not at all, each from the sweep alone. *Of it* is the",
+        "share of the time estimated beforehand, at most, that the search took.",
+        "",
+        f"| {' | '.join(_COLUMNS)} |",
+        "|" + "---|" * len(_COLUMNS),
+        *(f"| {' | '.join(str(row[column]) for column in _COLUMNS)} |" for row in rows),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Accuracy that each recovery without training returns at a high saving.
+
+    python benchmarks/recovery.py [--quick] [--json]
+
+The plan is ``optimal`` at the saving, measured on the validation images while planning. Each method
+fits to 256 calibration images, with three seeds; the drop is measured on the 750 test images, which
+nothing else has seen. The printed drop is the mean over the seeds, with the mean of the ends of
+their paired 95 % intervals. ``relative`` is the drop divided by that of the best of the
+earlier methods (``bn``, ``lsq``, ``both``).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from anywhere
+
+import torch
+
+from benchmarks._recovery_page import NEXT, section
+from benchmarks._report import options, replace_section, report, stored
+from psvit_core.data import EvalSet, load_data
+from psvit_core.evaluate import measure
+from psvit_core.planners import make_plan
+from psvit_core.records import RECOVERIES, Measurement, PrunePlan
+from psvit_core.recover import recover
+from psvit_core.runtime import Run
+from psvit_core.sensitivity.sweep import sweep
+from psvit_core.storage.store import Store
+from psvit_core.surgery import apply_plan
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import load_model
+
+MODELS = ("e_spikeformer_digits", "sdt_v1_digits")
+SAVING = 0.9
+SEEDS = (0, 1, 2)
+N_CALIB = 256
+RUN = Run(batch=125)
+EARLIER = ("bn", "lsq", "both")
+
+
+def main() -> None:
+    """Measure every method on every model."""
+    chosen = options(__doc__ or "")
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    seeds = SEEDS[:1] if chosen.quick else SEEDS
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        for name in MODELS[:1] if chosen.quick else MODELS:
+            rows += with_ratios(list(rows_of(name, seeds, store)))
+    settings = {
+        "memory saving": SAVING,
+        "policy": "optimal",
+        "calibration images": N_CALIB,
+        "seeds": seeds,
+        "split": "test",
+    }
+    report("recovery", rows, settings, chosen)
+    if not chosen.quick:
+        page = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+        replace_section(page, section(stored("recovery")), NEXT)
+
+
+def rows_of(name: str, seeds: tuple[int, ...], store: Store) -> Iterator[dict[str, Any]]:
+    """Yield the row of each method on one model."""
+    model, val, test = load_model(name), load_data("digits"), load_data("digits", split="test")
+    plan = plan_of(model, val, store)
+    small = apply_plan(model, plan)
+    for method in RECOVERIES:
+        started, found = time.perf_counter(), []
+        used = set()
+        for seed in seeds:
+            work, done = recover(small, model, plan, calib(seed), method=method, run=RUN, seed=seed)
+            used.add(done.used)
+            found.append(measure(model, test, plan, result=work, run=RUN, store=store))
+        yield {
+            "model": name,
+            "method": method,
+            "used": ", ".join(sorted(used)),
+            "drop (pp)": round(mean(drops(found, "value")), 2),
+            "low": round(mean(drops(found, "low")), 2),
+            "high": round(mean(drops(found, "high")), 2),
+            "seconds": round((time.perf_counter() - started) / len(seeds), 1),
+        }
+
+
+def drops(found: list[Measurement], end: str) -> list[float]:
+    """Return the value or an end of the interval of every measured drop."""
+    return [getattr(m.drop, end) for m in found if m.drop]
+
+
+def plan_of(model: SpikingModel, val: EvalSet, store: Store) -> PrunePlan:
+    """Return the plan, made on the validation images."""
+    table = sweep(model, val, store=store)
+    return make_plan(
+        table,
+        "optimal",
+        memory_saving=SAVING,
+        measure=lambda plan: measure(model, val, plan, run=RUN, store=store),
+    )
+
+
+def calib(seed: int) -> EvalSet:
+    """Return calibration images: the data's own for seed 0, else a choice of training images."""
+    if seed == 0:
+        return load_data("digits", split="calib")
+    return load_data("digits", split="train").limit(N_CALIB, seed=seed)
+
+
+def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add each method's drop relative to the best earlier method's."""
+    best = min(row["drop (pp)"] for row in rows if row["method"] in EARLIER)
+    return [{**row, "relative": round(row["drop (pp)"] / best, 2)} for row in rows]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The command ``cache``: what the store holds, whether it is whole, and freeing its space."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from psvit_core.errors import JobError
+from psvit_core.jobs import client
+from psvit_core.storage.inventory import PARTS, clear_results, find_faults, list_parts
+from psvit_core.storage.store import Store
+
+Result = dict[str, Any]
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    command.add_argument(
+        "action",
+        choices=("info", "verify", "clear"),
+        metavar="ACTION",
+        help="info: sizes; verify: read everything; clear: remove results that can be computed "
+        "again, never plans, checkpoints, uploads, jobs and measured fronts",
+    )
+    command.add_argument(
+        "--damaged", action="store_true", help="clear only results that cannot be read"
+    )
+
+
+def cache(options: argparse.Namespace) -> tuple[Result, str]:
+    """Describe, check or clear the store."""
+    store = Store()
+    actions = {"info": _info, "verify": _verify, "clear": _clear}
+    result, text = actions[options.action](store, options)
+    return {"folder": str(store.folder), **result}, text
+
+
+def _info(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
+    parts = list_parts(store)
+    total = sum(part.n_bytes for part in parts)
+    lines = [f"{store.folder}: {total / 1e6:,.1f} MB"]
+    lines += [
+        f"{part.name:9} {part.n_bytes / 1e6:12,.1f} MB  {part.n_files:7,} files  "
+        f"{PARTS.get(part.name, '')}".rstrip()
+        for part in parts
+    ]
+    return {"parts": [dataclasses.asdict(part) for part in parts]}, "\n".join(lines)
+
+
+def _verify(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
+    faults = [{"place": place, "fault": fault} for place, fault in find_faults(store)]
+    if not faults:
+        return {"faults": []}, f"{store.folder}: everything can be read"
+    count = f"{len(faults)} part{'s' if len(faults) > 1 else ''} cannot be read"
+    return {"faults": faults}, "\n".join([count, *(fault["fault"] for fault in faults)])
+
+
+def _clear(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
+    if active := [job for job in client.list_jobs(store) if job.active]:
+        raise JobError(
+            f"Jobs still wait or run, such as {active[0].id} ({len(active)} in all). Wait for them "
+            "or cancel them with psvit jobs cancel ID, then clear the store."
+        )
+    n_files, n_bytes = clear_results(store, damaged_only=options.damaged)
+    text = f"{store.folder}: removed {n_files:,} files, {n_bytes / 1e6:,.1f} MB"
+    return {"files": n_files, "bytes": n_bytes}, text

@@ -1,0 +1,385 @@
+"""Inference over images, and measurements of models and plans, cached in the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from psvit_core.callbacks import Tick, keep_going
+from psvit_core.data import EvalSet
+from psvit_core.data.evalset import visiting_order
+from psvit_core.estimates import Seen, Watch
+from psvit_core.evaluate.inference import (
+    Prediction,
+    check_labels,
+    ignore_batch,
+    place,
+    predict,
+)
+from psvit_core.groups import summarize
+from psvit_core.incremental.joint import JointRunner, firing_rates, joint_runner, sops_of
+from psvit_core.kernels.ops import UnsupportedError
+from psvit_core.metrics.energy import energy_pj
+from psvit_core.metrics.profile import machine, profile_of
+from psvit_core.plan.size import memory_saving, plan_size, real_macs
+from psvit_core.records import (
+    Conditions,
+    Measurement,
+    ModelSummary,
+    Partial,
+    Profile,
+    PrunePlan,
+    counting_of,
+)
+from psvit_core.runtime import Run, channels_last
+from psvit_core.storage.baselines import add_outputs, load_outputs
+from psvit_core.storage.predictions import (
+    Array,
+    Outcome,
+    add_outcome,
+    as_run,
+    batches_key,
+    kl_divergence,
+    load_outcome,
+    outcome_key,
+    ran_with,
+    top5_accuracy,
+)
+from psvit_core.storage.store import ENGINE_VERSION, Store, digest
+from psvit_core.surgery import apply_plan
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import weights_hash
+
+__all__ = [
+    "Baseline",
+    "Prediction",
+    "check_labels",
+    "conditions_of",
+    "measure",
+    "outcome_of",
+    "place",
+    "predict",
+    "predict_plan",
+    "prepare_plans",
+]
+
+log = logging.getLogger(__name__)
+
+
+def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array, run: Run) -> Outcome:
+    """Return the per-image results of a prediction compared with the baseline's logits."""
+    return Outcome(
+        ids=np.array(data.ids),
+        labels=np.array(data.labels),
+        predictions=prediction.logits.argmax(axis=1),
+        kl=kl_divergence(baseline_logits, prediction.logits),
+        sops=prediction.sops,
+        ran=ran_with(run.device, run.batch),
+    )
+
+
+class Baseline:
+    """The unpruned model's results on a set of images, cached in the store.
+
+    Args:
+        model: The model, placed.
+        data: Images.
+        run: Device, batch, precision.
+        store: Store that results are read from and written to, or None.
+        tick: Called before each batch; may raise to stop.
+        seen: Called after each batch with (images run, images to run).
+    """
+
+    def __init__(
+        self,
+        model: SpikingModel,
+        data: EvalSet,
+        run: Run,
+        store: Store | None = None,
+        tick: Tick = keep_going,
+        seen: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.key = outcome_key(
+            weights_hash(model),
+            {},
+            transform=data.transform,
+            T=model.T,
+            precision=run.precision,
+            form="silenced",
+            batches=batches_key(model.batch_coupled, run.batch, data.ids),
+            counting=counting_of(model.family),
+        )
+        self._logits = self._stored_logits(store) if store else {}
+        outcome = load_outcome(store, self.key) if store else None
+        # Logits and outcome are two files: a process stopped between the two writes leaves one.
+        stored = self._logits.keys() & set(outcome.ids.tolist() if outcome else ())
+        todo = [i for i, name in enumerate(data.ids) if name not in stored]
+        self._n_run = 0
+        if todo:
+
+            def count(logits: Array) -> None:
+                self._n_run += len(logits)
+                seen(self._n_run, len(todo))
+
+            part = data.take(todo)
+            prediction = predict(model, part, run, tick=tick, seen=count)
+            self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
+            fresh = outcome_of(part, prediction, prediction.logits, run)
+            outcome = outcome.joined(fresh) if outcome else fresh
+            if store:
+                ids = np.array(part.ids)
+                add_outputs(store, self.key, ids, {"logits": prediction.logits})
+                add_outcome(store, self.key, fresh)
+        assert outcome is not None
+        self.outcome = outcome.select(data.ids)
+
+    def _stored_logits(self, store: Store) -> dict[str, Array]:
+        known = load_outputs(store, self.key)
+        return dict(zip(known["ids"].tolist(), known["logits"], strict=True)) if known else {}
+
+    def logits(self, data: EvalSet) -> Array:
+        """Return the baseline's logits on ``data``, a subset of its images."""
+        return np.stack([self._logits[name] for name in data.ids])
+
+
+def conditions_of(model: SpikingModel, data: EvalSet, run: Run) -> Conditions:
+    """Return the conditions under which this model is measured on these images."""
+    # If the images of a batch influence each other, their order is part of the conditions.
+    names = list(data.ids) if model.batch_coupled else sorted(data.ids)
+    return Conditions(
+        data=data.name,
+        split=data.split,
+        n_images=len(data),
+        T=model.T,
+        batch=run.batch,
+        precision=run.precision,
+        device=run.device,
+        transform=data.transform,
+        images=data.reading + digest(names),
+        counting=counting_of(model.family),
+    )
+
+
+def measure(  # noqa: PLR0913  # public signature
+    model: SpikingModel,
+    data: EvalSet,
+    plan: PrunePlan | None = None,
+    *,
+    run: Run | None = None,
+    store: Store | None = None,
+    summary: ModelSummary | None = None,
+    result: SpikingModel | None = None,
+    profile: bool = False,
+    tick: Tick = keep_going,
+    partial: Callable[[Partial], None] | None = None,
+) -> Measurement:
+    """Measure a model, or the physically pruned model of a plan, on all images of ``data``.
+
+    Images run in an order in which every prefix is a fair sample (``visiting_order``), so that
+    partial results estimate the final one: with 95 % confidence, it lies in the intervals of all
+    of them, however often one looks. Batches have the run's size throughout.
+
+    Args:
+        model: The model that the plan is for.
+        data: Images.
+        plan: The plan; None measures the model itself.
+        run: Device, batch, precision; the defaults when None.
+        store: Store that results are read from and written to, or None.
+        summary: ``groups.summarize(model, ...)`` if the caller has it.
+        result: The plan's pruned model with other weights, recovered or trained.
+        profile: Also measure run-time memory and latency on this machine.
+        tick: Called before each batch; may raise to stop.
+        partial: Called with the result so far after the first batch, then up to ten times a second.
+
+    Returns:
+        The measurement; with a plan, compared with the baseline on the same images.
+
+    Raises:
+        InvalidPlanError: If the plan does not fit the model.
+        DataError: If the data does not fit the model.
+    """
+    run = run or Run()
+    summary = summary or summarize(model, {})
+    if plan:
+        plan.check(summary.groups, summary.weights_hash)
+    request = _Request(model, data, plan, run, store, summary, tick)
+    key = request.measurement_key(result)
+    known = store.get(key) if store else None
+    if known:
+        found = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
+    else:
+        watch = Watch(partial, run.batch) if partial else None
+        found = _measured(request, result, watch)
+        if store:
+            store.put(key, found.to_dict())
+    if profile:
+        found = dataclasses.replace(found, profile=_profiled(request))
+    return found
+
+
+def prepare_plans(
+    model: SpikingModel, data: EvalSet, run: Run, summary: ModelSummary
+) -> JointRunner | None:
+    """Record a model's forward pass, so that measurements of its plans run natively.
+
+    Arguments as for ``measure``.
+
+    Returns:
+        What runs them; None if they run in torch.
+    """
+    if run.precision not in ("float32", "float64"):
+        return None
+    (x,) = data.take([0]).batches(1)
+    return joint_runner(place(model, run), tuple(x.shape[1:]), summary.weights_hash)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Everything that decides a measurement."""
+
+    model: SpikingModel
+    data: EvalSet
+    plan: PrunePlan | None
+    run: Run
+    store: Store | None
+    summary: ModelSummary
+    tick: Tick
+
+    @property
+    def kept(self) -> dict[str, list[int]]:
+        """Kept units by group; empty without a plan."""
+        return {group: list(units) for group, units in self.plan.kept.items()} if self.plan else {}
+
+    def subject(self) -> SpikingModel:
+        """Return the model itself, or the pruned model that the plan makes of it."""
+        return apply_plan(self.model, self.plan) if self.plan else self.model
+
+    def measurement_key(self, result: SpikingModel | None) -> str:
+        """Return the store key; ``result`` is a pruned model with other weights, or None."""
+        parts = [
+            Measurement.version,
+            ENGINE_VERSION,
+            self.summary.weights_hash,
+            self.kept,
+            conditions_of(self.model, self.data, self.run).to_dict(),
+            list(self.data.ids),
+            bool(self.plan),
+            *([weights_hash(result)] if result else []),
+        ]
+        return "measurement/" + digest(parts)
+
+    def profile_key(self) -> str:
+        """Return the store key of the profile on this machine."""
+        parts = [
+            ENGINE_VERSION,
+            self.summary.weights_hash,
+            self.kept,
+            self.model.T,
+            list(self.model.input_shape),
+            self.data.transform,
+            self.run.precision,
+            self.run.batch,
+            len(self.data),
+            machine(self.run.device).to_dict(),
+        ]
+        return "profile/" + digest(parts)
+
+
+def _measured(request: _Request, result: SpikingModel | None, watch: Watch | None) -> Measurement:
+    """Run ``result`` or what the plan makes of the model, and the unpruned model with a plan."""
+    model, data, plan, run = request.model, request.data, request.plan, request.run
+    store, summary, tick = request.store, request.summary, request.tick
+    base = None
+    if plan:
+        on_baseline = watch.before(len(data)) if watch else lambda done, total: None
+        base = Baseline(place(model, run), data, run, store, tick, on_baseline)
+    cluster = run.batch if model.batch_coupled else None
+    order = visiting_order(data, cluster)
+    visited = data.take(order)
+    baseline = base.outcome if base else None
+
+    def seen() -> Seen:
+        return watch.subject(visited, baseline, cluster) if watch else ignore_batch
+
+    prediction = None
+    if plan:
+        new = place(result, run) if result else None
+        prediction = predict_plan(model, visited, plan, run, summary, tick, seen(), new)
+    if prediction is None:
+        subject = place(result or request.subject(), run)
+        prediction = predict(subject, visited, run, tick=tick, seen=seen())
+    logits = base.logits(visited) if base else prediction.logits
+    outcome = outcome_of(visited, prediction, logits, run).select(data.ids)
+    size = plan_size(summary, plan)
+    sops, macs_real = float(outcome.sops.mean()), real_macs(summary, plan)
+    origin = model.provenance.get("origin_bytes", size.bytes)
+    saving = memory_saving(summary, plan) if plan else 1 - size.bytes / origin
+    return Measurement(
+        model=summary.model,
+        weights_hash=summary.weights_hash,
+        conditions=as_run(
+            conditions_of(model, data, run), outcome.runs | (base.outcome.runs if base else set())
+        ),
+        accuracy=outcome.accuracy(cluster),
+        size=size,
+        sops=sops,
+        macs_real=macs_real,
+        energy_pj=energy_pj(macs_real, sops),
+        firing=prediction.firing,
+        memory_saving=saving,
+        baseline_accuracy=base.outcome.accuracy(cluster) if base else None,
+        drop=outcome.drop_from(base.outcome, cluster) if base else None,
+        kl=float(outcome.kl.mean()) if base else None,
+        agreement=outcome.agreement_with(base.outcome) if base else None,
+        plan=plan,
+        per_class=outcome.by_class(base.outcome, data.classes) if base else None,
+        confusions=outcome.confusions(base.outcome, data.classes) if base else None,
+        top5=top5_accuracy(prediction.logits, visited.labels, cluster),
+        baseline_top5=top5_accuracy(logits, visited.labels, cluster) if base else None,
+    )
+
+
+def predict_plan(
+    model: SpikingModel,
+    data: EvalSet,
+    plan: PrunePlan,
+    run: Run,
+    summary: ModelSummary,
+    tick: Tick = keep_going,
+    seen: Seen = ignore_batch,
+    new: SpikingModel | Mapping[str, torch.Tensor] | None = None,
+) -> Prediction | None:
+    """Run a plan's network natively over all images of ``data``, as ``predict`` does in torch.
+
+    ``new`` are other weights (``JointRunner.start``). None if the plan has to run in torch.
+    """
+    runner = prepare_plans(model, data, run, summary)
+    if runner is None:
+        return None
+    check_labels(model, data)
+    images = (channels_last(x) for x in data.batches(run.batch, run.dtype, run.workers))
+    try:
+        parts = runner.run_plan(summary.groups, plan, images, tick, seen, new)
+    except UnsupportedError as reason:
+        log.info("this plan of %s runs in torch: there is no native %s", model.name, reason)
+        return None
+    logits = np.concatenate([part.logits for part in parts])
+    return Prediction(logits, sops=sops_of(parts, model, plan), firing=firing_rates(parts))
+
+
+def _profiled(request: _Request) -> Profile:
+    """Return the run-time profile on this machine, measured unless it is stored."""
+    key, store = request.profile_key(), request.store
+    known = store.get(key) if store else None
+    if known:
+        return Profile.from_dict(known)
+    placed = place(request.subject(), request.run)
+    found = profile_of(placed, request.data, request.run, tick=request.tick)
+    if store:
+        store.put(key, found.to_dict())
+    return found

@@ -1,0 +1,99 @@
+"""What an exported file says of its origin, as comments.
+
+Names and notes come from files that anybody may have written. They are shortened and reduced to
+printable ASCII on one line, so that nothing in them can end a comment.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from psvit_core.records import FinetuneReport, Interval, PrunePlan, RecoveryReport
+from psvit_core.surgery import stored_bytes
+from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.checkpoint import card_of
+
+_LONGEST = 300  # characters of a text from a file
+_LABEL = 12
+_WIDTH = 98
+
+
+def origin_comment(model: SpikingModel) -> str:
+    """Return the origin of a model as lines of comment."""
+    return "\n".join(line for label, text in _facts(model) for line in _comment(label, text))
+
+
+def one_line(text: object) -> str:
+    """Return a text that is safe in a comment: one line of printable ASCII, not too long."""
+    words = " ".join(str(text).split())
+    plain = words.encode("ascii", "backslashreplace").decode("ascii")
+    printable = "".join(c if c.isprintable() else "?" for c in plain)
+    return printable if len(printable) <= _LONGEST else f"{printable[: _LONGEST - 3]}..."
+
+
+def _comment(label: str, text: str) -> list[str]:
+    blank = "# " + " " * _LABEL
+    return textwrap.wrap(
+        one_line(text),
+        width=_WIDTH,
+        initial_indent=f"# {label:{_LABEL}}",
+        subsequent_indent=blank,
+        break_on_hyphens=False,
+    )
+
+
+def _facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
+    """Return what is known of a model: pairs of a label and a text."""
+    card, provenance = card_of(model), model.provenance
+    origin = Path(str(provenance.get("origin", model.name))).name  # of a file, not its folders
+    yield "Model", f"{origin}: {card.title}, family {model.family}"
+    if card.paper:
+        yield "Paper", card.paper
+    licence = card.licence.replace("this project", "the PSViT explorer (Apache-2.0)")
+    yield "Weights", f"licence: {licence}"
+    yield "Code", "licence: Apache-2.0; the definitions below are those of the PSViT explorer"
+    if provenance:
+        yield "Source hash", str(provenance["origin_weights_hash"])
+    for record in provenance.get("plans", ()):
+        plan = PrunePlan.from_dict(record)
+        note = f"; {plan.note}" if plan.note else ""
+        yield "Pruned", f"by policy {plan.policy}, criterion {plan.criterion}{note}"
+    if provenance:
+        before, after = int(provenance["origin_bytes"]), stored_bytes(model)
+        yield (
+            "Saves",
+            f"{1 - after / before:.2%} of the weights' bytes: {after:,} of {before:,} stay",
+        )
+    for record in provenance.get("recoveries", ()):
+        yield "Recovered", _recovery(RecoveryReport.from_dict(record))
+    for record in provenance.get("finetunes", ()):
+        yield "Fine-tuned", _finetuning(FinetuneReport.from_dict(record))
+    if not provenance.get("finetunes"):
+        yield "Accuracy", "not recorded in the exported file"
+    if model.batch_coupled:
+        yield "Note", "an image's logits depend on the other images of its batch, as published"
+    yield "Written", f"with torch {torch.__version__}"
+
+
+def _recovery(report: RecoveryReport) -> str:
+    c = report.conditions
+    return (
+        f"without training, by {report.used} ({report.method} was asked for), from "
+        f"{report.n_fit} images of {c.data}; KL to the original {report.kl_before:.4f} -> "
+        f"{report.kl_after:.4f} nats on {report.n_held_out} images"
+    )
+
+
+def _finetuning(report: FinetuneReport) -> str:
+    return (
+        f"on {report.conditions.data}; best after {report.best_epoch:g} epochs, with validation "
+        f"accuracy {_percent(report.best_accuracy)}"
+    )
+
+
+def _percent(interval: Interval) -> str:
+    return f"{interval.value:.2%} [95 %: {interval.low:.2%}, {interval.high:.2%}]"

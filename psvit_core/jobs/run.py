@@ -1,0 +1,282 @@
+"""Run one job: its task, its progress and its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from psvit_core.errors import DataError, PsvitError
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.records import (
+    Measurement,
+    Partial,
+    RecoverySettings,
+    SensitivityTable,
+    Subject,
+)
+from psvit_core.records.jobs import (
+    CheckDataRequest,
+    CheckDataResult,
+    ExportRequest,
+    ExportResult,
+    FinetuneRequest,
+    FinetuneResult,
+    InspectRequest,
+    InspectResult,
+    JobRequest,
+    JobResult,
+    MeasureRequest,
+    MeasureResult,
+    ParetoRequest,
+    ParetoResult,
+    PlanRequest,
+    PlanResult,
+    SummaryRequest,
+    SummaryResult,
+    SweepRequest,
+    SweepResult,
+)
+from psvit_core.sensitivity.spec import load_spec, read_table
+from psvit_core.storage.shipped import DemoStore
+from psvit_core.storage.store import Store
+from psvit_core.tasks.evaluate import evaluate
+from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
+from psvit_core.tasks.inspect import check_data, inspect_entries
+from psvit_core.tasks.pareto import run_pareto
+from psvit_core.tasks.plan import run_plan
+from psvit_core.tasks.prune import write_pruned
+from psvit_core.tasks.recover import measure_file
+from psvit_core.tasks.session import Session, summarize_model
+from psvit_core.tasks.sweep import run_sweep
+
+_SAVE_SECONDS = 0.3  # progress is stored at most this often
+
+
+class JobRun:
+    """The run of one job.
+
+    Args:
+        store: The store of jobs and results.
+        job: The job, already stored as running.
+        session_of: Returns the loaded session of a subject.
+        between_batches: Called before each batch with the job; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        session_of: Callable[[Subject], Session],
+        between_batches: Callable[[Job], None],
+    ) -> None:
+        self.store = store
+        self.job = job  # with the progress so far
+        self._session_of = session_of
+        self._between_batches = between_batches
+        self._saved = 0.0  # time of the last stored progress
+        self._n_batches = 0  # that this run has begun
+        self._n_reported = 0  # of them at the last step
+        self._first = 0  # images of a measurement when its pace began to count
+        self._sweep_key = self._curve = ""
+
+    def run(self) -> JobResult:
+        """Run the task.
+
+        Raises:
+            RecordError: If another version wrote the request.
+        """
+        request = self.job.read_request()
+        session = self._session_of(Subject.from_dict(self.job.params.get("subject")))
+        runs: dict[type[JobRequest], Callable[[Session, Any], JobResult]] = {
+            SummaryRequest: self._summary,
+            InspectRequest: self._inspect,
+            CheckDataRequest: self._check_data,
+            MeasureRequest: self._measure,
+            SweepRequest: self._sweep,
+            PlanRequest: self._plan,
+            ParetoRequest: self._pareto,
+            ExportRequest: self._export,
+            FinetuneRequest: self._finetune,
+        }
+        return runs[type(request)](session, request)
+
+    def tick(self) -> None:
+        """Count a batch that is about to run; stop the job if the user cancelled it."""
+        self._n_batches += 1
+        self._between_batches(self.job)
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """Update the job's progress; a ``Progress`` callback."""
+        n_steps = max(done - self.job.done, 0)  # 0: a message within a step
+        computed = self._n_batches > self._n_reported  # otherwise the step came from the store
+        fresh, paced = self.job.fresh, self.job.paced
+        if n_steps:
+            self._n_reported = self._n_batches
+        if n_steps and computed:
+            # The first step may include an earlier run's work, so it only starts the clock.
+            fresh, paced = (1, time.time()) if paced is None else (fresh + n_steps, paced)
+        self.job = dataclasses.replace(
+            self.job, done=done, total=total, what=what, fresh=fresh, paced=paced
+        )
+        now = time.monotonic()
+        if now - self._saved >= _SAVE_SECONDS or done == total:
+            self._saved = now
+            client.save(self.store, self.job)
+
+    def _estimate(self, partial: Partial) -> None:
+        """Store the estimates of a running measurement; they come too rarely to skip any."""
+        what = "images" if partial.accuracy else "images of the unpruned model"
+        if self.job.paced is None:
+            self._first = partial.done
+        self.job = dataclasses.replace(
+            self.job,
+            partial=partial,
+            done=partial.done,
+            total=partial.total,
+            what=what,
+            fresh=1 + partial.done - self._first,
+            paced=self.job.paced or time.time(),
+        )
+        client.save(self.store, self.job)
+
+    def _save_result(self, so_far: JobResult) -> None:
+        self.job = dataclasses.replace(self.job, result=so_far.to_dict())
+        client.save(self.store, self.job)
+
+    # ---- one function per task -----------------------------------------------------------------
+
+    def _summary(self, session: Session, request: SummaryRequest) -> SummaryResult:
+        return SummaryResult(summary=summarize_model(session))
+
+    def _inspect(self, session: Session, request: InspectRequest) -> InspectResult:
+        return InspectResult(report=inspect_entries(request.path, self.tick, request.entry))
+
+    def _check_data(self, session: Session, request: CheckDataRequest) -> CheckDataResult:
+        return CheckDataResult(report=check_data(session, self.tick))
+
+    def _measure(self, session: Session, request: MeasureRequest) -> MeasureResult:
+        found = evaluate(
+            session,
+            request.plan,
+            self.tick,
+            profile=request.profile,
+            partial=self._estimate,
+            predicted=request.predicted,
+            pruned=self._pruned,
+        )
+        so_far = MeasureResult.read(self.job.result)
+        return dataclasses.replace(so_far, measurement=found, pruned=None)
+
+    def _pruned(self, plain: Measurement) -> None:
+        """Store what is known of a measured plan while its recovery runs."""
+        self.job = dataclasses.replace(self.job, what="recovering", done=0, total=0)
+        self._save_result(MeasureResult(pruned=plain, pruned_at=time.time()))
+
+    def _sweep(self, session: Session, request: SweepRequest) -> SweepResult:
+        table = run_sweep(session, request.settings, self._sweep_started, self.progress, self.tick)
+        return SweepResult(
+            sweep_key=self._sweep_key, cells=len(table.rows), warnings=tuple(session.warnings)
+        )
+
+    def _sweep_started(self, sweep_key: str) -> None:
+        self._sweep_key = sweep_key
+        self._save_result(SweepResult(sweep_key=sweep_key))
+
+    def _plan(self, session: Session, request: PlanRequest) -> PlanResult:
+        table = self._table(request.sweep_key)
+        plan, measurement = run_plan(session, table, request.settings, self.progress, self.tick)
+        return PlanResult(plan=plan, measurement=measurement)
+
+    def _pareto(self, session: Session, request: ParetoRequest) -> ParetoResult:
+        table = self._table(request.sweep_key) if request.sweep_key else None
+        archive = run_pareto(session, request.settings, table, self.progress, self.tick)
+        return ParetoResult(
+            points=len(archive.points), unreached=tuple(u.to_dict() for u in archive.unreached)
+        )
+
+    def _table(self, sweep_key: str) -> SensitivityTable:
+        """Return the table of a finished sweep, which may be one that ships with a model."""
+        with_shipped = DemoStore(self.store.folder)
+        table = read_table(with_shipped, load_spec(with_shipped, sweep_key))
+        with_shipped.close()
+        if table is None or not table.finished:
+            raise PsvitError("The sweep is not finished. Wait until it is, then plan.")
+        return table
+
+    def _export(self, session: Session, request: ExportRequest) -> ExportResult:
+        plan, out = request.plan, self._out_path(request.file_name)
+        recovery, reasons = request.recovery, []
+        if request.default_recovery:
+            recovery, reason = session.available_recovery(RecoverySettings(method="auto"))
+            reasons += [f"Pruned without recovery: {reason}."] if reason else []
+        path, report = write_pruned(session, plan, out, recovery, self.tick)
+        plain = found = None
+        if request.measure:
+            try:
+                plain = evaluate(session.without_recovery(), plan, self.tick)
+                found = measure_file(session, plan, path, self.tick, plain)
+            except DataError as error:  # the file is written, and needs no images
+                reasons.append(f"Not measured: {error}")
+        return ExportResult(
+            path=str(path),
+            bytes=path.stat().st_size,
+            sha256=_sha256(path),
+            code=_definition(path),
+            recovery=report,
+            pruned_measurement=plain,
+            file_measurement=found,
+            warnings=tuple(reasons),
+        )
+
+    def _out_path(self, file_name: str) -> Path:
+        """Return the path of the model to write: in the job's own folder, whatever the name."""
+        return self.store.place("exports", self.job.id, Path(file_name).name)
+
+    def _finetune(self, session: Session, request: FinetuneRequest) -> FinetuneResult:
+        task = FinetuneTask(
+            settings=request.settings,
+            out=self._out_path(request.file_name),
+            plan=request.plan,
+            recovery=request.recovery,
+        )
+        callbacks = FinetuneCallbacks(
+            started=self._curve_started,
+            progress=self.progress,
+            tick=self.tick,
+            stop=lambda: client.stop_requested(self.store, self.job.id),
+        )
+        done = run_finetune(session, task, callbacks)
+        return FinetuneResult(
+            records=self._curve,
+            path=str(done.out),
+            last_path=str(done.last),
+            bytes=done.out.stat().st_size,
+            sha256=_sha256(done.out),
+            code=_definition(done.out),
+            recovery=done.recovery,
+            report=done.report,
+            pruned_measurement=done.plain,
+            recovered_measurement=done.recovered,
+            file_measurement=done.measurement,
+        )
+
+    def _curve_started(self, curve: Path) -> None:
+        self._curve = str(curve)
+        self._save_result(FinetuneResult(records=self._curve))
+
+
+def _definition(path: Path) -> str:
+    """Write the Python file of a pruned file; return its path, empty if there can be none."""
+    from psvit_core.export import write_definition
+
+    return str(write_definition(path) or "")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

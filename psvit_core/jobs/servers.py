@@ -1,0 +1,75 @@
+"""Processes that serve the app on a store: idle workers end when there is none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from psvit_core.errors import StoreError
+from psvit_core.jobs import client
+from psvit_core.jobs.workers import process_started
+from psvit_core.storage.store import Store
+
+log = logging.getLogger(__name__)
+_SERVER_PREFIX = "server/"
+_LOOK_SECONDS = 5.0  # between two looks for jobs that wait without a worker
+
+
+def register_server(store: Store) -> None:
+    """Note that this process serves the app; idle workers end when no such process lives."""
+    for key in list(store.keys(_SERVER_PREFIX)):
+        if not _server_lives(store, key):
+            store.delete(key)
+    store.put(_server_key(), process_started(os.getpid()))
+
+
+def unregister_server(store: Store) -> None:
+    """Note that this process serves the app no more."""
+    store.delete(_server_key())
+
+
+def server_lives(store: Store) -> bool:
+    """Return whether a process serves the app on this store."""
+    return any(_server_lives(store, key) for key in list(store.keys(_SERVER_PREFIX)))
+
+
+def _server_lives(store: Store, key: str) -> bool:
+    noted, now = store.get(key), process_started(int(key.removeprefix(_SERVER_PREFIX)))
+    return noted is not None and now is not None and abs(noted - now) < 1.0
+
+
+def _server_key() -> str:
+    return f"{_SERVER_PREFIX}{os.getpid()}"
+
+
+@contextmanager
+def jobs_have_workers(store: Store, seconds: float = _LOOK_SECONDS) -> Iterator[None]:
+    """Start workers for waiting jobs that have none during the block.
+
+    A worker may be killed while others of its jobs wait.
+
+    Args:
+        store: The store of the jobs.
+        seconds: Between two looks; the first one is at once.
+    """
+    ended = threading.Event()
+
+    def look() -> None:
+        while True:
+            try:
+                client.reconcile(store)
+            except StoreError as error:  # a full disk, for example, of which every page tells
+                log.warning("cannot look for waiting jobs: %s", error)
+            if ended.wait(seconds):
+                return
+
+    thread = threading.Thread(target=look, name="jobs-have-workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,30 @@
+"""Requests to prepare for a model before its first job; no torch."""
+
+from __future__ import annotations
+
+from psvit_core.errors import RecordError
+from psvit_core.records import Subject
+from psvit_core.storage.store import Store
+
+_PREFIX = "warm-up/"  # of the keys, one per device
+
+
+def request_warm_up(store: Store, subject: Subject, device: str = "cpu") -> None:
+    """Ask a device's worker to load and compile for a subject while no job waits.
+
+    A newer request replaces one that the worker has not taken yet. Without a worker, the next one
+    takes it.
+    """
+    store.put(_PREFIX + device, subject.to_dict())
+
+
+def take_warm_up(store: Store, device: str) -> Subject | None:
+    """Return the subject to warm up for, and delete the request; None without one."""
+    data = store.get(_PREFIX + device)
+    if data is None:
+        return None
+    store.delete(_PREFIX + device)
+    try:
+        return Subject.from_dict(data)
+    except RecordError:  # of another version
+        return None

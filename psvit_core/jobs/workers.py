@@ -1,0 +1,137 @@
+"""Processes that run jobs: their lock, bell and log, and how they are started; no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import Timeout
+
+from psvit_core.records import Subject
+from psvit_core.storage.faults import StoreLock
+from psvit_core.storage.store import Store
+
+_PREFIX = "worker/"  # of the keys, one per device: its process
+_POLL_SECONDS = 0.01
+_CHECKS = 0.2  # seconds; longer than others that check hold the lock
+_Processes = dict[tuple[Path, str], "subprocess.Popen[bytes]"]
+_STARTED: _Processes = {}  # the last worker that this process has started, by store and device
+
+
+def process_started(pid: int) -> float | None:
+    """Return the start time of a live process (seconds since the epoch), or None."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
+
+
+def log_path(store: Store, device: str) -> Path:
+    """Return the path of a device's worker log."""
+    return store.place("logs", f"worker-{_file_name(device)}.log")
+
+
+def bell_path(store: Store, device: str) -> Path:
+    """Return the file whose time of change tells a device's worker to look for jobs."""
+    return store.place("locks", f"bell-{_file_name(device)}")
+
+
+def ring(store: Store, device: str) -> None:
+    """Make a device's worker look for jobs at once."""
+    path = bell_path(store, device)
+    with store.faults("write to"):
+        path.touch()
+
+
+def _file_name(device: str) -> str:
+    return device.replace(":", "-").replace("/", "-")
+
+
+@contextmanager
+def worker_lock(store: Store, device: str, timeout: float = 0) -> Iterator[bool]:
+    """Hold a device's worker lock during the block, if it is free.
+
+    The operating system releases the lock when its process ends, even if it is killed.
+
+    Yields:
+        True if the lock was free.
+    """
+    lock = StoreLock(store.place("locks", f"worker-{_file_name(device)}.lock"))
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def note_worker(store: Store, device: str) -> None:
+    """Note that this process is a device's worker, which holds the lock."""
+    store.put(_PREFIX + device, [os.getpid(), process_started(os.getpid())])
+
+
+def _noted(store: Store, device: str) -> int | None:
+    """Return the process that last noted to be a device's worker, if it lives."""
+    pid, started = store.get(_PREFIX + device) or (None, None)
+    now = process_started(pid) if isinstance(pid, int) else None
+    return pid if now is not None and started is not None and abs(started - now) < 1.0 else None
+
+
+def _is_needed(store: Store, device: str, patience: float) -> bool:
+    """Return whether a device has no worker, and none is starting.
+
+    The lock alone does not tell: the system releases that of a killed process after a while, and
+    others hold it for a moment to look.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        with worker_lock(store, device) as free:
+            if free:
+                last = _STARTED.get((store.folder, device))
+                starting = last is not None and last.poll() is None
+                return not starting or _noted(store, device) == (last and last.pid)
+        if _noted(store, device) is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+
+
+def ensure_worker(
+    store: Store, device: str = "cpu", warm: Subject | None = None, patience: float = _CHECKS
+) -> None:
+    """Start a device's worker unless it runs already. A surplus worker ends by itself.
+
+    Args:
+        store: The store of its jobs.
+        device: The device that it runs them on.
+        warm: Subject to load and compile for while no job waits.
+        patience: Seconds to wait for the lock of a process that has been killed.
+    """
+    if not _is_needed(store, device, patience):
+        return
+    command = [sys.executable, "-m", "psvit_core.jobs.worker", str(store.folder), device]
+    command += [json.dumps(warm.to_dict())] if warm is not None else []
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    path_of_log = log_path(store, device)
+    with store.faults("write to"):
+        output = path_of_log.open("ab")
+    with output:
+        _STARTED[store.folder, device] = subprocess.Popen(
+            command,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PYTHONPATH": path},
+        )

@@ -1,0 +1,1 @@
+"""Fast neuron and convolution loops, compiled when first needed, with a torch fallback."""

@@ -1,0 +1,1 @@
+"""Prune plans: built from ratios (``build``), sized (``size``) and shared as links (``link``)."""

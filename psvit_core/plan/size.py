@@ -1,0 +1,96 @@
+"""Exact parameters, bytes and multiply-accumulates (MACs) of any plan; no torch.
+
+Savings of single groups do not add up because weights shrink along two axes, so every function here
+returns the true joint size. ``tests/plan/test_size.py`` compares it with pruned models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from psvit_core.errors import UnknownNameError
+from psvit_core.records import (
+    ModelSummary,
+    PrunePlan,
+    ShapeTable,
+    Size,
+    axis_width,
+)
+
+PRECISIONS = ("float32", "int8")
+_FLOAT_BYTES = 4
+
+
+def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "float32") -> Size:
+    """Return the size of the model with these group widths.
+
+    Args:
+        shapes: The model's shape table.
+        widths: Remaining units by ``group_id``; absent groups are not pruned.
+        precision: ``float32``, or ``int8``: one byte per convolution or linear weight, one float32
+            scale per output channel, everything else float32.
+
+    Returns:
+        Parameters used at inference; bytes of these and of the BatchNorm statistics, without
+        counters and unused tensors; MACs of one image and one time step.
+
+    Raises:
+        UnknownNameError: If the precision is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+    all_widths = {**shapes.full_widths, **widths}
+    params = stored = 0
+    for tensor in shapes.tensors:
+        if tensor.role in ("counter", "unused"):
+            continue
+        count, rows = 1, 1
+        for axis, (size, group) in enumerate(zip(tensor.sizes, tensor.groups, strict=True)):
+            width = size if group is None else axis_width(group, all_widths)
+            count *= width
+            rows = width if axis == 0 else rows
+        if tensor.role != "buffer":
+            params += count
+        if tensor.role == "weight" and precision == "int8":
+            stored += count + rows * _FLOAT_BYTES
+        else:
+            stored += count * _FLOAT_BYTES
+    macs = 0.0
+    for term in shapes.terms:
+        product = term.factor
+        for group in term.groups:
+            product *= all_widths[group]
+        macs += product
+    return Size(params=params, bytes=stored, macs=round(macs))
+
+
+def real_macs(summary: ModelSummary, plan: PrunePlan | None) -> float:
+    """Return the MACs per image, over all time steps, of layers that read real values."""
+    terms = tuple(
+        dataclasses.replace(t, factor=t.factor * summary.real_fed[t.layer])
+        for t in summary.shapes.terms
+        if t.layer in summary.real_fed
+    )
+    shapes = ShapeTable(tensors=summary.shapes.tensors, terms=terms)
+    return float(size_at(shapes, plan_widths(summary, plan)).macs)
+
+
+def plan_widths(summary: ModelSummary, plan: PrunePlan | None) -> dict[str, int]:
+    """Return the width of every group under ``plan`` (None: unpruned)."""
+    kept = plan.kept if plan else {}
+    return {
+        g.group_id: len(kept[g.group_id]) if g.group_id in kept else g.n_units
+        for g in summary.groups
+    }
+
+
+def plan_size(summary: ModelSummary, plan: PrunePlan | None, precision: str = "float32") -> Size:
+    """Return the size of the model under ``plan`` (None: unpruned)."""
+    return size_at(summary.shapes, plan_widths(summary, plan), precision)
+
+
+def memory_saving(summary: ModelSummary, plan: PrunePlan, precision: str = "float32") -> float:
+    """Return the fraction of memory that a plan saves, ``1 - bytes / baseline bytes``."""
+    baseline = plan_size(summary, None, precision).bytes
+    return 1 - plan_size(summary, plan, precision).bytes / baseline

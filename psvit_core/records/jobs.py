@@ -1,0 +1,254 @@
+"""Requests to the background worker and their results: one pair of records per task.
+
+A job stores both as JSON (``psvit_core.jobs.client.Job``). A request must be readable in full to be
+run. A result is read field by field: one field of another version leaves the others readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from psvit_core.errors import RecordError
+from psvit_core.records._base import Interval, Record
+from psvit_core.records.model import ModelSummary, PrunePlan
+from psvit_core.records.reports import DataReport, FileReport
+from psvit_core.records.results import Measurement
+from psvit_core.records.settings import (
+    ParetoSettings,
+    PlanSettings,
+    RecoverySettings,
+    SweepSettings,
+)
+from psvit_core.records.training import FinetuneReport, FinetuneSettings, RecoveryReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStamps(Record):
+    """Sizes and times of a job's files when it was submitted; they show later changes."""
+
+    model: tuple[float, ...] = ()
+    data: tuple[float, ...] = ()
+
+
+# ---- requests --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest(Record):
+    """Base of all requests: the input of a task, next to the job's subject."""
+
+    task: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryRequest(JobRequest):
+    """Describe the model."""
+
+    task = "summary"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest(JobRequest):
+    """Inspect a checkpoint file."""
+
+    task = "inspect"
+
+    path: str
+    entry: str | None = None  # state dict to inspect; None: the usual one
+    stamp: tuple[float, ...] = ()  # size and time of the file at submission; () in older jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDataRequest(JobRequest):
+    """Count the subject's images and decode some."""
+
+    task = "check_data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRequest(JobRequest):
+    """Measure the model or a plan."""
+
+    task = "measure"
+
+    plan: PrunePlan | None = None  # None: the unpruned model
+    profile: bool = False  # also measure run-time memory and latency
+    predicted: Interval | None = None  # drop predicted before, pp; kept with the measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest(JobRequest):
+    """Run a sweep."""
+
+    task = "sweep"
+
+    settings: SweepSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest(JobRequest):
+    """Choose a plan and measure it."""
+
+    task = "plan"
+
+    sweep_key: str  # store key of the finished sweep to plan from
+    settings: PlanSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoRequest(JobRequest):
+    """Measure policies x targets for the archive."""
+
+    task = "pareto"
+
+    settings: ParetoSettings
+    sweep_key: str | None = None  # None: run a sweep first
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(JobRequest):
+    """Prune, recover and write a checkpoint."""
+
+    task = "export"
+
+    plan: PrunePlan
+    file_name: str
+    recovery: RecoverySettings | None = None
+    default_recovery: bool = False  # recover as by default, in place of ``recovery``
+    measure: bool = False  # also measure the plan alone and the written file
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRequest(JobRequest):
+    """Prune, recover, train and write a checkpoint."""
+
+    task = "finetune"
+
+    settings: FinetuneSettings
+    file_name: str
+    plan: PrunePlan | None = None  # None: the model is a pruned file
+    recovery: RecoverySettings | None = None
+
+
+# ---- results ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult(Record):
+    """Base of all results; every field has a default for jobs that do not have it (yet)."""
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        """Return the fields in ``data`` that this version can read; others keep their defaults."""
+        found: dict[str, Any] = {}
+        for name in (f.name for f in dataclasses.fields(cls) if f.name in data):
+            try:
+                found[name] = getattr(cls.from_dict({name: data[name]}), name)
+            except RecordError:  # another version wrote this field
+                continue
+        return cls(**found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryResult(JobResult):
+    """Result of ``SummaryRequest``."""
+
+    summary: ModelSummary | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectResult(JobResult):
+    """Result of ``InspectRequest``."""
+
+    report: FileReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDataResult(JobResult):
+    """Result of ``CheckDataRequest``."""
+
+    report: DataReport | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureResult(JobResult):
+    """Result of ``MeasureRequest``."""
+
+    measurement: Measurement | None = None
+    pruned: Measurement | None = None  # without recovery, while the recovery runs
+    pruned_at: float | None = None  # when that was known, seconds since the epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(JobResult):
+    """Result of ``SweepRequest``."""
+
+    sweep_key: str = ""  # of the sweep in the store; set before the first cell runs
+    cells: int = 0
+    warnings: tuple[str, ...] = ()  # why the numbers may be wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult(JobResult):
+    """Result of ``PlanRequest``."""
+
+    plan: PrunePlan | None = None
+    measurement: Measurement | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoResult(JobResult):
+    """Result of ``ParetoRequest``; the plans themselves are in the archive."""
+
+    points: int = 0  # plans in the archive
+    unreached: tuple[dict[str, Any], ...] = ()  # ``pareto.Unreached`` as JSON data
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenModel(JobResult):
+    """A checkpoint that a job wrote."""
+
+    path: str = ""  # empty while the job runs
+    bytes: int = 0  # size of the file
+    sha256: str = ""
+    code: str = ""  # Python file that runs it without this program; empty if there is none
+    recovery: RecoveryReport | None = None
+    pruned_measurement: Measurement | None = None  # of the plan alone
+    file_measurement: Measurement | None = None  # of the written file
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(WrittenModel):
+    """Result of ``ExportRequest``."""
+
+    warnings: tuple[str, ...] = ()  # what was asked for and could not be done
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult(WrittenModel):
+    """Result of ``FinetuneRequest``; ``path`` is the best epoch's model."""
+
+    records: str = ""  # file with the training curve, set before training starts
+    last_path: str = ""  # the last epoch's model
+    report: FinetuneReport | None = None
+    recovered_measurement: Measurement | None = None  # after recovery, before training
+
+
+#: The request and the result of every task.
+TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
+    request.task: (request, result)
+    for request, result in (
+        (SummaryRequest, SummaryResult),
+        (InspectRequest, InspectResult),
+        (CheckDataRequest, CheckDataResult),
+        (MeasureRequest, MeasureResult),
+        (SweepRequest, SweepResult),
+        (PlanRequest, PlanResult),
+        (ParetoRequest, ParetoResult),
+        (ExportRequest, ExportResult),
+        (FinetuneRequest, FinetuneResult),
+    )
+}

@@ -1,0 +1,1 @@
+"""Results on disk: the ``store``, per-image ``predictions``, and ``shipped`` results."""

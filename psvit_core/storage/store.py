@@ -1,0 +1,283 @@
+"""Results and job state on disk, under keys made of everything that determines them; no torch.
+
+Small records are compressed JSON in a diskcache index (``disk``, never evicted), and a table lists
+their keys (``keys``). Arrays are ``.npz`` files. Every write is atomic, so a killed process leaves
+no half-written result. Any number of processes may share a folder, but not on NFS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import diskcache
+import numpy as np
+
+from psvit_core.errors import StoreError
+from psvit_core.files import expand, write_atomic
+from psvit_core.storage.aside import is_damage, mark_damaged, set_aside_damaged
+from psvit_core.storage.disk import SETTINGS, JSONOnlyDisk, RefusedRowError, check_settings
+from psvit_core.storage.faults import CACHE_ENV, named_faults
+from psvit_core.storage.keys import KeyIndex
+from psvit_core.storage.private import hide, make_private, make_root
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+T = TypeVar("T")
+
+#: Part of every result's key; incremented when results change.
+ENGINE_VERSION = 2
+
+
+def default_folder() -> Path:
+    """Return the folder of the default store.
+
+    That is ``$PSVIT_CACHE`` if it is set, ``cache/`` in a checkout, and the user's cache directory
+    for an installed package.
+
+    Raises:
+        StoreError: If the account has no home folder.
+    """
+    if chosen := os.environ.get(CACHE_ENV):
+        return expand(chosen)
+    root = Path(__file__).resolve().parents[2]
+    if all((root / name).is_file() for name in ("pyproject.toml", "app.py")):
+        return root / "cache"
+    from platformdirs import user_cache_path  # only installed packages need it
+
+    try:
+        folder = user_cache_path("psvit", appauthor=False)
+    except RuntimeError:
+        folder = None
+    if folder is None or not folder.is_absolute():  # older versions leave the ~ in it
+        raise StoreError(
+            "This account has no home folder to keep results in. "
+            f"Set {CACHE_ENV} to a folder that you can write to."
+        )
+    return folder
+
+
+def digest(value: object) -> str:
+    """Return a hash of JSON data; equal data has equal hashes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Store:
+    """A folder of results.
+
+    Args:
+        folder: The folder; ``default_folder()`` when None. Created if missing.
+
+    Only its owner may use it (``private``). Every fault of its files (damaged, read-only, locked,
+    on a full disk) is a ``StoreError`` that names the path and the way out.
+
+    Raises:
+        StoreError: If the folder cannot be created or written to, or its index is damaged or was
+            changed by another program.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = expand(folder) if folder else default_folder()
+        self._index, self._key_file = self.folder / "index", self.folder / "keys.db"
+        with self.faults("use"):
+            make_root(self.folder, self._key_file.name)
+            for private in (self.folder / "arrays", self._index):
+                make_private(private)
+            set_aside_damaged(self.folder, self._index, self._key_file)
+            check_settings(self._index / "cache.db")
+            self._cache = diskcache.Cache(str(self._index), disk=JSONOnlyDisk, **SETTINGS)
+            self._keys = KeyIndex(self._key_file)
+            hide(self._key_file)
+        self._parsed: dict[tuple[Callable[..., Any], str], tuple[float, Any]] = {}
+        self._refused: dict[str, float] = {}  # keys of unreadable rows, with their times
+
+    @contextmanager
+    def faults(self, doing: str) -> Iterator[None]:
+        """Raise ``StoreError`` for every fault of the store's files in the block.
+
+        Databases that are damaged are set aside at the next start.
+        """
+        repair = f"Delete {self._index} and {self._key_file}; the results are then computed again."
+        try:
+            with named_faults(f"{doing} the store in", self.folder, repair):
+                yield
+        except StoreError as error:
+            if is_damage(error.__cause__):
+                mark_damaged(self.folder)
+            raise
+
+    def get(self, key: str) -> Any:
+        """Return the JSON value under ``key``, or None.
+
+        Raises:
+            StoreError: If the row is not JSON, which is not read any further, or the store cannot
+                be read.
+        """
+        with self.faults("read"):
+            try:
+                return self._cache.get(key)
+            except RefusedRowError as error:
+                raise StoreError(
+                    f"Cannot read {key!r} in {self._cache.directory}: {error}. This program writes "
+                    "no such row. Delete it with "
+                    f"Store({str(self.folder)!r}).delete({key!r})."
+                ) from error
+
+    def put(self, key: str, value: Any) -> None:
+        """Store a JSON value under ``key``."""
+        with self.faults("write to"), self._keys.changing():
+            self._cache.set(key, value)
+            self._keys.add(key)
+
+    def put_new(self, key: str, value: Any) -> bool:
+        """Store ``value`` unless ``key`` is taken; return whether it was free (atomic)."""
+        with self.faults("write to"), self._keys.changing():
+            added = bool(self._cache.add(key, value))
+            if added:
+                self._keys.add(key)
+        return added
+
+    def delete(self, key: str) -> None:
+        """Delete ``key`` and its value, if it exists."""
+        with self.faults("write to"), self._keys.changing():
+            self._cache.delete(key)
+            self._keys.remove(key)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Return the keys that begin with ``prefix``."""
+        return iter(self.changes(prefix))
+
+    def changes(self, prefix: str) -> dict[str, float]:
+        """Return the keys that begin with ``prefix`` and when each was last put.
+
+        Reads no values.
+
+        Returns:
+            Seconds since the epoch by key, oldest key first.
+
+        Raises:
+            StoreError: If a row's key is not JSON, or the store cannot be read.
+        """
+        with self.faults("read"):
+            if not self._keys.is_complete(len(self._cache)):
+                self._enter_unknown_keys()
+            return self._keys.times(prefix)
+
+    def _enter_unknown_keys(self) -> None:
+        """List keys that older versions put, or a process that was killed before it listed them."""
+        try:
+            with self._keys.changing():
+                n_rows = len(self._cache)
+                if not self._keys.is_complete(n_rows):
+                    self._keys.rebuild(self._cache, n_rows)
+        except RefusedRowError as error:
+            index = self._cache.directory
+            raise StoreError(
+                f"Cannot list the rows in {index}: {error}. This program writes no such row. "
+                f"Delete {index}; the results are then computed again."
+            ) from error
+
+    def read(self, prefix: str, parse: Callable[[str, Any], T]) -> dict[str, T]:
+        """Parse each value under ``prefix``; return the results by key.
+
+        Results are cached until a value is put again, and shared: do not change them.
+
+        A row that is not JSON is skipped.
+
+        Args:
+            prefix: Beginning of the keys.
+            parse: A module-level function of (key, JSON value); results are cached per function.
+        """
+        found = {}
+        for key, time in self.changes(prefix).items():
+            known = self._parsed.get((parse, key))
+            if known is None or known[0] != time:
+                value = self._readable(key, time)
+                if value is None:  # deleted in the meantime, or unreadable
+                    continue
+                known = self._parsed[parse, key] = time, parse(key, value)
+            found[key] = known[1]
+        return found
+
+    def _readable(self, key: str, time: float) -> Any:
+        """Return the JSON value under ``key``; None for a bad row, which is logged once."""
+        if self._refused.get(key) == time:
+            return None
+        try:
+            return self.get(key)
+        except StoreError as error:
+            if not isinstance(error.__cause__, RefusedRowError):
+                raise
+            log.warning("skipped a row: %s", error)
+            self._refused[key] = time
+            return None
+
+    def _array_path(self, key: str) -> Path:
+        return self.folder / "arrays" / key[:2] / f"{key}.npz"
+
+    def get_arrays(self, key: str) -> Arrays | None:
+        """Return the arrays under ``key``, or None.
+
+        Raises:
+            StoreError: If the file is damaged or cannot be read.
+        """
+        path = self._array_path(key)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # numpy and zipfile raise many kinds for damaged files
+            if isinstance(error, OSError) and error.errno:
+                with named_faults("read", path, ""):
+                    raise
+            raise StoreError(
+                f"{path} is damaged ({error}). Delete it; its results are computed again."
+            ) from error
+
+    def arrays_stamp(self, key: str) -> tuple[int, int]:
+        """Return a stamp that changes whenever the arrays under ``key`` are written.
+
+        (0, 0) if there are none.
+        """
+        with self.faults("read"):
+            try:
+                found = self._array_path(key).stat()
+            except FileNotFoundError:
+                return 0, 0
+        return found.st_ino, found.st_mtime_ns  # several writes may fall into one tick of the clock
+
+    def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Store arrays under ``key`` (a ``digest``), replacing existing ones."""
+        path = self._array_path(key)
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                np.savez(file, **cast(dict[str, Any], dict(arrays)))
+
+        with self.faults("write to"):
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, write)
+
+    def place(self, *names: str) -> Path:
+        """Return the path of a file in the store's folder, after creating its parent folder."""
+        path = self.folder.joinpath(*names)
+        with self.faults("write to"):
+            if len(names) > 1:
+                make_private(self.folder / names[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def close(self) -> None:
+        """Close the index."""
+        with self.faults("close"):
+            self._cache.close()
+            self._keys.close()

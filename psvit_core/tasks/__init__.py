@@ -1,0 +1,1 @@
+"""The tasks that both the command line and the background worker run."""

@@ -1,0 +1,236 @@
+"""Measure recovered and fine-tuned models, and add them to the archive of the unpruned model.
+
+Torch is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psvit_core.callbacks import Tick, keep_going
+from psvit_core.pareto import PlanOrigin, add_point
+from psvit_core.records import (
+    FinetuneReport,
+    Interval,
+    Measurement,
+    PrunePlan,
+    RecoveryReport,
+    RecoverySettings,
+)
+from psvit_core.storage.store import ENGINE_VERSION, digest
+from psvit_core.tasks.prune import prune_model
+from psvit_core.tasks.session import Session
+
+if TYPE_CHECKING:
+    from psvit_core.data import EvalSet
+    from psvit_core.zoo.base import SpikingModel
+
+
+def measure_recovered(
+    session: Session,
+    plan: PrunePlan,
+    recovery: RecoverySettings,
+    origin: PlanOrigin,
+    plain: Measurement,
+    tick: Tick = keep_going,
+    *,
+    predicted: Interval | None = None,
+) -> Measurement:
+    """Measure a plan's recovered model once and store the result.
+
+    Args:
+        session: The model and its images.
+        plan: The plan.
+        recovery: Recovery settings.
+        origin: How the plan was made.
+        plain: The plan's measurement without recovery; its run-time memory and latency hold here.
+        tick: Called before each batch; may raise to stop.
+        predicted: The drop predicted for the recovered model before this measurement.
+
+    Returns:
+        The measurement of the recovered model, which contains ``plain``.
+    """
+    from psvit_core.evaluate import measure
+
+    calib = session.calib(recovery.n_images, recovery.seed)
+    key = _recovered_key(session, plan, recovery, plain, calib)
+    known = session.store.get(key)
+    if known is None:
+        small, report = prune_model(session, plan, recovery, tick)
+        found = measure(
+            session.model,
+            session.data,
+            plan,
+            result=small,
+            run=session.run,
+            store=session.store,
+            summary=session.description,
+            tick=tick,
+        )
+        used = report.used if report else "none"
+        known = {"measurement": found.to_dict(), "since": since_pruning(small), "used": used}
+        session.store.put(key, known)
+    found = Measurement.from_dict(known["measurement"])
+    measured = dataclasses.replace(
+        recovered_by(found, recovery.method, known.get("used", ""), plain),  # old entries lack it
+        plan=plan,
+        profile=plain.profile,
+        predicted=predicted,
+    )
+    origin = dataclasses.replace(origin, **known["since"])
+    add_point(session.store, measured, origin, batch_coupled=session.model.batch_coupled)
+    return measured
+
+
+def _recovered_key(
+    session: Session,
+    plan: PrunePlan,
+    recovery: RecoverySettings,
+    plain: Measurement,
+    calib: EvalSet,
+) -> str:
+    from psvit_core.recover import VERSION
+    from psvit_core.recover.readers import RIDGE
+
+    parts = [
+        ENGINE_VERSION,
+        VERSION,
+        RIDGE,
+        session.description.weights_hash,
+        plan.to_dict()["kept"],
+        plain.conditions.to_dict(),
+        list(session.data.ids),
+        recovery.to_dict(),
+        calib.transform,
+        list(calib.ids),
+    ]
+    return f"recovered/{digest(parts)}"
+
+
+def recovered_by(
+    measured: Measurement, method: str, used: str, plain: Measurement | None
+) -> Measurement:
+    """Return the measurement of a recovered model with its recovery as a condition.
+
+    Args:
+        measured: The measurement.
+        method: The recovery that was asked for.
+        used: The method that ``auto`` chose, or ``method``.
+        plain: The plan's measurement without recovery; None if it is not known.
+    """
+    return dataclasses.replace(
+        measured,
+        conditions=dataclasses.replace(measured.conditions, recovery=method),
+        recovered_by=used,
+        unrecovered=dataclasses.replace(plain, plan=None, profile=None) if plain else None,
+    )
+
+
+def measure_trained(
+    session: Session,
+    trained: SpikingModel,
+    base: SpikingModel | None,
+    plan: PrunePlan | None,
+    tick: Tick = keep_going,
+    plain: Measurement | None = None,
+) -> Measurement:
+    """Measure a recovered or fine-tuned model on the session's images.
+
+    Args:
+        session: The model that was trained, or that ``plan`` is for, and its images.
+        trained: The trained model, with its provenance.
+        base: The unpruned model to compare with, if available; ignored if ``plan`` is not for it.
+        plan: The plan that pruned ``base``; taken from the provenance when None.
+        tick: Called before each batch; may raise to stop.
+        plain: The plan's measurement without recovery, if it is known.
+    """
+    from psvit_core.evaluate import measure
+    from psvit_core.zoo.checkpoint import weights_hash
+
+    plan = plan or _provenance_plan(trained)
+    data, run, store = session.data, session.run, session.store
+    if base is not None and weights_hash(base) == plan.weights_hash:
+        measured = measure(base, data, plan, result=trained, run=run, store=store, tick=tick)
+    else:
+        alone = measure(trained, data, run=run, store=store, tick=tick)
+        measured = dataclasses.replace(alone, model=plan.model, plan=plan)
+    recoveries = trained.provenance.get("recoveries", [])
+    if recoveries and not trained.provenance.get("finetunes"):
+        last = RecoveryReport.from_dict(recoveries[-1])
+        measured = recovered_by(measured, last.method, last.used, plain)
+    origin = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since_pruning(trained))
+    add_point(
+        store,
+        measured,
+        origin,
+        batch_coupled=trained.batch_coupled,
+        weights_hash=plan.weights_hash,
+    )
+    return measured
+
+
+def measure_file(
+    session: Session,
+    plan: PrunePlan,
+    path: Path,
+    tick: Tick = keep_going,
+    plain: Measurement | None = None,
+) -> Measurement:
+    """Measure a file that was written by a plan, compared with the session's unpruned model.
+
+    Args:
+        session: The unpruned model and its images.
+        plan: The plan.
+        path: The written file.
+        tick: Called before each batch; may raise to stop.
+        plain: The plan's measurement without recovery.
+    """
+    from psvit_core.zoo.checkpoint import load_model
+
+    small = load_model(path)  # with the provenance that the file contains
+    if "T" in small.arguments:
+        small.set_time_steps(session.model.T)
+    return measure_trained(session, small, session.model, plan, tick, plain)
+
+
+def since_pruning(model: SpikingModel) -> dict[str, Any]:
+    """Return the recoveries and training in a model's provenance, as fields of ``PlanOrigin``."""
+    from psvit_core.zoo.checkpoint import weights_hash
+
+    recoveries = [RecoveryReport.from_dict(r) for r in model.provenance.get("recoveries", [])]
+    trainings = [FinetuneReport.from_dict(r) for r in model.provenance.get("finetunes", [])]
+    changed = any(r.used != "none" for r in recoveries) or any(t.best_epoch for t in trainings)
+    return {
+        "recovery": ", then ".join(_recovery_text(r) for r in recoveries) or "none",
+        "finetuning": ", then ".join(_training_text(t) for t in trainings),
+        "epochs": sum(t.best_epoch for t in trainings),
+        "weights": weights_hash(model) if changed else "",
+    }
+
+
+def _recovery_text(report: RecoveryReport) -> str:
+    used = report.used if report.used == report.method else f"{report.method} ({report.used})"
+    return f"{used}, seed {report.seed}" if report.seed else used
+
+
+def _training_text(report: FinetuneReport) -> str:
+    s = report.settings
+    best = f", best after {report.best_epoch:g}" if report.best_epoch != s.epochs else ""
+    teacher = f", distilled from {report.teacher}" if report.teacher else ""
+    epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs:g} epochs"
+    return f"{epochs}{best}, lr {s.lr:g}{teacher}"
+
+
+def _provenance_plan(small: SpikingModel) -> PrunePlan:
+    """Return the plan from the unpruned ancestor to a pruned model, from its provenance."""
+    origin, last = small.provenance, PrunePlan.from_dict(small.provenance["plans"][-1])
+    return PrunePlan(
+        model=origin["origin"],
+        weights_hash=origin["origin_weights_hash"],
+        criterion=last.criterion,
+        policy=last.policy,
+        note=last.note,
+        kept={group: tuple(units) for group, units in origin["kept"].items()},
+    )

@@ -1,0 +1,1 @@
+"""The parts of each page. A page's panels use ``ui.model`` and shared panels, no other page's."""

@@ -1,0 +1,95 @@
+"""The result of a run: accuracy before and after, the file, its origin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from psvit_core.files import is_file
+from psvit_core.jobs.client import Job
+from psvit_core.records import Interval, Measurement, ModelSummary
+from psvit_core.workspace import Workspace
+from ui.model import comparison, consent, formats, history, loaders, state
+from ui.model.foreign import in_markdown
+from ui.model.measured import measured_plans
+from ui.panels.widgets import download_link, facts_table
+
+
+def reference_of(workspace: Workspace, summary: ModelSummary, job: Job) -> history.Reference:
+    """Return the accuracies to compare a run with: the unpruned and the pruned network."""
+    plan = job.plan
+    if plan is None:  # an already pruned file: the job measured the file itself
+        found = comparison.job_measurement(job, "file")
+        return history.Reference(baseline=found.baseline_accuracy if found else None)
+    measured = [past.measurement for past in measured_plans(workspace, summary)]
+    unpruned: Measurement | None = loaders.measurement(workspace, None)
+    return history.find_reference(
+        [*([unpruned] if unpruned else []), *measured],
+        plan,
+        workspace.subject.limit,
+        comparison.job_measurement(job, "pruned"),
+    )
+
+
+def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: str) -> None:
+    """Draw the accuracies before and after, the file, and how it was made."""
+    report, recovery = comparison.finetune_report(job), comparison.recovery_report(job)
+    written = comparison.job_measurement(job, "file")
+    start: Interval | None
+    start = report.epochs[0].val_accuracy if report else written.accuracy if written else None
+    reference = reference_of(workspace, summary, job)
+    facts_table(history.accuracy_lines(reference, recovery, start, report))
+    now = report.best_accuracy if report else start
+    if back := history.regained_line(reference, start, now):
+        st.markdown(back)
+    if report and start:
+        st.markdown(history.gain_line(start, report))
+    st.caption(
+        f"Top-1 on {formats.images(workspace.subject.limit)} of the validation split, with 95 % "
+        "intervals. The best epoch was selected on these images: use the test split for a final "
+        "judgement."
+    )
+    _file_row(workspace, job, key=key)
+    st.caption(in_markdown(history.provenance_line(job, recovery, report)))
+
+
+def _file_row(workspace: Workspace, job: Job, *, key: str) -> None:
+    written = job.written
+    if written is None:
+        return
+    path = Path(written.path)
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium", key=key):
+        if not is_file(path):
+            st.markdown(f"{in_markdown(path.name)} no longer exists. Train again to write it.")
+            return
+        download_link(workspace.store, job, path)
+        st.markdown(f"**{in_markdown(path.name)}**  \n{written.bytes:,} bytes", width="content")
+        st.button(
+            "Open here",
+            key=f"{key}-open",
+            on_click=_open,
+            args=(str(path),),
+            help="Opens this network in the app, to measure, sweep or prune it again.",
+        )
+    st.caption("SHA-256")
+    st.code(written.sha256, language=None, wrap_lines=True)
+
+
+def _open(path: str) -> None:
+    consent.give(path)
+    state.put(state.MODEL, loaders.OPEN_FILE)
+    state.put(state.FILE, path)
+    state.put(state.ARGUMENTS, "")
+    state.put(state.ENTRY, "")
+
+
+def earlier_panel(
+    workspace: Workspace, summary: ModelSummary, jobs: list[Job], *, key: str
+) -> None:
+    """Draw the results of earlier runs, each in an expander."""
+    for job in jobs:
+        name = Path(job.written.path).name if job.written else job.title
+        title = f"{in_markdown(name)}, {formats.time_ago(job.ended or job.created)}"
+        with st.expander(title, key=f"{key}-{job.id}"):
+            result_panel(workspace, summary, job, key=f"{key}-{job.id}-file")

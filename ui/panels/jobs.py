@@ -1,0 +1,267 @@
+"""Panels of the Jobs page: the queue over all models, finished jobs, files, the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from psvit_core.files import last_lines
+from psvit_core.jobs import client
+from psvit_core.jobs.client import Job
+from psvit_core.storage.aside import found_aside
+from psvit_core.storage.store import Store, digest
+from ui.model import formats, job_texts, loaders, open_files, state
+from ui.model.foreign import in_code, in_markdown
+from ui.panels.frame import show_message
+from ui.panels.job import cancel_button, progress_text, resume_button, running_title, task_text
+from ui.panels.widgets import download_link
+from ui.shell import downloads
+
+_STATES = {  # an icon and a word: never the colour alone
+    "done": (":material/check_circle:", "done"),
+    "failed": (":material/error:", "failed"),
+    "cancelled": (":material/cancel:", "cancelled"),
+    "interrupted": (":material/pause_circle:", "interrupted"),
+}
+_REASONS = {
+    "cancelled": "Finished results are stored; resuming continues from there.",
+    "interrupted": "Its worker process ended: it was killed, or the machine shut down or ran out "
+    "of memory. Finished results are stored; resuming continues from there.",
+}
+_ADVICE = {  # by a part of the error message, lower case
+    "out of memory": "Use a smaller batch or memory budget, then try again.",
+    "no space left": "The disk is full. Remove files below or free some space, then try again. "
+    "Finished results are stored.",
+}
+_SHOWN = 8  # ended jobs before "Show all"
+_LOG_LINES = 60
+_GO_TO = "jobs-go-to"  # session key: the page to open next
+
+
+def jobs_page() -> None:
+    """Draw the Jobs page."""
+    if page := state.pop(_GO_TO):
+        state.open_page(page)
+    store = loaders.open_store()
+    show_message()
+    for path in found_aside(store.folder):
+        st.warning(
+            f"The index of the store was damaged. It is kept as {in_markdown(path.name)}: its jobs "
+            "and saved plans are gone, results are used again. Remove that folder to hide this.",
+            icon=":material/healing:",
+        )
+    active = [job.id for job in loaders.active_jobs(store)]
+
+    @st.fragment(run_every=1.0 if active else 3.0)  # jobs may also be started in another tab
+    def queue() -> None:
+        now = loaders.active_jobs(store)
+        queue_panel(store, now, key="queue")
+        if [job.id for job in now] != active:
+            st.rerun()  # a job has started or ended: the rest of the page changes too
+
+    queue()
+    files_panel(store, key="files")
+    ended_panel(store, key="ended")
+    log_panel(store, key="log")
+
+
+# ---- the queue -------------------------------------------------------------------------------
+
+
+def queue_panel(store: Store, jobs: list[Job], *, key: str) -> None:
+    """Draw the jobs that run or wait, in the order in which the worker takes them."""
+    st.header("Queue", anchor=False)
+    if not jobs:
+        st.markdown(
+            "No jobs are running or waiting. Sweeps, measurements, exports and fine-tuning runs "
+            "that you start on the other pages appear here, for all models."
+        )
+        return
+    for job in jobs:
+        with st.container(border=True, key=f"{key}-{job.id}"):
+            _active_job(store, job, key=f"{key}-{job.id}")
+
+
+def _active_job(store: Store, job: Job, *, key: str) -> None:
+    cancelling = client.cancel_requested(store, job.id)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{in_markdown(title(job))}**  \n:gray[{in_markdown(_about(store, job))}]",
+            width="stretch",
+        )
+        cancel_button(store, job, cancelling, key=f"{key}-cancel")
+    line = progress_text(job, task_text(job.task), cancelling, running_title(store, job))
+    text = in_markdown(line)
+    if job.total and job.state == "running":
+        st.progress(min(job.done / job.total, 1.0), text=text)
+    else:
+        icon = "hourglass_top" if job.state == "running" else "schedule"
+        st.markdown(f":material/{icon}: {text}")
+
+
+def title(job: Job) -> str:
+    """Return the job's task and model."""
+    return f"{task_text(job.task).noun} · {loaders.job_model(job)}"
+
+
+def _detail(store: Store, job: Job) -> str:
+    """Return what the job works on; its own title where nothing is known."""
+    if job.task in ("inspect", "summary"):
+        return ""  # it would only repeat the task and the model
+    known = "" if job.task == "check_data" else job_texts.about(store, job)
+    return known or job.title
+
+
+def _about(store: Store, job: Job) -> str:
+    parts = [_detail(store, job), loaders.job_images(job), job.device]
+    if job.state == "running" and job.started:
+        parts.append(f"running for {formats.duration(time.time() - job.started)}")
+    elif job.active:
+        parts.append(f"queued {formats.time_ago(job.created)}")
+    return " · ".join(filter(None, parts))
+
+
+# ---- ended jobs ------------------------------------------------------------------------------
+
+
+def ended_panel(store: Store, *, key: str) -> None:
+    """Draw the jobs that ended, newest first, with a button to resume unfinished ones."""
+    jobs = loaders.ended_jobs(store)
+    st.header("Ended", anchor=False)
+    if not jobs:
+        st.markdown("No jobs have ended yet.")
+        return
+    show_all = len(jobs) <= _SHOWN or st.toggle(f"Show all {len(jobs)}", key=f"{key}-all")
+    for job in jobs if show_all else jobs[:_SHOWN]:
+        with st.container(key=f"{key}-row-{job.id}", horizontal=True, vertical_alignment="center"):
+            icon, word = _STATES[job.state]
+            what, about = in_markdown(title(job)), in_markdown(_about_ended(store, job))
+            st.markdown(f"{icon} **{what}** {word}  \n:gray[{about}]", width="stretch")
+            if job.state != "done":
+                resume_button(store, job, key=f"{key}-{job.id}-resume")
+            elif page := job_texts.result_page(job):
+                _result_button(store, job, page, key=f"{key}-{job.id}-show")
+        if job.state == "failed":
+            st.error(in_markdown(_advice(job)), icon=":material/error:")
+        elif job.state in _REASONS:
+            st.caption(_REASONS[job.state])
+
+
+def _result_button(store: Store, job: Job, page: str, *, key: str) -> None:
+    """Draw the button that opens the page with a job's result."""
+
+    def select() -> None:
+        job_texts.select_result(store, job)
+        state.put(_GO_TO, page)  # the run after this may be the browser's answer to a new URL
+
+    st.button(
+        f"Show on {page}",
+        key=key,
+        type="tertiary",
+        icon=":material/arrow_forward:",
+        on_click=select,
+    )
+
+
+def _about_ended(store: Store, job: Job) -> str:
+    parts = [
+        _detail(store, job),
+        loaders.job_images(job),
+        formats.time_ago(job.ended or job.created),
+    ]
+    if job.started and job.ended:
+        parts.append(f"took {formats.duration(job.ended - job.started)}")
+    if job.total and job.state != "done":
+        parts.append(f"{100 * job.done // job.total}{formats.NBSP}% done")
+    return " · ".join(filter(None, parts))
+
+
+def _advice(job: Job) -> str:
+    """Return a failed job's error, followed by advice if the error is a known one."""
+    for sign, advice in _ADVICE.items():
+        if sign in job.error.lower():
+            return f"{job.error} {advice}"
+    return job.error
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def files_panel(store: Store, *, key: str) -> None:
+    """Draw the files that exports and fine-tuning runs wrote, then uploads, newest first."""
+    jobs, uploads = loaders.written_files(store), open_files.list_uploads(store)
+    st.header("Files", anchor=False)
+    if not jobs and not uploads:
+        st.markdown("No files yet. Exported checkpoints and uploads appear here.")
+        return
+    total = sum(job.written.bytes for job in jobs if job.written)
+    total += sum(n_bytes for _, n_bytes, _ in uploads)
+    free = loaders.free_bytes(store)
+    used, folder = formats.kilobytes(total), in_markdown(str(store.folder))
+    st.caption(f"{used} in {folder} · {formats.kilobytes(free)} free on its disk")
+    for job in jobs:
+        with st.container(border=True, key=f"{key}-{job.id}"):
+            _file_row(store, job, key=f"{key}-{job.id}")
+    for path, n_bytes, uploaded in uploads:
+        name = f"{key}-{digest(path.name)}"
+        with st.container(border=True, key=name):
+            _upload_row(store, path, n_bytes, uploaded, key=name)
+
+
+def _file_row(store: Store, job: Job, *, key: str) -> None:
+    written = job.written
+    if written is None:
+        return
+    path = Path(written.path)
+    title = f"{task_text(job.task).noun} of {loaders.job_model(job)}"
+
+    def remove() -> None:
+        downloads.remove_file(store, client.find_job(store, job.id))
+
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{in_markdown(path.name)}**  \n:gray[{in_markdown(title)} · "
+            f"{written.bytes:,} bytes · {formats.date_and_time(job.ended or job.created)}]",
+            width="stretch",
+        )
+        download_link(store, job, path, label=f"Download {path.name}")
+        _remove_button(path.name, remove, key=key)
+    st.markdown(f"SHA-256 {in_code(written.sha256)}")
+
+
+def _upload_row(store: Store, path: Path, n_bytes: int, uploaded: float, *, key: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(
+            f"**{in_markdown(path.name)}**  \n:gray[Upload · {n_bytes:,} bytes · "
+            f"{formats.date_and_time(uploaded)}]",
+            width="stretch",
+        )
+        _remove_button(path.name, lambda: open_files.remove_upload(store, path.name), key=key)
+
+
+def _remove_button(name: str, remove: Callable[[], None], *, key: str) -> None:
+    """Draw the button that removes a file after the user has confirmed it."""
+
+    def confirmed() -> None:
+        remove()
+        state.leave_message(f"Removed {in_markdown(name)}.")
+
+    with st.popover("Remove", key=f"{key}-ask"):
+        st.markdown(f"Remove **{in_markdown(name)}** from the disk? This cannot be undone.")
+        st.button("Remove the file", key=f"{key}-remove", type="primary", on_click=confirmed)
+
+
+# ---- the log ---------------------------------------------------------------------------------
+
+
+def log_panel(store: Store, *, key: str) -> None:
+    """Draw the last lines of each worker's log."""
+    for path in sorted((store.folder / "logs").glob("worker-*.log")):
+        device = path.stem.removeprefix("worker-")
+        with st.expander(f"Log of the worker on {in_markdown(device)}", key=f"{key}-{device}"):
+            lines = last_lines(path, _LOG_LINES)
+            st.code("\n".join(lines) or "The log is empty.", language=None)
+            st.caption(f"The last {len(lines)} lines of {in_markdown(str(path))}")
