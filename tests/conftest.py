@@ -48,16 +48,29 @@ _SLOWEST = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark heavy tests as slow, but not those of one vector of most families; CI runs them too."""
+    """Mark heavy tests as slow, but not those of one vector of most families; CI runs them too.
+
+    A browser test that fails runs again: browser, server and worker share the cores with other
+    tests, and such a run says little about the page. The summary lists every test that ran again.
+    """
     from tests.tiny import NAMES, QUICK_NAMES
 
     for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flaky(reruns=2))
         parameters = getattr(item, "callspec", None)
         if parameters is None or not {item.path.parent.name, item.path.stem} & _HEAVY:
             continue
         vectors = {v for v in parameters.params.values() if isinstance(v, str)} & {*NAMES}
         if vectors - ({*QUICK_NAMES} - _SLOWEST):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print why tests ran again; pytest itself only names them."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"{report.nodeid} ran again after")
+        terminalreporter.write_line(report.longreprtext)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import psvit_core as psvit
 from psvit_core.cli import main
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.zoo.cards import shipped_summary
+from tests.patience import JOB
 
 NAME = "sdt_v1_digits"
 
@@ -49,7 +50,7 @@ def test_a_pruned_file_becomes_a_program(
         "needs": ["torch", "safetensors"],
     }
     program = [sys.executable, "-I", str(out)]
-    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=JOB)
     assert done.stdout == "(2, 1, 32, 32) -> logits (2, 10)\n"
     assert main(options) == 0  # its own files may be replaced
     assert "pip install torch safetensors" in capsys.readouterr().out
@@ -78,7 +79,7 @@ def test_the_pruned_file_itself_is_used_beside_it(pruned: Path) -> None:
     assert main(["export", str(pruned), "--out", str(out)]) == 0
     assert pruned.read_bytes() == before
     program = [sys.executable, "-I", str(out)]
-    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=200)
+    done = subprocess.run(program, capture_output=True, text=True, check=True, timeout=JOB)
     assert done.stdout == "(2, 1, 32, 32) -> logits (2, 10)\n"
 
 

@@ -27,6 +27,7 @@ from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model
+from tests.patience import JOB
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,7 +139,7 @@ def test_a_killed_sweep_resumes(
         stderr=subprocess.DEVNULL,
         env=os.environ,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + JOB
     while not seen(own_store) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

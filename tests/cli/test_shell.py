@@ -22,6 +22,7 @@ from psvit_core.files import check_writable, expand, expand_spec
 from psvit_core.records import DIGITS_TRANSFORM, PrunePlan, SensitivityTable
 from psvit_core.storage.store import Store, default_folder
 from psvit_core.zoo.cards import WEIGHTS
+from tests.patience import JOB
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "psvit_core")
@@ -53,7 +54,7 @@ def closed_early(tmp_path: Path, arguments: Sequence[str], stream: str) -> tuple
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write},  # type: ignore[call-overload]  # chosen by name
     )
     os.close(write)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=JOB)
     return process.returncode, (err if stream == "stdout" else out)
 
 
@@ -82,7 +83,7 @@ def test_no_output_at_all(tmp_path: Path, arguments: str) -> None:
         env={**os.environ, "PSVIT_CACHE": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=JOB,
     )
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 141)

@@ -39,6 +39,7 @@ from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
 from tests import own_models
 from tests.own_models import CLASSES, SHAPE, Mixed, Silent, Tokens, spikformer, warmed
+from tests.patience import JOB
 from tests.tiny import tiny_data
 
 cards._custom_cards.clear()  # other tests run over all registered models
@@ -590,7 +591,7 @@ def test_the_worker_loads_the_plugin(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache")
     workspace = Workspace(subject, store)
     job = workspace.request_summary()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + JOB
     while (job := client.find_job(store, job.id)).active and time.monotonic() < deadline:
         time.sleep(0.05)
     assert job.pid is not None

@@ -42,6 +42,7 @@ from psvit_core.surgery import apply_plan
 from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
 from tests import own_models
+from tests.patience import JOB
 from tests.tiny import NAMES, QUICK_NAMES, tiny_data, tiny_input, tiny_model
 
 #: Kinds of pruned models in double precision, compared within a tolerance.
@@ -143,7 +144,7 @@ def run_exports(models: list[tuple[str, str]], folder: Path) -> dict[str, Outcom
         with torch.inference_mode():
             expected[key] = model(x)
     program = [sys.executable, "-I", "-c", RUNNER, str(folder), json.dumps(list(expected))]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=JOB)
     assert done.returncode == 0, done.stderr
     got = load_file(folder / "logits")
     return {key: Outcome(logits, got[key]) for key, logits in expected.items()}

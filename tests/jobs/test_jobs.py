@@ -32,6 +32,7 @@ from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.workspace import Workspace
 from tests.made import make_job
+from tests.patience import JOB
 
 SUBJECT = Subject(model="e_spikeformer_digits", data="digits", limit=30, batch=10)
 QUICK = SweepSettings(ratios=(0.5,))
@@ -59,7 +60,7 @@ def pids(store: Store) -> list[int]:
     return found
 
 
-def wait(store: Store, job: Job, until: Callable[[Job], bool], seconds: float = 120) -> Job:
+def wait(store: Store, job: Job, until: Callable[[Job], bool], seconds: float = JOB) -> Job:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         now = client.find_job(store, job.id)

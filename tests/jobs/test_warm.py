@@ -19,6 +19,7 @@ from psvit_core.records import Subject
 from psvit_core.recover import teacher
 from psvit_core.storage.store import Store
 from psvit_core.tasks.session import Session, warm_up
+from tests.patience import JOB
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,7 +127,7 @@ def test_warming_up_imports_no_slow_package(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=JOB,
         check=True,
     )
     steps, slow = json.loads(done.stdout.splitlines()[-1])

@@ -40,6 +40,7 @@ from psvit_core.tasks.session import summarize_model
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import model_card, shipped_summary
 from psvit_core.zoo.checkpoint import load_model
+from tests.patience import JOB
 
 MODEL = "e_spikeformer_digits"
 SUBJECT = Subject(model=MODEL, data="digits", limit=20, batch=5)
@@ -234,7 +235,7 @@ def test_a_live_worker_restarts_itself(tmp_path: Path) -> None:
                 id=str(changed), task="measure", title="t", params=params, created=time.time()
             )
             client.save(store, job)
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + JOB
             while client.find_job(store, job.id).active and time.monotonic() < deadline:
                 time.sleep(0.1)
             ended = client.find_job(store, job.id)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import psvit_core
+from tests.patience import JOB
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "psvit_core"
@@ -245,7 +246,7 @@ def test_import_is_light_and_silent(module: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=JOB,
         check=False,
     )
     assert done.returncode == 0, f"import {module} fails:\n{done.stderr}"

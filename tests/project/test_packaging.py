@@ -25,6 +25,7 @@ import pytest
 from psvit_core.cli import app
 from psvit_core.cli.arguments import make_parser
 from psvit_core.errors import PsvitError
+from tests.patience import JOB, JOB_MS, PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -46,7 +47,7 @@ def run(*command: str | Path, **options: object) -> str:
         [str(word) for word in command],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=JOB,
         check=False,
         **options,  # type: ignore[call-overload]  # cwd and env
     )
@@ -171,7 +172,7 @@ def start_app(venv: Path, folder: Path, environment: Mapping[str, str]) -> tuple
     command = [str(venv / "bin/psvit"), "app", "--port", str(port), "--server.headless", "true"]
     with (folder.parent / "app.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         assert process.poll() is None, (folder.parent / "app.log").read_text()
         try:
@@ -235,8 +236,8 @@ def test_installed_app_answers(
     page = browser.new_page()
     page.on("request", lambda request: asked.append(request.url))
     page.goto(url)
-    expect(page.get_by_role("heading", level=1)).to_have_text("Overview", timeout=60_000)
-    expect(page.get_by_role("button", name="Prune and download")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Overview", timeout=JOB_MS)
+    expect(page.get_by_role("button", name="Prune and download")).to_be_visible(timeout=JOB_MS)
     page.close()
     assert {request.split("/")[2].split(":")[0] for request in asked} == {"127.0.0.1"}
     assert snapshot(installed) == before

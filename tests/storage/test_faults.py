@@ -29,6 +29,7 @@ from psvit_core.storage.aside import found_aside, mark_damaged
 from psvit_core.storage.predictions import Outcome, add_outcome
 from psvit_core.storage.store import Store, default_folder, digest
 from tests.made import make_job
+from tests.patience import JOB
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = digest("arrays")
@@ -162,7 +163,7 @@ def test_opening_a_store_again_keeps_the_locks_of_the_first(folder: Path) -> Non
     Store(folder)
     program = "import sys; from psvit_core.storage.store import Store; s = Store(sys.argv[1]); "
     program += "s.put('other', 2); s.close()"
-    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True, timeout=JOB)
     # The last connection to a database deletes its log, and the other process was not the last.
     assert (folder / "keys.db-wal").exists() and (folder / "index" / "cache.db-wal").exists()
     first.put("two", 2)
@@ -230,7 +231,7 @@ def run_limited(program: str, *arguments: str, limit: int) -> subprocess.Complet
     head = "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limits = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     command = [sys.executable, "-c", head + program.replace("LIMIT", limits), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=JOB)
 
 
 def test_files_that_cannot_grow(folder: Path) -> None:
@@ -382,7 +383,7 @@ def as_nobody(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
     command = [sys.executable, "-c", AS_NOBODY + program, str(folder)]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment
+        command, capture_output=True, text=True, timeout=JOB, cwd=ROOT, env=environment
     )
 
 

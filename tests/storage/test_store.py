@@ -14,6 +14,7 @@ import pytest
 from psvit_core.storage import store as store_module
 from psvit_core.storage.shipped import DemoStore, shipped_bundles
 from psvit_core.storage.store import Store, default_folder
+from tests.patience import JOB
 
 ROOT = Path(__file__).resolve().parents[2]
 READ: list[str] = []
@@ -85,7 +86,7 @@ def test_processes_put_and_delete_at_the_same_time(tmp_path: Path) -> None:
         subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for name in "abc"
     ]
-    said = [process.communicate(timeout=120)[0].strip() for process in running]
+    said = [process.communicate(timeout=JOB)[0].strip() for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert sorted(said) == ["False", "False", "True"]
     store = Store(tmp_path)

@@ -26,13 +26,14 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from psvit_core.jobs import client, workers
 from psvit_core.storage.store import Store
+from tests.patience import JOB, PATIENCE, PATIENCE_MS
 
 # Pages without a browser start with an empty store, and measure nothing by themselves.
 os.environ.setdefault("PSVIT_DEMO", "0")
 os.environ.setdefault("PSVIT_DRAG", "0")
 os.environ.setdefault("PSVIT_RECOVER", "none")  # tests/ui/test_recovery.py has it on
 ROOT = Path(__file__).parents[2]
-expect.set_options(timeout=20_000)  # the machine may be busy
+expect.set_options()  # the machine may be busy
 OpenPage = Callable[..., Page]
 
 
@@ -73,7 +74,7 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.cache / "server.log").read_text()
             try:
@@ -156,7 +157,7 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
 
     def open_it(url: str, **options: Any) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1440, "height": 1000}, **options})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         context.on("request", lambda request: requests.append(request.url))
         context.on("console", lambda message: hear(message.text))
@@ -179,8 +180,13 @@ def settled(page: Page) -> None:
     A click's or a drag's run of the script starts some time after the click, so a script that is
     not running now may not have begun.
     """
-    idle = '[data-testid="stApp"][data-test-script-state="notRunning"]'
     page.get_by_role("heading", level=1).wait_for()
+    script_ended(page)
+
+
+def script_ended(page: Page) -> None:
+    """Wait until the page's script stays idle; a dialog may be open over the page."""
+    idle = '[data-testid="stApp"][data-test-script-state="notRunning"]'
     quiet = 0
     for _ in range(100):
         page.wait_for_timeout(100)
@@ -190,7 +196,7 @@ def settled(page: Page) -> None:
     page.wait_for_selector(idle)  # a page that follows a job runs again and again
 
 
-def wait_for_job(store: Store, task: str, timeout: float = 90) -> client.Job:
+def wait_for_job(store: Store, task: str, timeout: float = JOB) -> client.Job:
     """Wait until the newest job of a task has ended, and return it."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:

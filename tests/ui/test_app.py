@@ -21,6 +21,7 @@ from psvit_core.jobs import client
 from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import shipped_summary
 from tests.made import make_job
+from tests.patience import JOB, JOB_MS, PATIENCE
 from tests.ui.conftest import ROOT, OpenPage, Server, settled, start_server, wait_for_job
 
 MODEL = "e_spikeformer_digits"
@@ -106,7 +107,7 @@ def run(command: list[str], folder: Path) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=JOB,
     )
     return done.stdout
 
@@ -119,7 +120,7 @@ def sweep_survives(page: Page, server: Server) -> None:
     progress = page.get_by_text(SWEEPING)
     expect(page.get_by_text("No sweep of this model yet")).to_be_visible()
     page.get_by_role("button", name="Start sweep").click()
-    expect(progress).to_be_visible(timeout=60_000)
+    expect(progress).to_be_visible(timeout=JOB_MS)
     job = next(job for job in client.list_jobs(server.store) if job.task == "sweep")
     assert job.pid is not None
     os.kill(job.pid, signal.SIGSTOP)
@@ -130,7 +131,7 @@ def sweep_survives(page: Page, server: Server) -> None:
     expect(progress).to_be_visible()
     server.kill()
     os.kill(job.pid, signal.SIGCONT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while client.find_job(server.store, job.id).done <= before.done + 3:
         assert time.monotonic() < deadline, "the sweep ended with the server"
         time.sleep(0.1)
@@ -180,7 +181,7 @@ def tune_and_measure(page: Page) -> float:
     assert number(figure(page, "bytes").inner_text()) < memory, "the draft was lost"
 
     page.get_by_role("button", name="Measure", exact=True).click()
-    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=JOB_MS)
     expect(figure(page, "measured")).to_have_text(re.compile(r"\d\spp"))
     expect(
         page.get_by_text(re.compile("Measured on digits, val split · 64 images"))
@@ -205,7 +206,7 @@ def export_and_download(page: Page, folder: Path, accuracy: float) -> tuple[str,
     expect(page.get_by_role("textbox", name="File name")).not_to_have_value(re.compile("recovered"))
     page.get_by_role("button", name="Prune and write checkpoint").click()
     link = page.get_by_role("link", name="Download", exact=True)
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible(timeout=JOB_MS)
     with page.expect_download() as waiting:
         link.click()
     file = folder / waiting.value.suggested_filename
@@ -285,18 +286,18 @@ def test_cancel_and_resume(server: Server, open_page: OpenPage) -> None:
     page.get_by_role("option", name="L1 norm of filters").click()
     page.get_by_role("button", name="Start sweep").click()
     progress = page.get_by_text(SWEEPING)
-    expect(progress).to_be_visible(timeout=60_000)
+    expect(progress).to_be_visible(timeout=JOB_MS)
     page.get_by_role("button", name="Cancel", exact=True).click()
-    expect(page.get_by_text("Sweep cancelled")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("Sweep cancelled")).to_be_visible()
     done = wait_for_job(server.store, "sweep")
     assert (done.state, done.done < done.total) == ("cancelled", True)
     percent = 100 * done.done // done.total
     expect(page.get_by_text(re.compile(rf"\({percent}\s% done\)"))).to_be_visible()
 
     page.get_by_role("button", name="Resume").click()
-    expect(progress).to_be_visible(timeout=60_000)
+    expect(progress).to_be_visible(timeout=JOB_MS)
     assert wait_for_job(server.store, "sweep").state == "done"
-    expect(page.get_by_text("units ranked by l1")).to_be_visible(timeout=20_000)
+    expect(page.get_by_text("units ranked by l1")).to_be_visible()
     expect(page.get_by_text("All 135 measured cells as a table")).to_be_visible()
     expect(page.get_by_text("Sweep cancelled")).to_have_count(0)
 
@@ -335,7 +336,7 @@ def test_missing_and_broken_files(server: Server, open_page: OpenPage, tmp_path:
     page.get_by_role("textbox", name="Model file").fill(str(broken))
     page.keyboard.press("Enter")
     failed = page.get_by_text("Could not read this model")
-    expect(failed).to_contain_text("is a text file", timeout=60_000)
+    expect(failed).to_contain_text("is a text file", timeout=JOB_MS)
 
 
 def test_model_without_weights(server: Server, open_page: OpenPage) -> None:

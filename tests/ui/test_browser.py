@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser import NAMES, chromium_path
+from tests.patience import JOB
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ensure_chromium.sh"
 
@@ -23,7 +24,7 @@ def fake_program(folder: Path, name: str) -> str:
 
 
 def found_by_script() -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([SCRIPT], capture_output=True, text=True, check=False, timeout=JOB)
 
 
 def test_a_page_opens(browser: Browser) -> None:

@@ -19,6 +19,7 @@ from psvit_core.plan.size import plan_size
 from psvit_core.records import Interval, Measurement, PrunePlan, Subject
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
+from tests.patience import JOB_MS
 from tests.ui.conftest import OpenPage, Server, settled, wait_for_job
 from tests.ui.example import CONDITIONS, put_sweep, summary
 from ui.charts.classes import class_changes_chart
@@ -331,7 +332,7 @@ def test_a_plan_is_judged_once_on_the_test_split(server: Server, open_page: Open
     shows(page, "Plan", "To judge")
     judge = page.get_by_role("button", name="Judge on the test split")
     judge.click()
-    expect(page.get_by_text("Judged once on the test split")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("Judged once on the test split")).to_be_visible(timeout=JOB_MS)
     expect(judge).to_have_count(0)
     job = wait_for_job(server.store, "measure")
     found = job.measurement

@@ -16,6 +16,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.records import Subject
 from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import list_models, model_card
+from tests.patience import PATIENCE
 from tests.ui.example import put_sweep, summary
 from ui.model import drafts, loaders, open_files, state
 
@@ -34,7 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_workers: None) -> 
 
 def opened(page: str = "", **query: str) -> AppTest:
     """Open a page as a link does."""
-    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE)
     if page:
         app.switch_page(str(ROOT / "pages" / f"{page}.py"))
     for name, value in query.items():
@@ -112,7 +113,7 @@ def test_long_names_of_uploads_and_folders(store: Store, tmp_path: Path) -> None
         path = open_files.save_upload(store, "x" * 300 + ".pth", content)
         assert open_files.save_upload(store, "\u00e9" * 300 + ".pth", content) != path
     assert path.is_file() and path.suffix == ".pth"
-    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=PATIENCE)
     app.session_state["models-source"] = "folder"
     app.session_state["models-folder"] = "a" * 5000
     app.run()

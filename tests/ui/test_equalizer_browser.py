@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import memory_saving, plan_size
+from tests.patience import JOB_MS, PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled, start_server
 from tests.ui.example import put_sweep, summary
 from ui.components.equalizer.columns import size_terms
@@ -67,7 +68,7 @@ def percents(page: Page) -> dict[str, int]:
 def place(column: Locator, percent: float) -> tuple[float, float]:
     """Return the position of a percentage in a column, in pixels of the page."""
     # While Streamlit replaces the component, there is no box for a moment.
-    for _ in range(100):
+    for _ in range(20 * PATIENCE):
         if box := column.locator(".well").bounding_box():
             break
         column.page.wait_for_timeout(50)
@@ -291,7 +292,7 @@ def test_the_whole_flow_by_keyboard(tune: Tune, server: Server) -> None:
 
     tab_to(page, page.get_by_role("button", name="Measure", exact=True))
     page.keyboard.press("Enter")
-    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=JOB_MS)
     expect(page.locator(".figure.measured .value")).to_contain_text("pp")
     measured = kept_draft(server)
 

@@ -233,7 +233,7 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     page.get_by_role("button", name="Recover", exact=True).click()
     recovered = wait_for_job(server.store, "export")
     assert recovered.state == "done", recovered.error
-    expect(page.get_by_text("KL to the unpruned model")).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("KL to the unpruned model")).to_be_visible()
 
     page.get_by_role("radio", name="None", exact=True).click()
     page.get_by_role("radio", name="Other").click()
@@ -244,7 +244,7 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     result = done.outcome
     assert isinstance(result, FinetuneResult)
     assert result.report is not None and result.report.epochs[-1].step == 2
-    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
+    expect(page.get_by_text(ENDED).first).to_be_visible()
     expect(page.get_by_text("s per epoch")).to_be_visible()
     settled(page)
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
@@ -263,7 +263,7 @@ def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:
     page.get_by_role("radio", name="None", exact=True).click()
     small(page, "1000")
     page.get_by_role("button", name="Fine-tune", exact=True).click()
-    expect(page.get_by_text("Best so far")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Best so far")).to_be_visible()
     page.reload()  # the run continues, and the page shows it again
     settled(page)
     page.get_by_role("button", name="Stop, keep the best").click()
@@ -271,5 +271,5 @@ def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:
     assert done.state == "done", done.error
     assert isinstance(done.outcome, FinetuneResult)
     assert done.outcome.report is not None and done.outcome.report.stopped_early
-    expect(page.get_by_text(ENDED).first).to_be_visible(timeout=15_000)
+    expect(page.get_by_text(ENDED).first).to_be_visible()
     assert not client.find_job(server.store, done.id).active

@@ -15,6 +15,7 @@ from psvit_core.planners import predict_drop, saving_range
 from psvit_core.records import SensitivityTable
 from psvit_core.records.jobs import PlanRequest
 from psvit_core.sensitivity.spec import load_spec, read_table, sweep_keys
+from tests.patience import PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled, start_server
 from tests.ui.example import put_sweep, summary
 from ui.model import drafts, formats
@@ -82,7 +83,7 @@ def set_number(page: Page, label: str, value: str) -> None:
 
 def eventually(page: Page, check: Callable[[], bool]) -> None:
     """Wait until a condition on the server holds."""
-    for _ in range(300):
+    for _ in range(10 * PATIENCE):
         if check():
             return
         page.wait_for_timeout(100)

@@ -23,6 +23,7 @@ from psvit_core.records.jobs import InspectRequest
 from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
 from tests import made
+from tests.patience import PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled, start_server
 from tests.ui.example import put_sweep, summary
 from ui.charts.classes import class_changes_chart
@@ -199,7 +200,7 @@ PLAIN = ("html", "code", "plotly_chart", "arrow_data_frame", "dataframe")
 )
 def test_no_page_draws_what_others_wrote(page: str, store: Store) -> None:
     fill(store)
-    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=PATIENCE)
     app.session_state["models-source"] = "upload"
     app.run()
     assert not app.exception
@@ -213,7 +214,7 @@ def test_no_page_draws_what_others_wrote(page: str, store: Store) -> None:
 @pytest.mark.parametrize("field", ["file", "checkpoint", "data", "arguments", "plan", "entry"])
 @pytest.mark.parametrize("page", ["open", pytest.param("overview", marks=pytest.mark.slow)])
 def test_the_url_is_not_drawn(page: str, field: str, store: Store) -> None:
-    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE)
     app.query_params[field] = HOSTILE if field != "data" else f"folder:{HOSTILE}"
     if field in ("file", "arguments", "entry"):
         app.query_params["model"] = loaders.model_titles(store)[loaders.OPEN_FILE]

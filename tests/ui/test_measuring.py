@@ -24,6 +24,7 @@ from psvit_core.records import Measurement, PrunePlan, Subject, SweepSettings
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import model_card
+from tests.patience import JOB, JOB_MS, PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled, start_server
 from tests.ui.example import put_sweep, summary
 from tests.ui.test_equalizer_browser import MLP, QKV, drag
@@ -83,7 +84,7 @@ def jobs(store: Store, *states: str) -> list[Job]:
 def wait_for(page: Page, store: Store, is_there: Callable[[list[Job]], bool]) -> list[Job]:
     """Wait until the measurements that wait or run fulfil a condition, and return them."""
     found: list[Job] = []
-    for _ in range(1200):  # a minute: an edit reaches the queue some time after the screen
+    for _ in range(20 * PATIENCE):  # an edit reaches the queue some time after the screen
         found = jobs(store, "queued", "running")
         if is_there(found):
             return found
@@ -106,7 +107,7 @@ def test_an_edit_is_measured_without_a_button(server: Server, open_page: OpenPag
     expect(page.get_by_role("button", name="Measure", exact=True)).to_have_count(0)
     assert jobs(server.store, "queued", "running", "done") == []  # an empty plan needs none
     drag(page, MLP, 50)
-    expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=90_000)
+    expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=JOB_MS)
     expect(
         page.get_by_text(re.compile("Measured on digits, val split · 64 images"))
     ).to_be_visible()
@@ -114,7 +115,7 @@ def test_an_edit_is_measured_without_a_button(server: Server, open_page: OpenPag
     assert done.measurement is not None
 
     drag(page, QKV, 30)
-    expect(page.get_by_role("button", name="Restore")).to_have_count(2, timeout=90_000)
+    expect(page.get_by_role("button", name="Restore")).to_have_count(2, timeout=JOB_MS)
     page.get_by_role("button", name="Undo").click()
     expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"))  # at once
     settled(page)
@@ -170,7 +171,7 @@ def test_two_users_wait_in_line_and_measurements_pass_a_sweep(
     assert len(mine) == 2
     held()
     for page in (ann, bob):
-        expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=120_000)
+        expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=JOB_MS)
     ended = {j.owner: client.find_job(server.store, j.id) for j in mine.values()}
     assert all(j.state == "done" for j in ended.values())
     long = client.find_job(server.store, sweep.id)
@@ -238,7 +239,7 @@ def test_the_command_line_has_the_same_numbers(
 ) -> None:
     page = tune(server, open_page)
     drag(page, MLP, 60)
-    expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=90_000)
+    expect(measured(page).locator(".note")).to_have_text(re.compile("^95 %"), timeout=JOB_MS)
     (done,) = jobs(server.store, "done")
     assert done.measurement is not None
     assert done.plan is not None
@@ -259,7 +260,7 @@ def command_line(plan: PrunePlan, folder: Path) -> Measurement:
         check=True,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=JOB,
     )
     return Measurement.from_dict(json.loads(found.stdout))
 

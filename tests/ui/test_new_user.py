@@ -17,7 +17,7 @@ from psvit_core.records import Subject, SweepSettings
 from psvit_core.records.jobs import SweepRequest
 from psvit_core.sensitivity.spec import sweep_keys
 from psvit_core.zoo.cards import WEIGHTS
-from tests.ui.conftest import OpenPage, Server, settled, start_server
+from tests.ui.conftest import OpenPage, Server, script_ended, settled, start_server
 from tests.ui.example import put_sweep, summary
 from ui.model import drafts
 
@@ -203,15 +203,15 @@ def test_an_examined_upload_keeps_its_name_and_hides_the_model_before(
         re.compile(re.escape(name))
     )
     expect(page.get_by_role("heading", name="2 · Check what was found")).to_have_count(0)
-    page.get_by_role("button", name=re.compile("^Open as Spike-driven")).click(timeout=40_000)
-    expect(page.get_by_text("All 272 tensors were found")).to_be_visible(timeout=40_000)
+    page.get_by_role("button", name=re.compile("^Open as Spike-driven")).click()
+    expect(page.get_by_text("All 272 tensors were found")).to_be_visible()
     expect(page.get_by_text(f"uploads/{name}")).to_be_visible()
     expect(page.get_by_text("Trained for")).to_have_count(0)
     expect(page.get_by_text("Not measured yet")).to_be_visible()  # the demo's baseline is not his
     for label in ("Checkpoint file", "Validation images", "Model file"):
         expect(page.get_by_role("textbox", name=label)).to_have_count(0)
     page.reload()
-    expect(page.get_by_text(f"uploads/{name}")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text(f"uploads/{name}")).to_be_visible()
     page.get_by_role("button", name="Use the included weights").click()
     expect(page.get_by_text("Trained for")).to_be_visible()
 
@@ -222,6 +222,7 @@ def test_the_glossary_is_within_reach(server: Server, open_page: OpenPage, path:
     page.get_by_role("button", name="Glossary").click()
     glossary = page.get_by_role("dialog")
     expect(glossary.get_by_text("Accumulates that spikes trigger")).to_be_visible()
+    script_ended(page)  # until then Streamlit may replace the field, and what was typed is lost
     find = glossary.get_by_role("textbox", name="Find")
     find.fill("knee")
     find.press("Enter")

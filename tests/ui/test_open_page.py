@@ -62,11 +62,9 @@ def test_from_a_folder(server: Server, open_page: OpenPage, models: Path) -> Non
 
     inspect(page, "unsafe.pth")
     refused = page.get_by_role("alert").filter(has_text="would run code")
-    expect(refused).to_contain_text("PurePosixPath", timeout=40_000)
+    expect(refused).to_contain_text("PurePosixPath")
     inspect(page, "strange.pth")
-    expect(page.get_by_text("No known architecture has these tensors")).to_be_visible(
-        timeout=30_000
-    )
+    expect(page.get_by_text("No known architecture has these tensors")).to_be_visible()
     page.get_by_text("Tensors that do not fit").click()
     expect(page.get_by_text("unexpected: a.weight")).to_be_visible()
 
@@ -81,9 +79,9 @@ def test_a_checkpoint_is_recognised_and_opened(
     folder.fill(str(models))
     folder.press("Enter")
     inspect(page, "own.safetensors")
-    page.get_by_role("button", name=f"Open as {TITLE}").click(timeout=40_000)
+    page.get_by_role("button", name=f"Open as {TITLE}").click()
     opened = page.get_by_text(f"File: {models / 'own.safetensors'}")
-    expect(opened).to_be_visible(timeout=40_000)
+    expect(opened).to_be_visible()
     expect(page.get_by_text("All 272 tensors were found")).to_be_visible()
     page.reload()  # the file is in the URL
     settled(page)
@@ -106,12 +104,12 @@ def test_one_of_several_state_dicts(server: Server, open_page: OpenPage, tmp_pat
     folder.press("Enter")
     page.get_by_role("button", name="Inspect").click()
     choice = page.get_by_role("combobox", name="Weights to load")
-    choice.click(timeout=40_000)
+    choice.click()
     page.get_by_role("option", name="ema · 272 tensors · moving average").click()
-    expect(page.get_by_text("Entry ema was chosen from")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("Entry ema was chosen from")).to_be_visible()
     page.get_by_role("button", name=f"Open as {TITLE}").click()
-    expect(page.get_by_text("Weights in the file: ema")).to_be_visible(timeout=40_000)
-    expect(page.get_by_text("All 272 tensors were found")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("Weights in the file: ema")).to_be_visible()
+    expect(page.get_by_text("All 272 tensors were found")).to_be_visible()
     job = next(j for j in client.list_jobs(server.store) if j.task == "summary")
     assert job.subject is not None
     assert job.subject.entry == "ema"
@@ -126,7 +124,7 @@ def test_upload(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page = open_page(server.url)
     source(page, "Upload")
     page.locator("input[type=file]").set_input_files(SHIPPED)
-    expect(page.get_by_text("Recognised: every tensor fits")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("Recognised: every tensor fits")).to_be_visible()
     kept = server.cache / "uploads" / SHIPPED.name
     assert kept.read_bytes() == SHIPPED.read_bytes()
     other = tmp_path / SHIPPED.name  # another file with the same name
@@ -147,8 +145,8 @@ def test_upload_with_another_usual_name(
     page.locator("input[type=file]").set_input_files(tmp_path / name)
     chosen = page.get_by_role("combobox", name=re.compile("model file"))
     kept = re.compile(rf"^{name[:5]}\S*\.safetensors ·")
-    expect(chosen).to_have_value(kept, timeout=40_000)
-    expect(page.get_by_text("Recognised: every tensor fits")).to_be_visible(timeout=40_000)
+    expect(chosen).to_have_value(kept)
+    expect(page.get_by_text("Recognised: every tensor fits")).to_be_visible()
 
 
 @pytest.mark.slow
@@ -157,7 +155,7 @@ def test_images(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
     page.get_by_role("link", name="Open", exact=True).click()
     check = page.get_by_role("button", name="Check these images")
     check.click()
-    expect(page.get_by_text("Read 64 validation images")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("Read 64 validation images")).to_be_visible()
 
     page.get_by_role("radio", name="NumPy file").check(force=True)
     expect(check).to_be_disabled()
@@ -171,6 +169,6 @@ def test_images(server: Server, open_page: OpenPage, tmp_path: Path) -> None:
         settled(page)
         check.click()
         if message:
-            expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible(timeout=20_000)
-    page.get_by_role("button", name="Use these images").click(timeout=20_000)
+            expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible()
+    page.get_by_role("button", name="Use these images").click()
     expect(page.get_by_text(f"Measurements use npz:{file}")).to_be_visible()

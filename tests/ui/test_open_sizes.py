@@ -15,6 +15,7 @@ from psvit_core.importance import rank
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.zoo.checkpoint import load_model
 from psvit_core.zoo.registry import FAMILIES, build_model
+from tests.patience import JOB_MS
 from tests.sizes import hidden_arguments, square_model
 from tests.tiny import QUICK_NAMES
 from tests.ui.conftest import OpenPage, Server, settled
@@ -32,7 +33,7 @@ def inspect_folder(page: Page, folder: Path) -> None:
     field.fill(str(folder))
     field.press("Enter")
     page.get_by_role("button", name="Inspect").click()
-    expect(page.get_by_text("built-in network has this size")).to_be_visible(timeout=40_000)
+    expect(page.get_by_text("built-in network has this size")).to_be_visible()
 
 
 def choose(page: Page, label: str | re.Pattern[str], option: str) -> None:
@@ -51,7 +52,7 @@ def prune_and_reopen(page: Page, plan_file: Path, family: str) -> None:
     page.locator("input[type=file]").set_input_files(plan_file)
     expect(page.get_by_text("The plan file is now the current plan.")).to_be_visible()
     page.get_by_role("button", name="Prune and write checkpoint").click()
-    page.get_by_role("button", name="Open here").click(timeout=60_000)
+    page.get_by_role("button", name="Open here").click(timeout=JOB_MS)
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value(
         re.compile("^Pruned")
     )
@@ -60,7 +61,7 @@ def prune_and_reopen(page: Page, plan_file: Path, family: str) -> None:
     settled(page)
     built_in = page.get_by_role("radio", name="Built in").first  # not the file examined before
     built_in.check(force=True)
-    expect(page.get_by_role("heading", name="Pruned model")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", name="Pruned model")).to_be_visible(timeout=JOB_MS)
     expect(page.get_by_text(f"family {family}")).to_be_visible()
 
 
@@ -88,7 +89,7 @@ def test_nothing_is_guessed(server: Server, open_page: OpenPage, tmp_path: Path)
     choose(page, "Image size", "32")
     button.click()
     expect(page.get_by_role("heading", name="Model from a checkpoint")).to_be_visible(
-        timeout=60_000
+        timeout=JOB_MS
     )
     expect(page.get_by_text("T = 4 time steps")).to_be_visible()
     expect(page).to_have_url(re.compile("arguments=.*pooling_stat"))
@@ -119,7 +120,7 @@ def test_every_family(server: Server, open_page: OpenPage, tmp_path: Path, name:
             choose(page, field, str(value))
     page.get_by_role("button", name=OPEN_BUTTON).click()
     expect(page.get_by_role("heading", name="Model from a checkpoint")).to_be_visible(
-        timeout=60_000
+        timeout=JOB_MS
     )
     expect(page.get_by_text(f"T = {model.T} time step")).to_be_visible()
 

@@ -22,6 +22,7 @@ from psvit_core.storage.shipped import SWITCH_ENV, DemoStore, shipped_bundles
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import model_card
+from tests.patience import JOB_MS
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
 from ui.charts.front import front_chart
 from ui.model import comparison, formats, fronts, loaders, sweeps
@@ -320,9 +321,7 @@ def test_results_are_shown_without_the_images_that_they_were_measured_on(
     title = quote(model_card("sdt_v1_cifar10").title)
     page = open_page(f"{server.url}/?model={title}&recovery=auto")
     expect(page.get_by_text("Its images, cifar10-jpeg, are not included")).to_be_visible()
-    expect(page.get_by_role("combobox", name="Plan")).to_have_value(
-        re.compile("knee"), timeout=20_000
-    )
+    expect(page.get_by_role("combobox", name="Plan")).to_have_value(re.compile("knee"))
     expect(page.get_by_text(re.compile("cifar10-jpeg, val split"))).not_to_have_count(0)
 
 
@@ -336,12 +335,10 @@ def test_three_clicks_to_a_checkpoint(server: Server, open_page: OpenPage, tmp_p
         clicks += 1
         target.click()
 
-    expect(page.get_by_role("combobox", name="Plan")).to_have_value(
-        re.compile("knee"), timeout=20_000
-    )
+    expect(page.get_by_role("combobox", name="Plan")).to_have_value(re.compile("knee"))
     click(page.get_by_role("button", name="Prune and download"))
     link = page.get_by_role("link", name=re.compile("^Download .*safetensors"))
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible(timeout=JOB_MS)
     with page.expect_download() as waiting:
         click(link)
     assert clicks <= 3
@@ -362,7 +359,7 @@ def test_three_clicks_to_a_checkpoint(server: Server, open_page: OpenPage, tmp_p
 def test_a_checkpoint_without_recovery(server: Server, open_page: OpenPage) -> None:
     page = open_page(f"{server.url}/?recovery=auto")
     page.get_by_role("button", name="Without recovery").click()
-    expect(page.get_by_text("without recovery. Measured on")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("without recovery. Measured on")).to_be_visible(timeout=JOB_MS)
     plain = wait_for_job(server.store, "export")
     assert comparison.recovery_report(plain) is None
     assert plain.written is not None
@@ -373,11 +370,11 @@ def test_a_checkpoint_without_recovery(server: Server, open_page: OpenPage) -> N
 def test_a_model_without_its_images_is_not_recovered(server: Server, open_page: OpenPage) -> None:
     title = quote(model_card("sdt_v1_cifar10").title)
     page = open_page(f"{server.url}/?model={title}&recovery=auto")
-    expect(page.get_by_role("button", name="Prune and download")).to_be_disabled(timeout=20_000)
+    expect(page.get_by_role("button", name="Prune and download")).to_be_disabled()
     expect(page.get_by_text("Recovery needs the model's images")).to_contain_text("this plan loses")
     page.get_by_role("button", name="Without recovery").click()
     link = page.get_by_role("link", name=re.compile("^Download .*-as-pruned.safetensors"))
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible(timeout=JOB_MS)
     expect(page.get_by_text("Not measured: The images of cifar10-jpeg")).to_be_visible()
     settled(page)
     auto = page.get_by_role("radio", name=re.compile("auto", re.IGNORECASE))
@@ -494,7 +491,7 @@ def test_a_front_is_measured_from_the_shipped_sweep(server: Server, open_page: O
     )
     page.get_by_role("button", name="Measure a front").click()
     expect(page.get_by_text(re.compile(r"Measuring plans: [1-9]\d* of 24"))).to_be_visible(
-        timeout=60_000
+        timeout=JOB_MS
     )
     page.get_by_role("button", name="Cancel", exact=True).click()
     job = wait_for_job(server.store, "pareto")

@@ -26,6 +26,7 @@ from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.header import METADATA_KEY
 from tests import made
+from tests.patience import JOB, PATIENCE
 from tests.ui.example import put_sweep, summary
 from ui.model import drafts, loaders, open_files, provenance, saved_plans
 from ui.model.editing import DEFAULT_SAVING
@@ -47,20 +48,20 @@ def empty_store(
 
 @pytest.mark.parametrize("page", PAGES)
 def test_empty_state(page: str) -> None:
-    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=PATIENCE).run()
     assert not app.exception
     assert not app.error
 
 
 def test_main_shows_the_overview() -> None:
-    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE).run()
     assert not app.exception
     assert app.selectbox(key="model").value == "sdt_v1_digits"
     assert any("Nothing has been measured for this model yet" in info.value for info in app.info)
 
 
 def test_tune_fits_nothing_without_a_sweep() -> None:
-    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=PATIENCE).run()
     assert app.button(key="tune-fit").disabled
     assert app.button(key="tune-undo").disabled
     assert any("need a finished sweep" in info.value for info in app.info)
@@ -69,7 +70,7 @@ def test_tune_fits_nothing_without_a_sweep() -> None:
 def test_tune_fits_a_plan_and_undoes_it() -> None:
     model = summary("sdt_v1_digits")
     put_sweep(Store(), model)
-    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=PATIENCE).run()
     app.button(key="tune-fit").click().run()
     assert not app.exception and not app.error
     draft = drafts.load_draft(Store(), model)
@@ -83,7 +84,7 @@ def test_tune_fits_a_plan_and_undoes_it() -> None:
 def test_an_edit_that_changes_nothing_is_no_step_of_undo() -> None:
     model = summary("sdt_v1_digits")
     put_sweep(Store(), model)
-    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=PATIENCE).run()
     app.button(key="tune-fit").click().run()
     app.button(key="tune-fit").click().run()  # the same budget, so the same plan
     app.button(key="tune-undo").click().run()
@@ -95,7 +96,7 @@ def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
     model = summary("sdt_v1_digits")
     put_sweep(Store(), model)
     page = str(ROOT / "pages" / "tune.py")
-    one, two = (AppTest.from_file(page, default_timeout=30).run() for _ in range(2))
+    one, two = (AppTest.from_file(page, default_timeout=PATIENCE).run() for _ in range(2))
     one.button(key="tune-fit").click().run()
     first = drafts.load_draft(Store(), model)
     assert first is not None and not one.toast
@@ -114,7 +115,7 @@ def test_a_second_tab_does_not_lose_the_plan_of_the_first() -> None:
 def test_uploads_with_the_same_name_are_separate_files() -> None:
     store = Store()
     first = open_files.save_upload(store, "same.safetensors", io.BytesIO(b"first"))
-    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=30)
+    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=PATIENCE)
     app.session_state["models-source"] = "upload"
     app.run()
     assert [box.value for box in app.selectbox if "model file" in box.label] == [str(first)]
@@ -129,7 +130,7 @@ def test_uploads_with_the_same_name_are_separate_files() -> None:
 
 def test_uploads_are_listed_and_removed() -> None:
     file = open_files.save_upload(Store(), "own.pth", io.BytesIO(b"12345"))
-    app = AppTest.from_file(str(ROOT / "pages" / "jobs.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "jobs.py"), default_timeout=PATIENCE).run()
     assert any("own.pth" in text.value and "5 bytes" in text.value for text in app.markdown)
     next(button for button in app.button if button.label == "Remove the file").click().run()
     assert not app.exception and not file.exists()
@@ -231,7 +232,7 @@ def test_no_torch_in_the_interface() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=JOB,
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -248,7 +249,7 @@ def test_accuracy_at_chance_is_a_warning_on_every_screen(
     result = {"measurement": made_up.to_dict()}
     client.save(Store(), dataclasses.replace(job, result=result))
     monkeypatch.setattr("ui.shell.header._value", lambda key: images if key == "data" else "")
-    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=30).run()
+    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=PATIENCE).run()
     assert not app.exception
     assert sum("no better than guessing" in warning.value for warning in app.warning) == 1
 

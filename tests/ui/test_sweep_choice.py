@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from psvit_core.records import counting_of
 from psvit_core.sensitivity.spec import save_spec
 from psvit_core.storage.store import Store
+from tests.patience import PATIENCE
 from tests.ui.example import RATIOS, put_sweep, summary
 from ui.model import loaders, sweeps
 from ui.model.sweeps import SweepView
@@ -91,7 +92,7 @@ def test_the_choice_applies_to_all_pages(store: Store) -> None:
 )
 def test_pages_name_the_sweep_they_use(store: Store, page: str, what: str) -> None:
     put_sweep(store, MODEL, NINE, n_images=50)
-    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "pages" / f"{page}.py"), default_timeout=PATIENCE)
     app.run()
     assert not app.exception
     line = "l2 · 9 ratios · 50 images"
@@ -110,7 +111,7 @@ def test_pages_name_the_sweep_they_use(store: Store, page: str, what: str) -> No
 def test_the_sensitivity_page_names_the_sweep_of_the_others(store: Store) -> None:
     full = put_sweep(store, MODEL, NINE, n_images=50)
     quick = put_sweep(store, MODEL, RATIOS, n_images=50)
-    app = AppTest.from_file(str(ROOT / "pages" / "sensitivity.py"), default_timeout=60).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "sensitivity.py"), default_timeout=PATIENCE).run()
     assert not app.exception
     shown = app.selectbox(key="view-sweep")
     assert shown.value == quick.key  # the newest, to show the sweep just finished
@@ -123,7 +124,7 @@ def test_the_sensitivity_page_names_the_sweep_of_the_others(store: Store) -> Non
 
 def test_plans_of_random_units_show_a_warning(store: Store) -> None:
     put_sweep(store, MODEL, RATIOS, n_images=20, criterion="random")
-    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=60).run()
+    app = AppTest.from_file(str(ROOT / "pages" / "tune.py"), default_timeout=PATIENCE).run()
     assert not app.exception
     assert any("random units" in warning.value for warning in app.warning)
 

@@ -20,6 +20,7 @@ from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
+from tests.patience import PATIENCE
 from ui.model import loaders, open_files
 from ui.panels.plan import default_file_name
 
@@ -41,7 +42,7 @@ def store() -> Store:
 
 
 def open_page(**state: object) -> AppTest:
-    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "pages" / "open.py"), default_timeout=PATIENCE)
     for key, value in state.items():
         app.session_state[key.replace("_", "-")] = value
     return app.run()
