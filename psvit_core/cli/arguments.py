@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psvit_core.cli import app, cache, export, main_commands, other_commands, train
+from psvit_core.cli import app, cache, export, main_commands, other_commands, train, writing
 from psvit_core.cli.options import (
     add_calib_arguments,
     add_condition_argument,
@@ -17,7 +17,6 @@ from psvit_core.cli.options import (
     add_entry_arguments,
     add_model_arguments,
     add_plugin_argument,
-    add_recovery_arguments,
     add_round_to_argument,
     add_target_arguments,
     format_ratios,
@@ -36,7 +35,6 @@ from psvit_core.records import (
     POLICIES,
     RECOVERIES,
     SCOPES,
-    FinetuneSettings,
 )
 
 _LOG_LINES = 60
@@ -100,10 +98,12 @@ def _add_main_commands(add: AddCommand) -> None:
     _pareto_arguments(
         add("pareto", main_commands.pareto, "measure policies x targets and the front; can resume")
     )
-    _prune_arguments(
+    writing.add_prune_arguments(
         add("prune", main_commands.prune, "prune a model by a plan and write the checkpoint")
     )
-    _finetune_arguments(add("finetune", main_commands.finetune, "train a pruned model; can resume"))
+    writing.add_finetune_arguments(
+        add("finetune", main_commands.finetune, "train a pruned model; can resume")
+    )
     train.add_arguments(add("train", train.train, "train a new model; can resume"))
     export.add_arguments(
         add("export", export.export, "write a model that runs without this program")
@@ -301,84 +301,6 @@ def _pareto_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--csv", type=parse_path, metavar="F", help="also write a CSV table")
     command.add_argument(
         "--out", required=True, type=parse_path, metavar="F", help="JSON file for the archive"
-    )
-
-
-def _prune_arguments(command: argparse.ArgumentParser) -> None:
-    add_model_arguments(command)
-    add_data_arguments(command)
-    add_recovery_arguments(command)
-    command.add_argument(
-        "--plan", required=True, type=parse_path, metavar="F", help="plan file written by plan"
-    )
-    command.add_argument(
-        "--out",
-        required=True,
-        type=parse_path,
-        metavar="F",
-        help=".safetensors file for the pruned model",
-    )
-
-
-def _finetune_arguments(command: argparse.ArgumentParser) -> None:
-    default = FinetuneSettings()
-    add_model_arguments(command)
-    add_data_arguments(command, batch=f"{default.batch}, in training")
-    command.add_argument(
-        "--plan", type=parse_path, metavar="F", help="prune MODEL by this plan first"
-    )
-    add_recovery_arguments(command)
-    command.add_argument(
-        "--out",
-        required=True,
-        type=parse_path,
-        metavar="F",
-        help=".safetensors file for the best epoch's model",
-    )
-
-    def add(name: str, kind: type, text: str) -> None:
-        value = getattr(default, name)
-        shown = "" if value is None else f" (default {value})"
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text}{shown}")
-
-    add("epochs", float, "number of epochs; may be a fraction")
-    add("lr", float, "peak learning rate")
-    add("accumulate", int, "batches per weight update")
-    add("weight_decay", float, "weight decay of all but biases and BatchNorms")
-    add("warmup", float, "fraction of the updates with a rising learning rate")
-    add("clip", float, "maximum norm of the gradient; 0 does not clip")
-    add("label_smoothing", float, "label smoothing")
-    add("augment", str, "auto, affine, crop, flip or none")
-    add("mixup", float, "alpha of mixup; 0 turns it off")
-    add("erase", float, "probability of random erasing")
-    add("alpha", float, "weight of the distillation loss")
-    add("temperature", float, "temperature of the distillation")
-    add("patience", int, "stop after this many epochs without a better validation accuracy")
-    add("train_images", int, "train on a stratified subset of this many images")
-    _teacher_arguments(command)
-    command.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="continue a stopped training with the same settings",
-    )
-
-
-def _teacher_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--distil-from",
-        dest="teacher",
-        type=parse_path,
-        metavar="MODEL",
-        help="a model's name or file, none, or original (default): the unpruned model, if its "
-        "weights are available",
-    )
-    command.add_argument(
-        "--distil-checkpoint",
-        dest="teacher_checkpoint",
-        type=parse_path,
-        metavar="F",
-        help="weights for a registered name in --distil-from",
     )
 
 

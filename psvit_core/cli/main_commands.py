@@ -58,6 +58,7 @@ from psvit_core.tasks.plan import (
 from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.session import Session, refused_groups, summarize_model
 from psvit_core.tasks.sweep import run_sweep
+from psvit_core.tasks.written import measure_written
 from psvit_core.zoo.cards import list_models, model_card
 
 
@@ -268,7 +269,10 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
     plan = PrunePlan.load(options.plan)
     session = make_session(options)
     recovery = _recovery(session, plan, options)
+    if options.measure:
+        session.data  # noqa: B018  # without images it fails here, before the work
     path, report = write_pruned(session, plan, options.out, recovery)
+    measured = measure_written(session, plan, path)[1] if options.measure else None
     summary = summarize_model(session)
     size = plan_size(summary, plan)
     result = {
@@ -278,9 +282,12 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
         "size": size.to_dict(),
         "baseline_size": plan_size(summary, None).to_dict(),
         "recovery": report.to_dict() if report else None,
+        "measurement": measured.to_dict() if measured else None,
     }
-    text = f"{path}: {size_text(size)}, saves {result['memory_saving']:.2%} of the memory"
-    return result, text + (f"\n{recovery_text(report)}" if report else "")
+    lines = [f"{path}: {size_text(size)}, saves {result['memory_saving']:.2%} of the memory"]
+    lines += [recovery_text(report)] if report else []
+    lines += [measurement_text(measured)] if measured else []
+    return result, "\n".join(lines)
 
 
 def finetune(options: argparse.Namespace) -> tuple[Result, str]:

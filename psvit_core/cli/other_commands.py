@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from psvit_core import planners
-from psvit_core.cli.output import drop_text, sizing_lines
+from psvit_core.cli.output import drop_text, measurement_text, sizing_lines
 from psvit_core.cli.session import Result, make_session
 from psvit_core.errors import InvalidPlanError, UnknownNameError
 from psvit_core.files import check_writable, is_file, last_lines
@@ -151,7 +151,10 @@ def inspect(options: argparse.Namespace) -> tuple[Result, str]:
         print(f"psvit: {Path(report.path).name}: {note}", file=sys.stderr)
     head = f"{report.path}: {report.n_tensors:,} tensors, {report.n_values:,} values"
     if report.pruned_from:
-        return report.to_dict(), f"{head}; pruned by this program from {report.pruned_from}"
+        lines = [f"{head}; pruned by this program from {report.pruned_from}"]
+        for measured in report.recorded:
+            lines += ["The file says:", measurement_text(measured)]
+        return report.to_dict(), "\n".join(lines)
     if report.fits:
         head = f"{head}; opens as {' or '.join(report.fits)}"
     if report.sizings:

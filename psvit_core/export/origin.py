@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from psvit_core.records import FinetuneReport, Interval, PrunePlan, RecoveryReport
+from psvit_core.records import FinetuneReport, Interval, Measurement, PrunePlan, RecoveryReport
 from psvit_core.surgery import stored_bytes
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import card_of
+from psvit_core.zoo.recorded import recorded_measurements
 
 _LONGEST = 300  # characters of a text from a file
 _LABEL = 12
@@ -72,7 +73,10 @@ def _facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
         yield "Recovered", _recovery(RecoveryReport.from_dict(record))
     for record in provenance.get("finetunes", ()):
         yield "Fine-tuned", _finetuning(FinetuneReport.from_dict(record))
-    if not provenance.get("finetunes"):
+    recorded = recorded_measurements(model)
+    for measured in recorded:
+        yield "Accuracy", _accuracy(measured)
+    if not (recorded or provenance.get("finetunes")):
         yield "Accuracy", "not recorded in the exported file"
     if model.batch_coupled:
         yield "Note", "an image's logits depend on the other images of its batch, as published"
@@ -92,6 +96,15 @@ def _finetuning(report: FinetuneReport) -> str:
     return (
         f"on {report.conditions.data}; best after {report.best_epoch:g} epochs, with validation "
         f"accuracy {_percent(report.best_accuracy)}"
+    )
+
+
+def _accuracy(m: Measurement) -> str:
+    c = m.conditions
+    before = f", {_percent(m.baseline_accuracy)} before" if m.baseline_accuracy else ""
+    return (
+        f"{_percent(m.accuracy)}{before}, measured on {c.n_images} images of {c.data} "
+        f"({c.split}), T = {c.T}, {c.precision}, {c.device}"
     )
 
 

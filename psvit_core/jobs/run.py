@@ -50,9 +50,9 @@ from psvit_core.tasks.inspect import check_data, inspect_entries
 from psvit_core.tasks.pareto import run_pareto
 from psvit_core.tasks.plan import run_plan
 from psvit_core.tasks.prune import write_pruned
-from psvit_core.tasks.recover import measure_file
 from psvit_core.tasks.session import Session, summarize_model
 from psvit_core.tasks.sweep import run_sweep
+from psvit_core.tasks.written import measure_written
 
 _SAVE_SECONDS = 0.3  # progress is stored at most this often
 
@@ -218,8 +218,7 @@ class JobRun:
         plain = found = None
         if request.measure:
             try:
-                plain = evaluate(session.without_recovery(), plan, self.tick)
-                found = measure_file(session, plan, path, self.tick, plain)
+                plain, found = measure_written(session, plan, path, self.tick)
             except DataError as error:  # the file is written, and needs no images
                 reasons.append(f"Not measured: {error}")
         return ExportResult(

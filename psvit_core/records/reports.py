@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from psvit_core.records._base import Record
+from psvit_core.records.results import Measurement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class FileReport(Record):
     n_tensors: int
     n_values: int
     pruned_from: str = ""  # registered model, if the explorer wrote the file
+    #: Of a pruned file, as its header says; ``load_model`` keeps those of its weights.
+    recorded: tuple[Measurement, ...] = ()
     fits: tuple[str, ...] = ()  # registered models that it can be loaded as
     nearest: NearestModel | None = None  # if it fits none
     sizings: tuple[Sizing, ...] = ()  # families that it fits, of whatever size

@@ -97,6 +97,7 @@ def run_finetune(
     """
     from psvit_core.finetune import check_images, check_settings
     from psvit_core.zoo.pruned import check_arguments, save_pruned
+    from psvit_core.zoo.recorded import record_measurement
 
     callbacks = callbacks or FinetuneCallbacks()
     out = check_model_file(task.out)
@@ -113,12 +114,14 @@ def run_finetune(
     save_pruned(result.model, out)
     state.unlink(missing_ok=True)  # several times the model's size
     base = session.model if task.plan else teacher
+    measured = measure_trained(session, result.model, base, task.plan, callbacks.tick)
+    record_measurement(out, measured)
     return WrittenFinetuning(
         out=out,
         last=last,
         report=result.report,
         recovery=start.recovery,
-        measurement=measure_trained(session, result.model, base, task.plan, callbacks.tick),
+        measurement=measured,
         plain=start.plain,
         recovered=start.recovered,
     )

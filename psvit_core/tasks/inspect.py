@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from psvit_core.callbacks import Tick, keep_going
 from psvit_core.errors import CheckpointError, DataError, ModelError
-from psvit_core.records import DataReport, FileReport, NearestModel, Sizing, SplitReport
+from psvit_core.records import (
+    DataReport,
+    FileReport,
+    Measurement,
+    NearestModel,
+    Sizing,
+    SplitReport,
+)
 from psvit_core.tasks.cautions import class_warning, empty_class_warning
 from psvit_core.tasks.session import Session
 from psvit_core.zoo.cards import list_models, model_card
@@ -51,6 +58,7 @@ def inspect_file(
     tick()
     tensors = read.tensors
     origin, nearest = "", None
+    recorded: tuple[Measurement, ...] = ()
     fits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sizings: tuple[Sizing, ...] = ()
@@ -59,7 +67,9 @@ def inspect_file(
             raise CheckpointError(
                 f"{path} is a pruned file, which contains one model. Omit --ema and --entry."
             )
-        origin = read_header(Path(path))["provenance"]["origin"]
+        header = read_header(Path(path))
+        origin = header["provenance"]["origin"]
+        recorded = tuple(Measurement.from_dict(m) for m in header.get("measurements", ()))
     else:
         fits, notes = _fitting_models(Path(path), tensors, ema=ema, entry=entry)
         sizings = tuple(find_sizings(tensors))
@@ -70,6 +80,7 @@ def inspect_file(
         n_tensors=len(tensors),
         n_values=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         pruned_from=origin,
+        recorded=recorded,
         fits=fits,
         nearest=nearest,
         sizings=sizings,

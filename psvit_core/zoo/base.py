@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from psvit_core.errors import ModelError
-from psvit_core.records import ChannelGroup
+from psvit_core.records import ChannelGroup, Measurement
 from psvit_core.zoo.sizing import Choice, Shapes
 
 #: Official constructor arguments that change no number in any family.
@@ -92,6 +92,7 @@ class SpikingModel(nn.Module):
         self.name = self.family
         self.provenance: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()  # what its user should know, each in one sentence
+        self.recorded: tuple[Measurement, ...] = ()  # of its file; ``zoo.recorded`` checks them
         self._specs = tuple(specs)
         self.widths = _resolve_widths(specs, widths or {})
 

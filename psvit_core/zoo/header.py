@@ -3,7 +3,8 @@
 A pruned file is a ``.safetensors`` file whose metadata entry ``psvit`` is JSON with the fields
 ``format``, ``family``, ``arguments`` (original constructor arguments), ``widths`` (present widths),
 ``provenance`` (origin, its weights hash and size, kept indices of the origin's units, all plans,
-recoveries and fine-tuning runs) and ``versions``. The header is untrusted input.
+recoveries and fine-tuning runs) and ``versions``. Since format 2 also ``licence`` (of the first
+ancestor's weights) and ``measurements`` (of the network in the file). It is untrusted input.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from psvit_core.errors import CheckpointError, RecordError
-from psvit_core.records import FinetuneReport, PrunePlan, RecoveryReport
+from psvit_core.records import FinetuneReport, Measurement, PrunePlan, RecoveryReport
 from psvit_core.zoo.cards import CUSTOM_FAMILY, list_models, model_card
 from psvit_core.zoo.file_kind import SAFETENSORS, checkpoint_kind
 
 METADATA_KEY = "psvit"
-PRUNED_FORMAT = 1
+PRUNED_FORMAT = 2  # that is written
+READABLE_FORMATS = (1, 2)
 
 # Limits on arguments, because time and memory grow with them before any tensor is read.
 _MAX_ARGUMENT = 100_000  # larger than any width
@@ -73,12 +75,19 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     header = _parse_header(path)
     try:
+        newer = type(header["format"]) is int and header["format"] > PRUNED_FORMAT
         fault = fault_of_header(header)
     except _MALFORMED as error:
         raise _invalid(path, error) from error
-    if fault:
+    if newer:
         raise CheckpointError(
-            f"The metadata of {path} is inconsistent or not of format {PRUNED_FORMAT}: {fault}. "
+            f"{path} has format {header['format']!r:.40}; this version reads formats up to "
+            f"{PRUNED_FORMAT}. Update psvit-explorer."
+        )
+    if fault:
+        formats = " or ".join(str(number) for number in READABLE_FORMATS)
+        raise CheckpointError(
+            f"The metadata of {path} is inconsistent or not of format {formats}: {fault}. "
             "Prune the model again."
         )
     name = header["arguments"].get("name")
@@ -161,7 +170,7 @@ def fault_of_header(header: Mapping[str, Any]) -> str:
         ValueError, KeyError, TypeError, AttributeError, RecursionError, RecordError: If a part is
             missing or of another type.
     """
-    if header["format"] != PRUNED_FORMAT:
+    if type(header["format"]) is not int or header["format"] not in READABLE_FORMATS:
         return f"its format is {header['format']!r:.40}"
     if not isinstance(header["family"], str):
         return f"its family is {header['family']!r:.40}"
@@ -171,6 +180,12 @@ def fault_of_header(header: Mapping[str, Any]) -> str:
         return "its widths are not whole numbers"
     if not _is_provenance(header["provenance"], header["widths"]):
         return "its provenance does not fit its widths"
+    if header["format"] == 1:
+        return ""
+    if not isinstance(header["licence"], str):
+        return f"its licence is {header['licence']!r:.40}"
+    for record in header["measurements"]:
+        Measurement.from_dict(record)
     return ""
 
 

@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 from psvit_core.errors import CheckpointError, PsvitError, PsvitWarning, UnknownNameError
 from psvit_core.files import check_model_file, write_atomic
+from psvit_core.records import Measurement
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.file_cards import card_for
 from psvit_core.zoo.fitting import build_empty, load_tensors
 from psvit_core.zoo.header import (
     METADATA_KEY,
@@ -51,11 +53,19 @@ def save_pruned(model: SpikingModel, path: str | Path) -> Path:
         "widths": model.widths,
         "provenance": model.provenance,
         "versions": {"torch": version("torch"), "spikingjelly": version("spikingjelly")},
+        "licence": licence_of(model),
+        "measurements": [],  # ``zoo.recorded`` adds them
     }
     metadata = {METADATA_KEY: write_header(header, model.name), "format": "pt"}
     check_values(model)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     return write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
+
+
+def licence_of(model: SpikingModel) -> str:
+    """Return the licence of the weights that a pruned model was made from, if it is known."""
+    origin = str(model.provenance["origin"])
+    return card_for(origin, model.family, model.arguments).licence
 
 
 def check_arguments(model: SpikingModel) -> None:
@@ -108,4 +118,5 @@ def load_pruned(path: Path) -> SpikingModel:
         warnings.warn(model.notes[0], PsvitWarning, stacklevel=3)
     model.name = str(path)
     model.provenance = header["provenance"]
+    model.recorded = tuple(Measurement.from_dict(m) for m in header.get("measurements", ()))
     return model

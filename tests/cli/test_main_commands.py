@@ -27,6 +27,7 @@ from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model
+from psvit_core.zoo.recorded import recorded_measurements
 from tests.patience import JOB
 
 ROOT = Path(__file__).parents[2]
@@ -96,8 +97,13 @@ def test_sweep_plan_prune_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert measured["memory_saving"] >= 0.224
 
     pruned = run(
-        capsys, *words(f"prune {model} --plan {plan} --recover none --data digits --out {out}")
+        capsys,
+        *words(f"prune {model} --plan {plan} --recover none --data digits --limit 20 --measure"),
+        *("--out", out),
     )
+    assert pruned["measurement"]["accuracy"] == measured["measured"]["accuracy"]
+    (recorded,) = run(capsys, "inspect", out)["recorded"]
+    assert recorded["accuracy"] == measured["measured"]["accuracy"]
     assert pruned["memory_saving"] == pytest.approx(measured["memory_saving"])
     result = run(capsys, "evaluate", out, "--data", "digits", "--limit", "20")
     assert result["accuracy"] == measured["measured"]["accuracy"]
@@ -361,6 +367,8 @@ def test_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measured = run(capsys, "evaluate", out, "--limit", "60")
     assert measured["accuracy"]["value"] == best
     assert measured["memory_saving"] > 0.4
+    (recorded,) = recorded_measurements(loaded)
+    assert recorded.accuracy.value == best
     assert Path(tuned["last"]).name == "tuned.last.safetensors"
     assert load_model(tuned["last"]).provenance == loaded.provenance
 

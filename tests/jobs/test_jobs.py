@@ -31,6 +31,8 @@ from psvit_core.storage.store import Store
 from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.workspace import Workspace
+from psvit_core.zoo.checkpoint import load_model
+from psvit_core.zoo.recorded import recorded_measurements
 from tests.made import make_job
 from tests.patience import JOB
 
@@ -194,6 +196,10 @@ def test_a_finetuning_survives_a_killed_worker(store: Store, workspace: Workspac
     small = export.written
     assert small is not None and small.file_measurement is not None
     assert small.file_measurement.accuracy == first
+    (recorded,) = recorded_measurements(load_model(small.path))
+    assert recorded.accuracy == first
+    assert small.bytes == Path(small.path).stat().st_size  # with the record
+    assert "# Accuracy" in Path(small.code).read_text()
     assert small.recovery is not None
     assert small.recovery == dataclasses.replace(tuned.recovery, seconds=small.recovery.seconds)
 

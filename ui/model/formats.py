@@ -214,6 +214,15 @@ def conditions_line(conditions: Conditions) -> str:
     return line if c.recovery == "none" else f"{line} · {recovery_text(c.recovery)}"
 
 
+def recorded_line(measurement: Measurement) -> str:
+    """Describe a measurement that a file carries: what it says, not what was measured here."""
+    m = measurement
+    lost = f", drop {drop(m.drop)}" if m.drop else ""
+    return (
+        f"The file says: accuracy {accuracy(m.accuracy)}{lost}, on {conditions_line(m.conditions)}."
+    )
+
+
 def recovery_text(method: str, used: str = "") -> str:
     """Describe a recovery in a few words.
 

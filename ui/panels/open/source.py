@@ -188,7 +188,7 @@ def _file_report(store: Store, file: str, *, key: str) -> None:
         f"{formats.kilobytes(report.bytes)}"
     )
     if report.pruned_from:
-        _pruned_file(file, loaders.card_title(report.pruned_from), facts, key=key)
+        _pruned_file(file, report, facts, key=key)
     elif report.fits:
         _recognised_file(file, entry, report.fits, facts, key=key)
         if report.sizings:
@@ -235,11 +235,14 @@ def _entry_choice(store: Store, report: FileReport, *, key: str) -> None:
         st.caption("Choose the weights to inspect. Nothing in the file says which to use.")
 
 
-def _pruned_file(file: str, origin: str, facts: str, *, key: str) -> None:
+def _pruned_file(file: str, report: FileReport, facts: str, *, key: str) -> None:
+    origin = loaders.card_title(report.pruned_from)
     st.success(
         f"A pruned model that this tool wrote, made from {in_markdown(origin)}. {facts}",
         icon=":material/content_cut:",
     )
+    for measured in report.recorded:
+        st.caption(in_markdown(formats.recorded_line(measured)))
     st.button(
         "Open the pruned model",
         key=f"{key}-pruned",
