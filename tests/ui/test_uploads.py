@@ -15,9 +15,10 @@ from streamlit.testing.v1 import AppTest
 from psvit_core.jobs import client
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.records import DataReport, SplitReport, Subject
-from psvit_core.records.jobs import CheckDataResult, InspectRequest
+from psvit_core.records.jobs import CheckDataResult, InspectRequest, InspectResult
 from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
+from psvit_core.tasks.inspect import inspect_file
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import shipped_summary
 from tests.patience import PATIENCE
@@ -179,3 +180,20 @@ def test_warnings_about_images_are_shown(store: Store) -> None:
 def test_old_records_have_no_warnings() -> None:
     old = {"document": "data_report", "version": 1, "spec": "x", "model": "y", "splits": []}
     assert DataReport.from_dict(old).warnings == ()
+
+
+def test_a_pruned_file_says_what_was_measured_of_it(store: Store) -> None:
+    path = str(ROOT / "tests" / "zoo" / "files" / "pruned_format_2.safetensors")
+    open_files.inspect_file(store, path)
+    (job,) = client.list_jobs(store)
+    done = InspectResult(report=inspect_file(path)).to_dict()
+    client.save(store, dataclasses.replace(job, state="done", result=done))
+    app = open_page(models_source="folder", models_folder=str(Path(path).parent), open_folder=path)
+    chosen = next(box for box in app.selectbox if box.label.endswith("model files"))
+    chosen.set_value(path).run()
+    assert not app.exception
+    assert any("A pruned model that this tool wrote" in box.value for box in app.success)
+    assert any(
+        "The file says: accuracy 0.00" in line.value and "7 images" in line.value
+        for line in app.caption
+    )
