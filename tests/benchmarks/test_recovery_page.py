@@ -11,10 +11,10 @@ from benchmarks._report import RESULTS, stored
 @pytest.mark.parametrize(("relative", "verdict"), [(0.5, "met"), (0.51, "not met")])
 def test_the_verdict(relative: float, verdict: str) -> None:
     row = {"model": "m", "drop (pp)": 1.2, "low": 0.1, "high": 2.3, "relative": relative}
-    rows = [{**row, "method": "auto"}]
+    rows = [{**row, "method": "auto", "images": 5000, "split": "val"}]
     settings = {"memory saving": 0.9, "calibration images": 256, "seeds": [0, 1]}
     text = section({"rows": rows, "settings": settings})
-    assert f"| `m` | `auto` | 1.2 | 0.1 to 2.3 | {relative} |" in text
+    assert f"| `m` | 5,000 val | `auto` | 1.2 | 0.1 to 2.3 | {relative} |" in text
     assert f"the goal of 0.5 was {verdict}." in text
     assert "90 % saved" in text and "2 seeds" in text.replace("\n", " ")
 
