@@ -27,7 +27,7 @@ import torch
 
 from benchmarks._recovery_page import NEXT, section
 from benchmarks._report import options, replace_section, report, stored
-from psvit_core.data import EvalSet, load_data
+from psvit_core.data import EvalSet
 from psvit_core.evaluate import measure
 from psvit_core.planners import make_plan
 from psvit_core.records import RECOVERIES, Measurement, PrunePlan, Subject, SweepSettings
@@ -40,7 +40,6 @@ from psvit_core.surgery import apply_plan
 from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.checkpoint import load_model
 
 MODELS, CIFAR10 = ("e_spikeformer_digits", "sdt_v1_digits"), "sdt_v1_cifar10"
 SAVING = 0.9
@@ -81,18 +80,19 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def rows_of(name: str, data: str, seeds: tuple[int, ...], store: Store) -> Iterator[dict[str, Any]]:
     """Yield the row of each method on one model."""
-    model, val = load_model(name), load_data(data)
+    session = Session(Subject(model=name, data=data), store)
+    model, val = session.model, session.data
     if name == CIFAR10:
-        table = run_sweep(Session(Subject(model=name, data=data), store), SweepSettings())
+        table = run_sweep(session, SweepSettings())
         plan, judged = make_plan(table, "optimal", memory_saving=SAVING), val
     else:
-        plan, judged = plan_of(model, val, store), load_data(data, split="test")
+        plan, judged = plan_of(model, val, store), session.load_images("test", None)
     small = apply_plan(model, plan)
     for method in RECOVERIES:
         started, found = time.perf_counter(), []
         used = set()
         for seed in seeds:
-            images = calib(data, seed)
+            images = session.calib(N_CALIB, seed)
             work, done = recover(small, model, plan, images, method=method, run=RUN, seed=seed)
             used.add(done.used)
             found.append(measure(model, judged, plan, result=work, run=RUN, store=store))
@@ -125,13 +125,6 @@ def plan_of(model: SpikingModel, val: EvalSet, store: Store) -> PrunePlan:
         memory_saving=SAVING,
         measure=lambda plan: measure(model, val, plan, run=RUN, store=store),
     )
-
-
-def calib(data: str, seed: int) -> EvalSet:
-    """Return calibration images: the data's own for seed 0, else a choice of training images."""
-    if seed == 0:
-        return load_data(data, split="calib")
-    return load_data(data, split="train").limit(N_CALIB, seed=seed)
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
