@@ -143,6 +143,7 @@ def plain_network(model: SpikingModel) -> nn.Module:
         )
     check_values(model)
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    copied.__dict__["fault_of_values"] = str  # no fault: checked above, and a graph cannot ask
     network = _OwnNetwork(copied) if isinstance(copied, CustomModel) else copied
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
