@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from psvit_core.errors import OutputError
 from psvit_core.export.agreement import Agreement, LayerAgreement, check_logits, compare
 from psvit_core.export.origin import facts, one_line
+from psvit_core.export.traced import untraceable
 from psvit_core.files import check_writable, expand, is_file
 from psvit_core.metrics.profile import latencies_in_turns
 from psvit_core.zoo.base import SpikingModel
@@ -26,6 +27,7 @@ EXPORT_MARK = "psvit_export"
 _EXPORT_FORMAT = "1"
 #: Random images that an export is checked on without data.
 RANDOM_IMAGES = 8
+_ODD_BATCH = 3  # images; tracers see another number
 _TAIL = 4_000_000  # bytes at a file's end that contain its metadata
 
 
@@ -125,12 +127,27 @@ def checked(
 
     Raises:
         ExportError: If the export computes something else.
+        ModelError: If it does not run on batches of every size.
     """
+    _check_batches(model, export, images)
     agreement = compare(model, export, images, what)
     check_logits(model, export, network, images, allowed=allowed)
     with _one_thread():
         torch_ms, export_ms = latencies_in_turns([model, export], images[:1].contiguous())
     return dataclasses.replace(agreement, layers=layers), torch_ms, export_ms
+
+
+def _check_batches(model: SpikingModel, export: nn.Module, images: Tensor) -> None:
+    """Raise ``ModelError`` unless an export runs on batches of one and of several images."""
+    for n_images in (1, _ODD_BATCH):
+        x = images[:1].repeat(n_images, *[1] * (images.dim() - 1))
+        try:
+            with torch.no_grad():
+                n_rows = len(export(x))
+        except Exception as error:  # runtimes have no common one
+            raise untraceable(model, one_line(error)) from error
+        if n_rows != n_images:
+            raise untraceable(model, f"it returns {n_rows} rows of logits for {n_images} images.")
 
 
 @contextmanager

@@ -25,11 +25,12 @@ from psvit_core.export.checked import (
 )
 from psvit_core.export.traced import (
     WithSpikes,
-    open_batch,
     plain_network,
     random_images,
     symbols,
+    traced_program,
     tracing,
+    untraceable,
 )
 from psvit_core.files import write_atomic
 from psvit_core.zoo.base import SpikingModel
@@ -147,23 +148,25 @@ def traced_proto(model: SpikingModel, network: nn.Module, images: Tensor) -> Mod
     """
     from psvit_core.export import onnx_graph
 
-    sample, shapes = open_batch(images)
     recorded = WithSpikes(network).eval()
     with torch.no_grad():
-        n_calls = len(recorded(sample)) // 2
-    with tracing(model), symbols(network):
-        program = torch.onnx.export(
-            recorded,
-            (sample,),
+        n_calls = len(recorded(images[:1])) // 2
+    with symbols(network):
+        program = traced_program(model, recorded, images)
+    n_outputs = len(program.graph_signature.user_outputs)
+    if n_outputs != 1 + 2 * n_calls:
+        raise untraceable(model, "its neurons run another number of times for one image.")
+    with tracing(model):
+        written = torch.onnx.export(
+            program,
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=(shapes,),
             input_names=[onnx_graph.IMAGES],
             output_names=onnx_graph.neuron_outputs(n_calls),
             verbose=False,
         )
-        assert program is not None
-        proto: ModelProto = program.model_proto
+        assert written is not None
+        proto: ModelProto = written.model_proto
     onnx_graph.write_out_neurons(proto)
     return proto
 

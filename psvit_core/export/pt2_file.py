@@ -16,7 +16,7 @@ from psvit_core.export.checked import (
     checked,
     metadata_of,
 )
-from psvit_core.export.traced import open_batch, plain_network, random_images, tracing
+from psvit_core.export.traced import plain_network, random_images, traced_program, tracing
 from psvit_core.files import write_atomic
 from psvit_core.zoo.base import SpikingModel
 
@@ -51,9 +51,7 @@ def export_pt2(
     network = plain_network(model)
     if images is None:
         images, what = random_images(model, RANDOM_IMAGES), "random, seeded"
-    sample, shapes = open_batch(images)
-    with tracing(model):
-        program = torch.export.export(network, (sample,), dynamic_shapes=(shapes,), strict=False)
+    program = traced_program(model, network, images)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names folders of this machine
     extra = {METADATA_FILE: json.dumps(metadata_of(model))}

@@ -6,7 +6,9 @@ All time steps are written out, one after the other. The number of images stays 
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ _NEURONS = (torch_neurons.LIF, torch_neurons.IntegerLIF, neuron.BaseNode)
 #: The node of a LIF neuron that is not written out yet.
 SYMBOL_DOMAIN, SYMBOL = "psvit", "LIF"
 _SEED = 0
-_TRACED_IMAGES = 2  # one would be taken for a constant
+_TRACED_IMAGES = 2  # a batch of one would be a special case
 
 
 class _OwnNetwork(nn.Module):
@@ -183,34 +185,52 @@ def random_images(model: SpikingModel, n_images: int) -> Tensor:
     return torch.randn(shape, generator=random).to(next(model.parameters()).dtype)
 
 
-def open_batch(images: Tensor) -> tuple[Tensor, dict[int, torch.export.Dim]]:
-    """Return images to trace with, and their first axis as one of any length."""
+def traced_program(
+    model: SpikingModel, module: nn.Module, images: Tensor
+) -> torch.export.ExportedProgram:
+    """Trace a module for any number of images.
+
+    Args:
+        model: What it is made of, for messages.
+        module: Takes images only.
+        images: Their shape is traced, except for their number.
+
+    Raises:
+        ModelError: If it cannot be traced.
+    """
     repeats = -(-_TRACED_IMAGES // len(images))
     sample = images.repeat(repeats, *[1] * (images.dim() - 1))[:_TRACED_IMAGES].contiguous()
-    return sample, {0: torch.export.Dim("batch")}
+    shapes = ({0: torch.export.Dim("batch")},)
+    with tracing(model):
+        return torch.export.export(module, (sample,), dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
 def tracing(model: SpikingModel) -> Iterator[None]:
-    """Trace in the ``with`` block: no gradients, no notes on stderr.
+    """Trace in the block, without gradients and without notes on stderr.
 
     Raises:
-        ModelError: If the network cannot be traced.
+        ModelError: If anything in the block fails.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),  # torch prints unfinished graphs
+        ):
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # tracers raise whatever the traced code and they themselves raise
-        raise ModelError(
-            f"{model.name} cannot be traced as one graph for batches of any size: "
-            f"{one_line(error)} Python code that depends on values or on the number of images is "
-            "the usual reason. Use --format torch for the registered families."
-        ) from error
+        raise untraceable(model, one_line(error)) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
+
+
+def untraceable(model: SpikingModel, reason: str) -> ModelError:
+    """Return the error for a network that no graph for any number of images stands for."""
+    return ModelError(
+        f"{model.name} cannot be written as one graph for any number of images: {reason} Usually "
+        "its forward has Python code that depends on values, or on the number of images."
+    )
