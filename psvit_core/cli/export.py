@@ -12,6 +12,8 @@ from psvit_core.errors import OutputError
 from psvit_core.files import expand_spec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from psvit_core.tasks.session import Session
 
 FORMATS = ("torch", "onnx", "pt2")
@@ -115,17 +117,16 @@ def _traced(options: argparse.Namespace) -> tuple[Result, str]:
     write = export_onnx if options.format == "onnx" else export_pt2
     options.limit = options.limit or _CHECK_IMAGES
     session = make_session(options)
-    done = write(session.model, options.out, **_images(session))
+    images = None if session.subject.data is None else _images(session)
+    what = f"{session.data.name}, {session.data.split}" if images is not None else ""
+    done = write(session.model, options.out, images, what=what)
     result = {"format": options.format, **as_result(done)}
     return result, as_text(done, _RUNTIMES[options.format])
 
 
-def _images(session: Session) -> dict[str, object]:
-    """Return the images to check on as keyword arguments of the export."""
-    if session.subject.data is None:
-        return {}
+def _images(session: Session) -> Tensor:
+    """Return the images to check on."""
     import torch
 
-    data = session.data
-    images = torch.cat(list(data.batches(len(data), next(session.model.parameters()).dtype)))
-    return {"images": images, "what": f"{data.name}, {data.split}"}
+    data, parameters = session.data, session.model.parameters()
+    return torch.cat(list(data.batches(len(data), next(parameters).dtype)))

@@ -68,7 +68,7 @@ def check_traced_path(path: str | Path, suffix: str, source: str | Path = "") ->
     if not path.exists():
         return path
     if (is_file(source) and path.samefile(source)) or not _is_marked(path):
-        raise OutputError(f"{path} was written by no export, so it is not replaced. Choose another.")
+        raise OutputError(f"{path} was written by no export. It stays: choose another name.")
     return path
 
 
@@ -179,12 +179,13 @@ def as_text(done: TracedExport, runtime: str) -> str:
         runtime: What ran the file.
     """
     a = done.agreement
-    lines = [
-        f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}",
+    lines = [f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}"]
+    lines.append(
         f"checked with {runtime} on {a.n_images} images ({a.images}): {a.n_other_predictions} "
-        f"predictions differ; the logits of {a.n_equal_logits} agree within rounding, the largest "
-        f"difference is {a.max_logit_difference:.3g} (largest logit {a.largest_logit:.3g})",
-    ]
+        f"predictions differ; the logits of {a.n_equal_logits} are equal but for the last digits, "
+        f"the largest difference is {a.max_logit_difference:.3g} (largest logit "
+        f"{a.largest_logit:.3g})"
+    )
     if a.layers is not None and a.layers.n_layers:
         s = a.layers
         lines.append(

@@ -5,7 +5,8 @@ The neurons' recurrences are written out over all time steps. The number of imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from psvit_core.errors import MissingPackageError, ModelError
+from psvit_core.errors import ExportError, MissingPackageError, ModelError
 from psvit_core.export.agreement import compare_layers
 from psvit_core.export.checked import (
     RANDOM_IMAGES,
@@ -23,6 +24,7 @@ from psvit_core.export.checked import (
     checked,
     metadata_of,
 )
+from psvit_core.export.origin import one_line
 from psvit_core.export.traced import (
     WithSpikes,
     plain_network,
@@ -89,7 +91,8 @@ def export_onnx(
         import onnx
 
         part.write_bytes(proto.SerializeToString())
-        onnx.checker.check_model(part, full_check=True)
+        with _onnx_accepts():
+            onnx.checker.check_model(part, full_check=True)
         file = OnnxNetwork(str(part))
         agreement, torch_ms, export_ms = checked(
             model, file, network, images, what=what, allowed=_ALLOWED, layers=layers
@@ -193,9 +196,10 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors
-        self.session = onnxruntime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"]
-        )
+        with _onnx_accepts():
+            self.session = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""
@@ -205,7 +209,21 @@ class OnnxNetwork(nn.Module):
     def run(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Return all outputs for inputs by name."""
         given = {name: np.ascontiguousarray(x.numpy()) for name, x in inputs.items()}
-        return [torch.from_numpy(np.asarray(y)) for y in self.session.run(None, given)]
+        with _onnx_accepts():
+            outputs = self.session.run(None, given)
+        return [torch.from_numpy(np.asarray(y)) for y in outputs]
+
+
+@contextlib.contextmanager
+def _onnx_accepts() -> Iterator[None]:
+    """Raise ``ExportError`` if ONNX's own programs refuse what they get in the block."""
+    try:
+        yield
+    except Exception as error:  # they have no common base
+        raise ExportError(
+            f"The graph was written, but ONNX refuses it: {one_line(error)} Nothing was kept. "
+            "--format pt2 needs no ONNX."
+        ) from error
 
 
 def layers_of(proto: ModelProto) -> Callable[[Tensor, Sequence[Tensor]], list[Tensor | None]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
-import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from psvit_core.export.traced import SYMBOL, SYMBOL_DOMAIN
@@ -27,11 +27,6 @@ def current_of(call: int) -> str:
 def spikes_of(call: int) -> str:
     """Return the name of what comes out of a neuron layer."""
     return f"spikes_{call}"
-
-
-def given_of(call: int) -> str:
-    """Return the name of the input that replaces a neuron layer's spikes."""
-    return f"{_GIVEN}{spikes_of(call)}"
 
 
 # ---- neurons -------------------------------------------------------------------------------------
@@ -61,19 +56,19 @@ def write_out_neurons(proto: ModelProto) -> None:
 def _recurrence(
     symbol: NodeProto, kind: int, constants: dict[str, TensorProto]
 ) -> Iterator[NodeProto]:
-    attributes = {a.name: helper.get_attribute_value(a) for a in symbol.attribute}
-    steps, [x], [spikes] = int(attributes["steps"]), symbol.input, symbol.output
+    given = {a.name: helper.get_attribute_value(a) for a in symbol.attribute}
+    steps, [x], [spikes] = int(given["steps"]), symbol.input, symbol.output
 
     def constant(value: float) -> str:
         name = f"lif.{value!r}"
         constants.setdefault(name, helper.make_tensor(name, kind, (), [value]))
         return name
 
-    def node(operation: str, inputs: list[str], output: str, **rest: int) -> NodeProto:
-        return helper.make_node(operation, inputs, [output], name=output, **rest)
+    def node(operation: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+        return helper.make_node(operation, inputs, [output], name=output, **attributes)
 
     half, zero = constant(0.5), constant(0.0)
-    threshold = constant(attributes["v_threshold"])
+    threshold = constant(given["v_threshold"])
     currents = [f"{spikes}.x{t}" for t in range(steps)]
     yield helper.make_node("Split", [x], currents, name=f"{spikes}.x", axis=0, num_outputs=steps)
     v = ""
@@ -114,7 +109,7 @@ def without_outputs(proto: ModelProto, keep: Collection[str]) -> None:
     _keep_only(graph.value_info, lambda value: value.name in values)
 
 
-def _keep_only(items: "onnx.RepeatedField", wanted: Callable[..., bool]) -> None:
+def _keep_only(items: Any, wanted: Callable[..., bool]) -> None:
     for position in reversed(range(len(items))):
         if not wanted(items[position]):
             del items[position]
@@ -134,12 +129,12 @@ def with_given_spikes(proto: ModelProto) -> dict[str, str]:
     types = {value.name: value for value in graph.output}
     replaced: dict[str, str] = {}
     inputs: dict[str, str] = {}
-    for name in types:
+    for name, value in types.items():
         base = origin.get(name, name)
         if name.startswith("spikes_") and base not in replaced:
             given = f"{_GIVEN}{name}"
             replaced[base], inputs[given] = given, name
-            graph.input.append(_renamed(types[name], given))
+            graph.input.append(_renamed(value, given))
     for node in graph.node:
         if node.op_type == "Identity" and set(node.output) & set(types):
             continue  # an output under another name

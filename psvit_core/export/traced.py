@@ -69,9 +69,13 @@ class SymbolicLIF(torch_neurons.LIF):
         """Return spikes of 0.0 and 1.0 for input currents ``x``, both (T, ...)."""
         if not self.is_symbol:
             return super().forward(x)
-        attributes = {"v_threshold": float(self.v_threshold), "steps": int(x.shape[0])}
         spikes: Tensor = torch.onnx.ops.symbolic(
-            f"{SYMBOL_DOMAIN}::{SYMBOL}", (x,), attributes, dtype=x.dtype, shape=x.shape, version=1
+            f"{SYMBOL_DOMAIN}::{SYMBOL}",
+            (x,),
+            {"v_threshold": float(self.v_threshold), "steps": int(x.shape[0])},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
         )
         return spikes
 
@@ -139,9 +143,10 @@ def plain_network(model: SpikingModel) -> nn.Module:
     """
     if model.batch_coupled:
         raise ModelError(
-            f"{model.name} cannot be traced: the images of its batches influence each other, so its "
-            "graph would hold for one batch size only. Use --format torch, whose file computes "
-            "this. --no-batch-coupled opens QKFormer with independent images, at other logits."
+            f"{model.name} cannot be written as one graph for any number of images: the images of "
+            "a batch influence each other, so each batch size has its own graph. --format torch "
+            "writes a file that computes this. A QKFormer that was trained with independent images "
+            "opens with --no-batch-coupled."
         )
     check_values(model)
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
