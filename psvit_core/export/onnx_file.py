@@ -170,6 +170,7 @@ def traced_proto(model: SpikingModel, network: nn.Module, images: Tensor) -> Mod
         )
         assert written is not None
         proto: ModelProto = written.model_proto
+    onnx_graph.name_batch(proto)
     onnx_graph.write_out_neurons(proto)
     return proto
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -169,6 +170,17 @@ def _renamed(value: ValueInfoProto, name: str) -> ValueInfoProto:
 
 
 # ---- text ----------------------------------------------------------------------------------------
+
+
+def name_batch(proto: ModelProto) -> None:
+    """Call the number of images by its name in all shapes, in place; tracers number it."""
+    graph = proto.graph
+    number = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    word = re.compile(rf"\b{re.escape(number)}\b")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = word.sub(BATCH, dim.dim_param)
 
 
 def describe(proto: ModelProto, text: str, facts: Mapping[str, str]) -> None:

@@ -56,6 +56,59 @@ def test_a_pruned_file_becomes_a_program(
     assert "pip install torch safetensors" in capsys.readouterr().out
 
 
+def test_the_suffix_chooses_a_graph_that_is_checked(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "network.pt2"
+    options = ["--time-steps", "1", "--data", "digits", "--limit", "20"]
+    assert main(["export", str(pruned), *options, "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["format"], result["out"], result["needs"]) == ("pt2", str(out), ["torch"])
+    assert result["bytes"] == out.stat().st_size
+    assert result["agreement"]["images"] == "digits, val"
+    assert result["agreement"]["n_images"] == 20
+    assert result["agreement"]["n_equal_logits"] >= 15  # a spike may flip
+    assert result["agreement"]["layers"] is None
+    assert result["latency_ms"]["torch"] > 0
+    assert result["latency_ms"]["export"] > 0
+
+
+@pytest.mark.slow
+def test_a_pruned_file_becomes_an_onnx_file(
+    pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "network.onnx"
+    options = ["export", str(pruned), "--format", "onnx", "--out", str(out)]
+    assert main([*options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["format"], result["needs"]) == ("onnx", ["onnxruntime"])
+    assert result["agreement"]["images"] == "random, seeded"
+    layers = result["agreement"]["layers"]
+    assert layers["n_flips"] <= 0.001 * layers["n_outputs"]
+    assert layers["spikes_torch"] > 10_000
+    assert main(options) == 0  # its own file may be replaced
+    assert "layer by layer on 4 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "network.pt2", "--spikingjelly"], "Omit --spikingjelly"),
+        (["--out", "network.py", "--data", "digits"], "--format onnx and pt2"),
+        (["--out", "network.onnx", "--limit", "5"], "Give --data"),
+        (["--out", "network.py", "--format", "onnx"], "the suffix .onnx"),
+        (["--out", "missing/network.onnx"], "does not exist"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_before_the_model_is_read(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path / "none.safetensors"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "none.safetensors" not in error
+
+
 def test_options_decide_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "network.py"
     options = ["--time-steps", "2", "--spikingjelly", "--out", str(out), "--json"]
