@@ -188,11 +188,9 @@ def test_an_onnx_file_agrees_with_torch_and_says_where_it_comes_from(tmp_path: P
     content = path.read_bytes()
     for folder in (Path(psvit.__file__).parent, tmp_path):
         assert str(folder).encode() not in content
-    export_onnx(small, path, x)  # its own file may be replaced
     assert [p.name for p in tmp_path.iterdir()] == ["network.onnx"]
 
 
-@pytest.mark.slow
 def test_a_pt2_file_runs_in_torch_alone_on_any_batch(tmp_path: Path) -> None:
     model, path = tiny_model("sdt_v3_large_base", torch.float64), tmp_path / "network.pt2"
     done = export_pt2(model, path)
