@@ -111,7 +111,7 @@ def test_written_out_neurons_have_the_bits_of_torch(
     symbol = helper.make_node(
         SYMBOL, ["x"], ["s"], domain=SYMBOL_DOMAIN, v_threshold=threshold, steps=steps
     )
-    shape = [steps, "batch"]
+    shape: list[str | int | None] = [steps, "batch"]
     graph = helper.make_graph(
         [symbol],
         "one",
