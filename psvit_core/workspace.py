@@ -39,6 +39,7 @@ from psvit_core.records.jobs import (
     ExportRequest,
     FinetuneRequest,
     FinetuneResult,
+    GraphRequest,
     InspectRequest,
     JobRequest,
     MeasureRequest,
@@ -242,6 +243,15 @@ class Workspace:
             measure=measure,
         )
         return self._submit(f"Export {file_name}", request)
+
+    def write_onnx(self, path: str | Path) -> Job:
+        """Write a pruned file's network as an ONNX file in the background, and check it.
+
+        Args:
+            path: The pruned file; the ONNX file gets its name with another suffix.
+        """
+        name = f"{Path(path).stem}.onnx"
+        return self._submit(f"Write {name}", GraphRequest(path=str(path), file_name=name))
 
     def start_finetune(
         self,

@@ -178,8 +178,14 @@ def as_text(done: TracedExport, runtime: str) -> str:
         done: The export.
         runtime: What ran the file.
     """
+    file = f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}"
+    return f"{file}\n{report_text(done, runtime)}"
+
+
+def report_text(done: TracedExport, runtime: str) -> str:
+    """Return how an export compares with torch, as lines of text."""
     a = done.agreement
-    lines = [f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}"]
+    lines = []
     lines.append(
         f"checked with {runtime} on {a.n_images} images ({a.images}): {a.n_other_predictions} "
         f"predictions differ; the logits of {a.n_equal_logits} are equal but for the last digits, "
