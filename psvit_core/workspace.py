@@ -244,15 +244,6 @@ class Workspace:
         )
         return self._submit(f"Export {file_name}", request)
 
-    def write_onnx(self, path: str | Path) -> Job:
-        """Write a pruned file's network as an ONNX file in the background, and check it.
-
-        Args:
-            path: The pruned file; the ONNX file gets its name with another suffix.
-        """
-        name = f"{Path(path).stem}.onnx"
-        return self._submit(f"Write {name}", GraphRequest(path=str(path), file_name=name))
-
     def start_finetune(
         self,
         plan: PrunePlan | None,
@@ -331,3 +322,15 @@ class Workspace:
 
     def _submit(self, title: str, request: JobRequest) -> Job:
         return client.submit(self.store, title, _subject_for(request.task, self.subject), request)
+
+
+def write_onnx(workspace: Workspace, path: str | Path) -> Job:
+    """Write a pruned file's network as an ONNX file in the background, and check it.
+
+    Args:
+        workspace: The model that was pruned.
+        path: The pruned file; the ONNX file gets its name with another suffix.
+    """
+    name = f"{Path(path).stem}.onnx"
+    request = GraphRequest(path=str(path), file_name=name)
+    return workspace._submit(f"Write {name}", request)

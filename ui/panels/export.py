@@ -15,7 +15,7 @@ from psvit_core.plan.size import memory_saving
 from psvit_core.records import DIGITS_TRANSFORM, ModelSummary, PrunePlan
 from psvit_core.records.jobs import GraphResult
 from psvit_core.storage.store import Store
-from psvit_core.workspace import Workspace
+from psvit_core.workspace import Workspace, write_onnx
 from ui.model import (
     comparison,
     drafts,
@@ -214,14 +214,18 @@ def _graph_button(
         "Write ONNX",
         key=f"{key}-graph",
         disabled=summary.batch_coupled or (job is not None and job.active),
-        on_click=workspace.write_onnx,
-        args=(path,),
+        on_click=_write_onnx,
+        args=(workspace, path),
         help=f"{coupled}a graph for every batch size."
         if summary.batch_coupled
         else "One file for onnxruntime and other programs. It is compared with torch, image by "
         "image and layer by layer, before you get it; large networks take minutes.",
     )
     return None if written is not None else job
+
+
+def _write_onnx(workspace: Workspace, path: Path) -> None:
+    write_onnx(workspace, path)
 
 
 def _graph_state(workspace: Workspace, job: Job, *, key: str) -> None:
