@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from psvit_core.data import EvalSet, load_data
     from psvit_core.errors import PsvitError
     from psvit_core.evaluate import measure
-    from psvit_core.export import export_torch
+    from psvit_core.export import export_onnx, export_pt2, export_torch
     from psvit_core.groups import find_groups, plan_from_kept
     from psvit_core.pareto import ParetoArchive
     from psvit_core.planners import make_plan
@@ -47,6 +47,8 @@ _HOMES = {
     "apply_plan": "surgery",
     "build_model": "zoo.registry",
     "check_groups": "custom",
+    "export_onnx": "export",
+    "export_pt2": "export",
     "export_torch": "export",
     "find_groups": "groups",
     "list_models": "zoo.cards",
@@ -76,6 +78,8 @@ __all__ = [
     "apply_plan",
     "build_model",
     "check_groups",
+    "export_onnx",
+    "export_pt2",
     "export_torch",
     "find_groups",
     "list_models",

@@ -65,6 +65,16 @@ class OutputError(PsvitError):
     """A path that cannot be written."""
 
 
+class MissingPackageError(PsvitError):
+    """An optional package that is not installed. The message says what to install."""
+
+
+class ExportError(PsvitError):
+    """An exported file that computes something else than its network. It is not kept."""
+
+    exit_code = 1
+
+
 class StoreError(PsvitError):
     """A damaged store entry. The message names the path to delete."""
 

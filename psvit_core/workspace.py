@@ -39,6 +39,7 @@ from psvit_core.records.jobs import (
     ExportRequest,
     FinetuneRequest,
     FinetuneResult,
+    GraphRequest,
     InspectRequest,
     JobRequest,
     MeasureRequest,
@@ -321,3 +322,15 @@ class Workspace:
 
     def _submit(self, title: str, request: JobRequest) -> Job:
         return client.submit(self.store, title, _subject_for(request.task, self.subject), request)
+
+
+def write_onnx(workspace: Workspace, path: str | Path) -> Job:
+    """Write a pruned file's network as an ONNX file in the background, and check it.
+
+    Args:
+        workspace: The model that was pruned.
+        path: The pruned file; the ONNX file gets its name with another suffix.
+    """
+    name = f"{Path(path).stem}.onnx"
+    request = GraphRequest(path=str(path), file_name=name)
+    return workspace._submit(f"Write {name}", request)

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from psvit_core.cli.options import add_model_arguments, parse_path
 from psvit_core.cli.session import Result, make_session
+from psvit_core.errors import OutputError
+from psvit_core.files import expand_spec
 
-FORMATS = ("torch",)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from psvit_core.tasks.session import Session
+
+FORMATS = ("torch", "onnx", "pt2")
+_CHECK_IMAGES = 64
+_RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch"}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -16,26 +27,63 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
         choices=FORMATS,
-        default=FORMATS[0],
         help="torch (default): a Python file with the network's definition and a .safetensors file "
-        "with its weights, which need only torch and safetensors",
+        "with its weights, which need only torch and safetensors; onnx: an ONNX file for "
+        "onnxruntime and others; pt2: a graph of torch.export, which needs only torch. Without it, "
+        "the suffix of --out decides",
     )
     command.add_argument(
         "--spikingjelly",
         action="store_true",
-        help="use SpikingJelly's LIF neuron, so that the file needs SpikingJelly too",
+        help="with torch: use SpikingJelly's LIF neuron, so that the file needs SpikingJelly too",
+    )
+    command.add_argument(
+        "--data",
+        type=expand_spec,
+        metavar="SPEC",
+        help="with onnx and pt2: validation images to compare the file and torch on, as in "
+        "`evaluate` (default: seeded random images)",
+    )
+    command.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"with --data: a stratified subset of N images (default {_CHECK_IMAGES})",
     )
     command.add_argument(
         "--out",
         required=True,
         type=parse_path,
         metavar="F",
-        help=".py file; the weights are written beside it",
+        help=".py, .onnx or .pt2 file; the weights of a .py file are written beside it",
     )
 
 
 def export(options: argparse.Namespace) -> tuple[Result, str]:
-    """Write a model's definition and weights."""
+    """Write a model for a place without this program."""
+    suffix = Path(options.out).suffix.removeprefix(".")
+    options.format = options.format or (suffix if suffix in _RUNTIMES else FORMATS[0])
+    _check_options(options)
+    return _torch(options) if options.format == "torch" else _traced(options)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ``OutputError`` for options of other formats."""
+    if options.format == "torch" and (options.data or options.limit is not None):
+        raise OutputError(
+            "--data and --limit choose the images that --format onnx and pt2 are checked on. Omit "
+            "them for --format torch."
+        )
+    if options.format != "torch" and options.spikingjelly:
+        raise OutputError(
+            f"--format {options.format} contains no neurons of SpikingJelly. Omit --spikingjelly, "
+            "or use --format torch."
+        )
+    if options.limit is not None and not options.data:
+        raise OutputError("--limit is a number of images of --data. Give --data, too.")
+
+
+def _torch(options: argparse.Namespace) -> tuple[Result, str]:
     from psvit_core.export import check_export_path, export_torch
 
     check_export_path(options.out, options.model)
@@ -56,3 +104,29 @@ def export(options: argparse.Namespace) -> tuple[Result, str]:
         f"pip install {' '.join(needs)}"
     )
     return result, text
+
+
+def _traced(options: argparse.Namespace) -> tuple[Result, str]:
+    from psvit_core.export import export_onnx, export_pt2
+    from psvit_core.export.checked import as_result, as_text, check_traced_path
+    from psvit_core.export.onnx_file import check_onnx_packages
+
+    check_traced_path(options.out, f".{options.format}", options.model)
+    if options.format == "onnx":
+        check_onnx_packages()
+    write = export_onnx if options.format == "onnx" else export_pt2
+    options.limit = options.limit or _CHECK_IMAGES
+    session = make_session(options)
+    images = None if session.subject.data is None else _images(session)
+    what = f"{session.data.name}, {session.data.split}" if images is not None else ""
+    done = write(session.model, options.out, images, what=what)
+    result = {"format": options.format, **as_result(done)}
+    return result, as_text(done, _RUNTIMES[options.format])
+
+
+def _images(session: Session) -> Tensor:
+    """Return the images to check on."""
+    import torch
+
+    data, parameters = session.data, session.model.parameters()
+    return torch.cat(list(data.batches(len(data), next(parameters).dtype)))

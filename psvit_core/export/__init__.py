@@ -2,6 +2,9 @@
 
 The definition is cut from the source of the model's family (``bundle``) and has the pruned widths
 as constants. It imports torch, safetensors and the standard library, and nothing of this package.
+
+``export_onnx`` and ``export_pt2`` write a traced graph with its weights instead (``traced``), and
+compare it with the network (``agreement``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from psvit_core.errors import ModelError, OutputError
+from psvit_core.export.onnx_file import export_onnx
+from psvit_core.export.pt2_file import export_pt2
 from psvit_core.export.text import torch_source
 from psvit_core.files import (
     MODEL_SUFFIX,
@@ -31,6 +36,15 @@ from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import CUSTOM_FAMILY
 from psvit_core.zoo.header import read_header, read_metadata
 from psvit_core.zoo.pruned import check_values, load_pruned
+
+__all__ = [
+    "TorchExport",
+    "check_export_path",
+    "export_onnx",
+    "export_pt2",
+    "export_torch",
+    "write_definition",
+]
 
 _MARK = "psvit_export"  # in the metadata of exported weights
 _EXPORT_FORMAT = "1"

@@ -25,7 +25,7 @@ _WIDTH = 98
 
 def origin_comment(model: SpikingModel) -> str:
     """Return the origin of a model as lines of comment."""
-    return "\n".join(line for label, text in _facts(model) for line in _comment(label, text))
+    return "\n".join(line for label, text in facts(model) for line in _comment(label, text))
 
 
 def one_line(text: object) -> str:
@@ -47,7 +47,7 @@ def _comment(label: str, text: str) -> list[str]:
     )
 
 
-def _facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
+def facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
     """Return what is known of a model: pairs of a label and a text."""
     card, provenance = card_of(model), model.provenance
     origin = Path(str(provenance.get("origin", model.name))).name  # of a file, not its folders

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 #: Tasks that run between two batches of a long job.
-SHORT = ("measure", "export", "summary", "inspect", "check_data")
+SHORT = ("measure", "export", "graph", "summary", "inspect", "check_data")
 KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"
@@ -114,7 +114,7 @@ class Job(Record):
 
     @property
     def written(self) -> WrittenModel | None:
-        """The checkpoint that a finished export or fine-tuning wrote; None for other jobs."""
+        """The file that a finished export or fine-tuning wrote; None for other jobs."""
         found = self.outcome if self.state == "done" else None
         return found if isinstance(found, WrittenModel) and found.path else None
 

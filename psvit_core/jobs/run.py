@@ -26,6 +26,8 @@ from psvit_core.records.jobs import (
     ExportResult,
     FinetuneRequest,
     FinetuneResult,
+    GraphRequest,
+    GraphResult,
     InspectRequest,
     InspectResult,
     JobRequest,
@@ -101,6 +103,7 @@ class JobRun:
             PlanRequest: self._plan,
             ParetoRequest: self._pareto,
             ExportRequest: self._export,
+            GraphRequest: self._graph,
             FinetuneRequest: self._finetune,
         }
         return runs[type(request)](session, request)
@@ -232,8 +235,21 @@ class JobRun:
             warnings=tuple(reasons),
         )
 
+    def _graph(self, session: Session, request: GraphRequest) -> GraphResult:
+        from psvit_core.export import export_onnx
+        from psvit_core.export.checked import report_text
+        from psvit_core.zoo.checkpoint import load_model
+
+        done = export_onnx(load_model(request.path), self._out_path(request.file_name))
+        return GraphResult(
+            path=str(done.path),
+            bytes=done.bytes,
+            sha256=_sha256(done.path),
+            report=report_text(done, "onnxruntime"),
+        )
+
     def _out_path(self, file_name: str) -> Path:
-        """Return the path of the model to write: in the job's own folder, whatever the name."""
+        """Return the path of the file to write: in the job's own folder, whatever the name."""
         return self.store.place("exports", self.job.id, Path(file_name).name)
 
     def _finetune(self, session: Session, request: FinetuneRequest) -> FinetuneResult:

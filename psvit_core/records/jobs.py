@@ -133,6 +133,16 @@ class FinetuneRequest(JobRequest):
     recovery: RecoverySettings | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GraphRequest(JobRequest):
+    """Write a checkpoint's network as an ONNX file, and check that."""
+
+    task = "graph"
+
+    path: str  # the checkpoint, which a job wrote
+    file_name: str
+
+
 # ---- results ---------------------------------------------------------------------------------
 
 
@@ -209,7 +219,7 @@ class ParetoResult(JobResult):
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenModel(JobResult):
-    """A checkpoint that a job wrote."""
+    """A checkpoint that a job wrote, or a network in another format."""
 
     path: str = ""  # empty while the job runs
     bytes: int = 0  # size of the file
@@ -225,6 +235,13 @@ class ExportResult(WrittenModel):
     """Result of ``ExportRequest``."""
 
     warnings: tuple[str, ...] = ()  # what was asked for and could not be done
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphResult(WrittenModel):
+    """Result of ``GraphRequest``; ``path`` is the ONNX file."""
+
+    report: str = ""  # how it compares with the network in torch, as lines of text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +266,7 @@ TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
         (PlanRequest, PlanResult),
         (ParetoRequest, ParetoResult),
         (ExportRequest, ExportResult),
+        (GraphRequest, GraphResult),
         (FinetuneRequest, FinetuneResult),
     )
 }

@@ -17,6 +17,7 @@ from psvit_core.records.jobs import (
     ExportRequest,
     ExportResult,
     FileStamps,
+    GraphRequest,
     InspectRequest,
     JobRequest,
     MeasureRequest,
@@ -50,6 +51,7 @@ def test_every_task_has_a_request_and_a_result() -> None:
         MeasureRequest(plan=PLAN, profile=True),
         SweepRequest(settings=SweepSettings(ratios=(0.5,))),
         ExportRequest(plan=PLAN, file_name="x", recovery=RecoverySettings(method="bn")),
+        GraphRequest(path="x.safetensors", file_name="x.onnx"),
     ],
 )
 def test_a_submitted_request_is_read_back(

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("psvit_core", "ui", "pages", ".streamlit", "app.py", "setup.py", "pyproject.toml"),
-    *("MANIFEST.in", "requirements.txt", "README.md", "CHANGELOG.md", "LICENSE"),
+    *("MANIFEST.in", "requirements.txt", "requirements-onnx.txt"),
+    *("README.md", "CHANGELOG.md", "LICENSE"),
     "docs/definitions.md",
 )
 OFFLINE = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from psvit_core.jobs.client import Job
 from psvit_core.plan.size import memory_saving
 from psvit_core.records import ModelSummary, PlanSettings, PrunePlan, Subject
 from psvit_core.records.jobs import (
     ExportRequest,
+    GraphRequest,
     ParetoRequest,
     PlanRequest,
     PlanResult,
@@ -25,6 +28,7 @@ _PAGES = {  # of a finished job's result
     "plan": "Compare",
     "pareto": "Overview",
     "export": "Export",
+    "graph": "Export",
     "finetune": "Fine-tune",
     "summary": "Open",
     "check_data": "Open",
@@ -39,6 +43,8 @@ def about(store: Store, job: Job) -> str:
     if isinstance(request, ParetoRequest):
         names = [POLICY_NAMES.get(p, p) for p in request.settings.policies]
         return f"{len(list(request.settings.cells()))} plans by {', '.join(names)}"
+    if isinstance(request, GraphRequest):
+        return Path(request.path).name
     plan = job_plan(job)
     if plan is None:
         if isinstance(request, PlanRequest):

@@ -18,7 +18,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.warming import request_warm_up
 from psvit_core.pareto import ParetoArchive
 from psvit_core.records import Measurement, ModelSummary, PrunePlan, Subject
-from psvit_core.records.jobs import CheckDataResult, ExportRequest, InspectRequest
+from psvit_core.records.jobs import CheckDataResult, ExportRequest, GraphRequest, InspectRequest
 from psvit_core.sensitivity.spec import load_spec
 from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store, digest
@@ -163,6 +163,18 @@ def exports(store: Store, weights_hash: str | None = None) -> list[Job]:
         and job.written
         and weights_hash in (None, job.plan.weights_hash if job.plan else "")
     ]
+
+
+def graph_job(workspace: Workspace, path: Path) -> Job | None:
+    """Return the newest job that writes a checkpoint as an ONNX file; None without one."""
+    return next(
+        (
+            job
+            for job in workspace.jobs("graph")
+            if isinstance(job.request, GraphRequest) and job.request.path == str(path)
+        ),
+        None,
+    )
 
 
 # ---- measured plans ------------------------------------------------------------------------------
@@ -371,7 +383,7 @@ def job_model(job: Job) -> str:
 def job_images(job: Job) -> str:
     """Describe the images of a job; empty for jobs that use none."""
     subject = job.subject
-    if subject is None or job.task in ("summary", "inspect", "check_data", "export"):
+    if subject is None or job.task in ("summary", "inspect", "check_data", "export", "graph"):
         return ""
     card = provenance.source_card(subject.model)
     data = subject.data or (card.data if card else "")

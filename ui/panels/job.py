@@ -30,6 +30,7 @@ TASKS = {
     "plan": TaskText("Planning", "Planning"),
     "pareto": TaskText("Front measurement", "Measuring plans"),
     "export": TaskText("Export", "Exporting"),
+    "graph": TaskText("ONNX export", "Writing and checking the ONNX file"),
     "recovery": TaskText("Recovery", "Recovering"),
     "finetune": TaskText("Fine-tuning", "Fine-tuning"),
     "summary": TaskText("Model description", "Reading the model", "Could not read this model."),

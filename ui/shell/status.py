@@ -20,6 +20,7 @@ _NOUNS = {  # of running work, short enough for the navigation
     "plan": "planning",
     "pareto": "front",
     "export": "export",
+    "graph": "export",
     "finetune": "training",
     "summary": "reading",
     "inspect": "reading",
