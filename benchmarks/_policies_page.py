@@ -145,10 +145,10 @@ $fails
 - `psvit` and `prime` follow the papers' abstracts; the full texts were not available.
 - During the run `optimal` turned out to choose ratios beyond the table's largest, where nothing is
   measured. Its plans that did so, some of those for 80 % and more, were made again.
-- These tables were measured with an earlier `optimal`. The present one also starts from the plans of
-  the other policies, and never predicts a larger drop than theirs. The other sections of this page
-  have the present one. `python benchmarks/policies.py` measures these tables again, in about three
-  hours.
+- These tables were measured with an earlier `optimal`. The present one also starts from the plans
+  of the other policies, and never predicts a larger drop than theirs. The other sections of this
+  page have the present one. `python benchmarks/policies.py` measures these tables again, in about
+  three hours.
 - These are small models of a small task. They show how the policies differ, not how well they do
   on ImageNet.
 $missing
