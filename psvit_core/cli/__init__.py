@@ -19,7 +19,7 @@ from typing import TextIO
 
 from psvit_core.cli.arguments import make_parser
 from psvit_core.cli.session import Result, ensure_images
-from psvit_core.errors import PsvitError
+from psvit_core.errors import PsvitError, StoreError
 from psvit_core.tasks.session import Session
 
 
@@ -96,7 +96,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if warnings := getattr(options, "warnings", ()):
             result = {**result, "warnings": list(warnings)}
     except PsvitError as error:
-        print(f"psvit: {error}", file=sys.stderr)
+        if not (isinstance(error, StoreError) and error.said):  # once is enough
+            print(f"psvit: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(

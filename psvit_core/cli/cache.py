@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from psvit_core.errors import JobError
+from psvit_core.errors import JobError, StoreError
 from psvit_core.jobs import client
 from psvit_core.storage.inventory import PARTS, clear_results, find_faults, list_parts
 from psvit_core.storage.store import Store
@@ -56,8 +56,20 @@ def _verify(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
     return {"faults": faults}, "\n".join([count, *(fault["fault"] for fault in faults)])
 
 
+def _can_write(store: Store) -> bool:
+    """Return whether jobs can write results: on a full disk, nobody can even cancel them."""
+    try:
+        store.check_writable()
+    except StoreError as error:
+        if not error.unwritable:
+            raise
+        return False
+    return True
+
+
 def _clear(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
-    if active := [job for job in client.list_jobs(store) if job.active]:
+    active = [job for job in client.list_jobs(store) if job.active]
+    if active and _can_write(store):
         raise JobError(
             f"Jobs still wait or run, such as {active[0].id} ({len(active)} in all). Wait for them "
             "or cancel them with psvit jobs cancel ID, then clear the store."
