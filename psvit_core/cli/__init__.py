@@ -14,7 +14,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TextIO
 
 from psvit_core.cli.arguments import make_parser
@@ -90,7 +90,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = make_parser(__doc__).parse_args(arguments)
         command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
-        with _stdout_to_stderr(active=hasattr(options, "json")):  # the app keeps its own
+        with (
+            _stdout_to_stderr(active=hasattr(options, "json")),  # the app keeps its own
+            ExitStack() as options.running,
+        ):
             ensure_images(options)
             result, text = command(options)
         if warnings := getattr(options, "warnings", ()):

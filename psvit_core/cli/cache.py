@@ -8,6 +8,7 @@ from typing import Any
 
 from psvit_core.errors import JobError, StoreError
 from psvit_core.jobs import client
+from psvit_core.storage.bound import LIMIT_ENV, over_text, size_limit
 from psvit_core.storage.inventory import PARTS, clear_results, find_faults, list_parts
 from psvit_core.storage.store import Store
 
@@ -45,7 +46,22 @@ def _info(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
         f"{PARTS.get(part.name, '')}".rstrip()
         for part in parts
     ]
-    return {"parts": [dataclasses.asdict(part) for part in parts]}, "\n".join(lines)
+    limit = size_limit()
+    lines.append(_bound_line(limit))
+    over = total - sum(part.n_bytes for part in parts if part.name == "arrays") - (limit or total)
+    if over > 0:
+        lines.append(over_text(store.folder, limit or 0, over))
+    found = {"parts": [dataclasses.asdict(part) for part in parts], "limit_bytes": limit}
+    return found, "\n".join(lines)
+
+
+def _bound_line(limit: int | None) -> str:
+    if limit is None:
+        return f"bound     none ({LIMIT_ENV})"
+    return (
+        f"bound     {limit / 1e6:12,.1f} MB  ({LIMIT_ENV}); beyond it, results by image that were "
+        "not used for the longest time are removed"
+    )
 
 
 def _verify(store: Store, options: argparse.Namespace) -> tuple[Result, str]:

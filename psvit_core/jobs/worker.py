@@ -208,7 +208,8 @@ class Worker:
         run = JobRun(self.store, job, self.session, self.check)
         log.info("%s %s: start", job.id, job.title)
         try:
-            result = run.run()
+            with self.store.using():
+                result = run.run()
             ended = dataclasses.replace(run.job, state="done", result=result.to_dict())
         except OutdatedError:  # queued again for the new code
             again = dataclasses.replace(run.job, state="queued", partial=None)

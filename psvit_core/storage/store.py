@@ -11,7 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,6 +22,8 @@ import numpy as np
 
 from psvit_core.errors import StoreError
 from psvit_core.files import expand, write_atomic
+from psvit_core.storage import bound
+from psvit_core.storage.bound import Bound, is_same_process, mark_used, process_started
 from psvit_core.storage.disk import RefusedRowError
 from psvit_core.storage.faults import CACHE_ENV, named_faults
 from psvit_core.storage.opening import OpenStore
@@ -28,6 +33,7 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 T = TypeVar("T")
+_USING = "using/"  # of the keys of running work: its process and when it began
 
 #: Part of every result's key; incremented when results change.
 ENGINE_VERSION = 2
@@ -86,6 +92,7 @@ class Store(OpenStore):
         self._parsed: dict[tuple[Callable[..., Any], str], tuple[float, Any]] = {}
         self._refused: dict[str, float] = {}  # keys of unreadable rows, with their times
         super().__init__(expand(folder) if folder else default_folder())
+        self._bound = Bound(self.folder, self.used_since)
 
     def get(self, key: str) -> Any:
         """Return the JSON value under ``key``, or None.
@@ -182,19 +189,19 @@ class Store(OpenStore):
             parse: A module-level function of (key, JSON value); results are cached per function.
         """
         found = {}
-        for key, time in self.changes(prefix).items():
+        for key, changed in self.changes(prefix).items():
             known = self._parsed.get((parse, key))
-            if known is None or known[0] != time:
-                value = self._readable(key, time)
+            if known is None or known[0] != changed:
+                value = self._readable(key, changed)
                 if value is None:  # deleted in the meantime, or unreadable
                     continue
-                known = self._parsed[parse, key] = time, parse(key, value)
+                known = self._parsed[parse, key] = changed, parse(key, value)
             found[key] = known[1]
         return found
 
-    def _readable(self, key: str, time: float) -> Any:
+    def _readable(self, key: str, changed: float) -> Any:
         """Return the JSON value under ``key``; None for a bad row, which is logged once."""
-        if self._refused.get(key) == time:
+        if self._refused.get(key) == changed:
             return None
         try:
             return self.get(key)
@@ -202,7 +209,7 @@ class Store(OpenStore):
             if not isinstance(error.__cause__, RefusedRowError):
                 raise
             log.warning("skipped a row: %s", error)
-            self._refused[key] = time
+            self._refused[key] = changed
             return None
 
     def _array_path(self, key: str) -> Path:
@@ -217,7 +224,9 @@ class Store(OpenStore):
         path = self._array_path(key)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                found = {name: file[name] for name in file.files}
+            mark_used(path)
+            return found
         except FileNotFoundError:
             return None
         except Exception as error:  # numpy and zipfile raise many kinds for damaged files
@@ -251,3 +260,42 @@ class Store(OpenStore):
         with self.faults("write to"):
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, write)
+        with self.optional(), self.faults("remove results from"):
+            self._bound.wrote(path.stat().st_size)
+
+    # ---- the bound on its size (``bound``)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Keep everything that is read or written from now on until the block ends."""
+        key = f"{_USING}{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        with self.optional():
+            self.put(key, [process_started(os.getpid()), time.time()])
+        try:
+            yield
+        finally:
+            with self.optional():
+                self.delete(key)
+
+    def used_since(self) -> float:
+        """Return the time from which on results are in use, seconds since the epoch.
+
+        Returns:
+            When the oldest work that still runs began, at the latest ``GRACE_SECONDS`` ago; 0 if
+            the clock was set back meanwhile, since times of files then say nothing.
+        """
+        now = time.time()
+        since = now - bound.GRACE_SECONDS
+        for key in self.keys(_USING):
+            noted = self.get(key)
+            if noted is None:  # it has just ended
+                continue
+            started, begun = noted
+            if not is_same_process(int(key.split("/")[1]), started):
+                with self.optional():
+                    self.delete(key)
+            elif begun > now:
+                return 0.0
+            else:
+                since = min(since, begun)
+        return since

@@ -53,7 +53,7 @@ def writing_fault(store: Store) -> str:
     return _writing_fault(str(store.folder), store)
 
 
-@st.cache_data(ttl=2.0, show_spinner=False)
+@st.cache_resource(ttl=2.0, show_spinner=False)
 def _writing_fault(folder: str, _store: Store) -> str:
     try:
         _store.check_writable()
