@@ -16,6 +16,7 @@ from psvit_core.storage.aside import is_damage, mark_damaged, set_aside_damaged
 from psvit_core.storage.disk import SETTINGS, JSONOnlyDisk, check_settings
 from psvit_core.storage.faults import named_faults, writing_error
 from psvit_core.storage.keys import KeyIndex
+from psvit_core.storage.layout import check_layout, mark_layout
 from psvit_core.storage.private import hide, make_private, make_root
 from psvit_core.storage.reading import FrozenIndex
 
@@ -58,6 +59,7 @@ class OpenStore:
             StoreError: As for the class, also on a full disk.
         """
         with self.faults(doing):
+            check_layout(self.folder)
             make_root(self.folder, self._key_file.name)
             for private in (self.folder / "arrays", self._index):
                 make_private(private)
@@ -65,6 +67,7 @@ class OpenStore:
             check_settings(self._index / "cache.db")
             cache = diskcache.Cache(str(self._index), disk=JSONOnlyDisk, **SETTINGS)
             try:
+                mark_layout(self.folder)
                 keys = KeyIndex(self._key_file)
                 hide(self._key_file)
             except BaseException:
