@@ -157,6 +157,8 @@ class Bound:
         if self._limit is None or self._written < self._limit / _LOOKS:
             return
         self._written = 0
+        if sum(size for _, (_, size) in _files(self._folder)) <= self._limit:
+            return
         try:
             locks = self._folder / "locks"
             make_private(locks)

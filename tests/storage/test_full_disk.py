@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -200,11 +200,10 @@ def test_rows_in_memory_equal_those_in_the_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_that_a_killed_process_left_in_the_log(tmp_path: Path, way: str) -> None:
-    pid = os.fork()
-    if not pid:
-        fill(tmp_path / "cache")
-        os._exit(0)
-    os.waitpid(pid, 0)
+    killed = f"from tests.storage.test_full_disk import *; fill(Path({str(tmp_path)!r}, 'cache'))"
+    subprocess.run(
+        [sys.executable, "-c", f"{killed}; import os; os._exit(0)"], cwd=ROOT, check=True
+    )
     assert (tmp_path / "cache" / "index" / "cache.db-wal").stat().st_size
     for tail in ("index/cache.db-shm", "keys.db-shm"):  # as after a power cut
         (tmp_path / "cache" / tail).unlink()
