@@ -63,13 +63,16 @@ def jobs_have_workers(
     ended = threading.Event()
 
     def look() -> None:
+        said = ""
         while True:
             try:
                 if serves and not _server_lives(store, _server_key()):
                     register_server(store)
                 client.reconcile(store)
             except StoreError as error:  # a full disk, for example, of which every page tells
-                log.warning("cannot look for waiting jobs: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("cannot look for waiting jobs: %s", error)
             if ended.wait(seconds):
                 return
 

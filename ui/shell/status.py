@@ -35,10 +35,11 @@ def watch_panel(store: Store) -> None:
     def watch() -> None:
         _work(work_line(loaders.active_jobs(store)))
         if fault := loaders.writing_fault(store):
-            st.error(
-                f"{in_markdown(fault)} What is stored can still be read, but jobs do not run.",
-                icon=":material/hard_drive:",
-            )
+            with st.container(key="unwritable"):
+                st.error(
+                    f"{in_markdown(fault)} What is stored can still be read, but jobs do not run.",
+                    icon=":material/hard_drive:",
+                )
         summary: ModelSummary | None = state.get(state.SHOWN)
         if summary is not None:
             _other_tab(store, summary)
