@@ -44,9 +44,8 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
     with ExitStack() as running:
         try:
             store = Store()
-            running.enter_context(servers.jobs_have_workers(store))
-            servers.register_server(store)
             running.callback(servers.unregister_server, store)
+            running.enter_context(servers.jobs_have_workers(store, serves=True))
             if os.environ.get(WARM_ENV) != "0":
                 workers.ensure_worker(store, warm=Subject(recovery=recovery.default()))
         except StoreError as error:  # a full disk, for example, of which every page tells

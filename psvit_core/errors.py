@@ -76,7 +76,17 @@ class ExportError(PsvitError):
 
 
 class StoreError(PsvitError):
-    """A damaged store entry. The message names the path to delete."""
+    """A fault of the store's files. The message names the path and the way out."""
+
+    #: ``full``, ``read-only``, ``locked``, ``damaged`` or ``other``; empty if it is none of these.
+    kind = ""
+    #: Whether a warning with this text was logged already, so that nobody needs to repeat it.
+    said = False
+
+    @property
+    def unwritable(self) -> bool:
+        """Whether the store can be read, but not written to."""
+        return self.kind in ("full", "other")
 
 
 class TargetError(PsvitError):

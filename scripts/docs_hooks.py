@@ -1,7 +1,7 @@
 """Hooks of the documentation site: pages written while it is built, and a check of the result.
 
 The command line reference is generated from the parser, so that it cannot disagree with it.
-``CONTRIBUTING.md`` and ``CHANGELOG.md`` become pages of the site.
+``SECURITY.md``, ``CONTRIBUTING.md`` and ``CHANGELOG.md`` become pages of the site.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Tags that make a browser load something when a page is opened.
 _LOADING = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//")
 _WIDTH, _USAGE = 96, "usage: "
-_COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+_COPIED = {
+    "security.md": "SECURITY.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
 
 _INTRODUCTION = """\
 # Command line

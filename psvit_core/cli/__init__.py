@@ -14,12 +14,12 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TextIO
 
 from psvit_core.cli.arguments import make_parser
 from psvit_core.cli.session import Result, ensure_images
-from psvit_core.errors import PsvitError
+from psvit_core.errors import PsvitError, StoreError
 from psvit_core.tasks.session import Session
 
 
@@ -90,13 +90,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         options = make_parser(__doc__).parse_args(arguments)
         command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
-        with _stdout_to_stderr(active=hasattr(options, "json")):  # the app keeps its own
+        with (
+            _stdout_to_stderr(active=hasattr(options, "json")),  # the app keeps its own
+            ExitStack() as options.running,
+        ):
             ensure_images(options)
             result, text = command(options)
         if warnings := getattr(options, "warnings", ()):
             result = {**result, "warnings": list(warnings)}
     except PsvitError as error:
-        print(f"psvit: {error}", file=sys.stderr)
+        if not (isinstance(error, StoreError) and error.said):  # once is enough
+            print(f"psvit: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(

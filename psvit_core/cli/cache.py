@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from psvit_core.errors import JobError
+from psvit_core.errors import JobError, StoreError
 from psvit_core.jobs import client
+from psvit_core.storage.bound import LIMIT_ENV, over_text, size_limit
 from psvit_core.storage.inventory import PARTS, clear_results, find_faults, list_parts
 from psvit_core.storage.store import Store
 
@@ -45,7 +46,22 @@ def _info(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
         f"{PARTS.get(part.name, '')}".rstrip()
         for part in parts
     ]
-    return {"parts": [dataclasses.asdict(part) for part in parts]}, "\n".join(lines)
+    limit = size_limit()
+    lines.append(_bound_line(limit))
+    over = total - sum(part.n_bytes for part in parts if part.name == "arrays") - (limit or total)
+    if over > 0:
+        lines.append(over_text(store.folder, limit or 0, over))
+    found = {"parts": [dataclasses.asdict(part) for part in parts], "limit_bytes": limit}
+    return found, "\n".join(lines)
+
+
+def _bound_line(limit: int | None) -> str:
+    if limit is None:
+        return f"bound     none ({LIMIT_ENV})"
+    return (
+        f"bound     {limit / 1e6:12,.1f} MB  ({LIMIT_ENV}); beyond it, results by image that were "
+        "not used for the longest time are removed"
+    )
 
 
 def _verify(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
@@ -56,8 +72,20 @@ def _verify(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
     return {"faults": faults}, "\n".join([count, *(fault["fault"] for fault in faults)])
 
 
+def _can_write(store: Store) -> bool:
+    """Return whether jobs can write results: on a full disk, nobody can even cancel them."""
+    try:
+        store.check_writable()
+    except StoreError as error:
+        if not error.unwritable:
+            raise
+        return False
+    return True
+
+
 def _clear(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
-    if active := [job for job in client.list_jobs(store) if job.active]:
+    active = [job for job in client.list_jobs(store) if job.active]
+    if active and _can_write(store):
         raise JobError(
             f"Jobs still wait or run, such as {active[0].id} ({len(active)} in all). Wait for them "
             "or cancel them with psvit jobs cancel ID, then clear the store."

@@ -205,7 +205,8 @@ def jobs(options: argparse.Namespace) -> tuple[Result, str]:
         path = workers.log_path(store, options.device)
         lines = last_lines(path, options.lines) if path.is_file() else []
         return {"log": str(path), "lines": lines}, "\n".join(lines) or f"{path} is empty"
-    client.reconcile(store)
+    with store.optional():
+        client.reconcile(store)
     if options.action == "list":
         jobs = client.list_jobs(store)
         text = "\n".join(map(_job_line, jobs)) or f"no jobs in {store.folder}"

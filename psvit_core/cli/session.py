@@ -36,7 +36,10 @@ def make_session(options: argparse.Namespace) -> Session:
             "arguments": {name: value for name, value in given.items() if value is not None},
         }
     )
-    session = Session(subject, Store(), warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
+    store = Store()
+    if running := getattr(options, "running", None):
+        running.enter_context(store.using())
+    session = Session(subject, store, warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
     options.session = session  # whose notes the JSON object repeats
     options.warnings = session.warnings  # which the command fills
     return session

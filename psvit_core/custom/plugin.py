@@ -290,7 +290,8 @@ def _read_cached(empty: CustomModel) -> CustomModel | None:
 def _write_cached(empty: CustomModel, checked: CustomModel) -> None:
     if _state.store:
         result = {"structure": checked.structure.to_dict(), "refused": checked.refused}
-        _state.store.put(_cache_key(empty), result)
+        with _state.store.optional():
+            _state.store.put(_cache_key(empty), result)
 
 
 def load_plugin(plugin: str, store: Store | None = None) -> None:

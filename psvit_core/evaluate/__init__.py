@@ -133,8 +133,9 @@ class Baseline:
             outcome = outcome.joined(fresh) if outcome else fresh
             if store:
                 ids = np.array(part.ids)
-                add_outputs(store, self.key, ids, {"logits": prediction.logits})
-                add_outcome(store, self.key, fresh)
+                with store.optional():
+                    add_outputs(store, self.key, ids, {"logits": prediction.logits})
+                    add_outcome(store, self.key, fresh)
         assert outcome is not None
         self.outcome = outcome.select(data.ids)
 
@@ -216,7 +217,8 @@ def measure(  # noqa: PLR0913  # public signature
         watch = Watch(partial, run.batch) if partial else None
         found = _measured(request, result, watch)
         if store:
-            store.put(key, found.to_dict())
+            with store.optional():
+                store.put(key, found.to_dict())
     if profile:
         found = dataclasses.replace(found, profile=_profiled(request))
     return found
@@ -381,5 +383,6 @@ def _profiled(request: _Request) -> Profile:
     placed = place(request.subject(), request.run)
     found = profile_of(placed, request.data, request.run, tick=request.tick)
     if store:
-        store.put(key, found.to_dict())
+        with store.optional():
+            store.put(key, found.to_dict())
     return found

@@ -141,7 +141,8 @@ def rank(
         for group_id, own in scores.items()
     }
     if store and key:
-        store.put(key, ranking)
+        with store.optional():
+            store.put(key, ranking)
     return ranking
 
 

@@ -28,7 +28,8 @@ def register_server(store: Store) -> None:
 
 def unregister_server(store: Store) -> None:
     """Note that this process serves the app no more."""
-    store.delete(_server_key())
+    with store.optional():
+        store.delete(_server_key())
 
 
 def server_lives(store: Store) -> bool:
@@ -46,7 +47,9 @@ def _server_key() -> str:
 
 
 @contextmanager
-def jobs_have_workers(store: Store, seconds: float = _LOOK_SECONDS) -> Iterator[None]:
+def jobs_have_workers(
+    store: Store, seconds: float = _LOOK_SECONDS, *, serves: bool = False
+) -> Iterator[None]:
     """Start workers for waiting jobs that have none during the block.
 
     A worker may be killed while others of its jobs wait.
@@ -54,15 +57,22 @@ def jobs_have_workers(store: Store, seconds: float = _LOOK_SECONDS) -> Iterator[
     Args:
         store: The store of the jobs.
         seconds: Between two looks; the first one is at once.
+        serves: Whether to note that this process serves the app (``register_server``); on a full
+            disk, as soon as there is space.
     """
     ended = threading.Event()
 
     def look() -> None:
+        said = ""
         while True:
             try:
+                if serves and not _server_lives(store, _server_key()):
+                    register_server(store)
                 client.reconcile(store)
             except StoreError as error:  # a full disk, for example, of which every page tells
-                log.warning("cannot look for waiting jobs: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("cannot look for waiting jobs: %s", error)
             if ended.wait(seconds):
                 return
 

@@ -15,15 +15,24 @@ def request_warm_up(store: Store, subject: Subject, device: str = "cpu") -> None
     A newer request replaces one that the worker has not taken yet. Without a worker, the next one
     takes it.
     """
-    store.put(_PREFIX + device, subject.to_dict())
+    with store.optional():
+        store.put(_PREFIX + device, subject.to_dict())
 
 
 def take_warm_up(store: Store, device: str) -> Subject | None:
-    """Return the subject to warm up for, and delete the request; None without one."""
+    """Return the subject to warm up for, and delete the request; None without one.
+
+    None also if it cannot be deleted: it would be taken again and again.
+    """
     data = store.get(_PREFIX + device)
     if data is None:
         return None
-    store.delete(_PREFIX + device)
+    taken = False
+    with store.optional():
+        store.delete(_PREFIX + device)
+        taken = True
+    if not taken:
+        return None
     try:
         return Subject.from_dict(data)
     except RecordError:  # of another version

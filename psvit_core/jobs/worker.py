@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         with workers.worker_lock(store, device, timeout=_LOCK_SECONDS) as free:
             if not free:
                 return
-            note_worker(store, device)
+            until_saved(lambda: note_worker(store, device))
             remove_idle_locks(store)
             from psvit_core.runtime import use_default_threads
 
@@ -79,6 +79,26 @@ def main(arguments: list[str]) -> None:
         # A job may have arrived after the last check and before the lock was released.
         if not waiting(store, device):
             return
+
+
+def until_saved(save: Callable[[], object]) -> None:
+    """Save the state of a job or worker, again and again while the disk is full.
+
+    Raises:
+        StoreError: If it is not possible for as long as a worker waits for work.
+    """
+    begin, said = time.monotonic(), ""
+    while True:
+        try:
+            save()
+            return
+        except StoreError as error:
+            if time.monotonic() - begin > IDLE_SECONDS:
+                raise
+            if str(error) != said:
+                said = str(error)
+                log.error("cannot save, trying again: %s", said)
+        time.sleep(_FAULT_SECONDS)
 
 
 class Worker:
@@ -100,6 +120,7 @@ class Worker:
         self._app_ran = False  # whether the app was seen running
         self._bell = Bell(store, device)
         self._served: dict[str, float] = {}  # when a job of each owner last began
+        self._said = ""  # why a job could not begin
 
     def outdated(self) -> bool:
         """Return whether the code on disk has changed since this process loaded it."""
@@ -179,17 +200,20 @@ class Worker:
         try:
             client.save(self.store, job)
         except StoreError as error:  # a full disk, for example; the job still waits
-            log.error("%s %s: %s", job.id, job.title, error)
+            if (text := f"{job.id} {job.title}: {error}") != self._said:
+                self._said = text
+                log.error("%s", text)
             time.sleep(_FAULT_SECONDS)
             return
         run = JobRun(self.store, job, self.session, self.check)
         log.info("%s %s: start", job.id, job.title)
         try:
-            result = run.run()
+            with self.store.using():
+                result = run.run()
             ended = dataclasses.replace(run.job, state="done", result=result.to_dict())
         except OutdatedError:  # queued again for the new code
             again = dataclasses.replace(run.job, state="queued", partial=None)
-            self._until_saved(lambda: client.save(self.store, again))
+            until_saved(lambda: client.save(self.store, again))
             return
         except CancelledError:
             ended = dataclasses.replace(run.job, state="cancelled")
@@ -200,27 +224,8 @@ class Worker:
             text = f"{type(error).__name__}: {error}. See the worker's log."
             ended = dataclasses.replace(run.job, state="failed", error=text)
         ended = dataclasses.replace(ended, ended=time.time())
-        self._until_saved(lambda: client.save_ended(self.store, ended))
+        until_saved(lambda: client.save_ended(self.store, ended))
         log.info("%s %s: %s %s", job.id, job.title, ended.state, ended.error)
-
-    def _until_saved(self, save: Callable[[], object]) -> None:
-        """Save how a job ended, again and again while the disk is full.
-
-        Raises:
-            StoreError: If it is not possible for as long as a worker waits for work.
-        """
-        begin, said = time.monotonic(), ""
-        while True:
-            try:
-                save()
-                return
-            except StoreError as error:
-                if time.monotonic() - begin > IDLE_SECONDS:
-                    raise
-                if str(error) != said:
-                    said = str(error)
-                    log.error("cannot save how the job ended, trying again: %s", said)
-            time.sleep(_FAULT_SECONDS)
 
     def session(self, subject: Subject) -> Session:
         """Return the session of a subject; the most recent ones stay loaded.

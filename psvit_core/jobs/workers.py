@@ -11,27 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from filelock import Timeout
 
 from psvit_core.records import Subject
+from psvit_core.storage import bound
 from psvit_core.storage.faults import StoreLock
 from psvit_core.storage.store import Store
 
+process_started = bound.process_started  # the start time of a live process
 _PREFIX = "worker/"  # of the keys, one per device: its process
 _POLL_SECONDS = 0.01
 _CHECKS = 0.2  # seconds; longer than others that check hold the lock
 _Processes = dict[tuple[Path, str], "subprocess.Popen[bytes]"]
 _STARTED: _Processes = {}  # the last worker that this process has started, by store and device
-
-
-def process_started(pid: int) -> float | None:
-    """Return the start time of a live process (seconds since the epoch), or None."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
 
 
 def log_path(store: Store, device: str) -> Path:

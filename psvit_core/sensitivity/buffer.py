@@ -55,10 +55,10 @@ class ResultBuffer:
         """Return which images have a result; rereads the store if another process wrote there."""
         stamp = self.store.arrays_stamp(key)
         if key not in self._done or stamp != self._stamps.get(key):
-            done = self._done.setdefault(key, np.zeros(len(self.spec.ids), dtype=bool))
-            stored = load_outcome(self.store, key)
-            if stored is not None:
-                positions = (self._position.get(name) for name in stored.ids.tolist())
+            done = self._done[key] = np.zeros(len(self.spec.ids), dtype=bool)
+            stored = load_outcome(self.store, key)  # None also if they were removed meanwhile
+            for known in (*([stored] if stored else []), *self._unwritten.get(key, ())):
+                positions = (self._position.get(name) for name in known.ids.tolist())
                 done[[i for i in positions if i is not None]] = True
             self._stamps[key] = stamp
         return self._done[key]

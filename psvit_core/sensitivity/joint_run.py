@@ -7,6 +7,7 @@ is none: for a hundred images, building a pruned model takes longer than it save
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,9 +68,9 @@ def with_joint_plans(
     runs = _Runs(spec, model, data, run, baseline.logits, of_baseline, refits, tick)
     again = Again(runs.recovered_again, len(refits.images)) if refits else None
     lock = group_lock(store, spec, "joint plans")
-    try:
+    with store.optional(), suppress(Timeout):
         lock.acquire(timeout=0)
-    except Timeout:
+    if not lock.is_locked:  # another process runs them, or the disk is full
         return replace(table, joint=read_joint(store, spec.key))
     try:
         lost = _times_lost(spec, store, of_baseline)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -155,8 +156,12 @@ class SweepSpec(Record):
 
 
 def save_spec(store: Store, spec: SweepSpec) -> None:
-    """Store a spec, so that any process can build its table."""
-    store.put(spec.key, {"spec": spec.to_dict(), "saved": time.time()})
+    """Store a spec, so that any process can build its table.
+
+    One that is stored already may keep its old time on a full disk.
+    """
+    with store.optional() if store.get(spec.key) else nullcontext():
+        store.put(spec.key, {"spec": spec.to_dict(), "saved": time.time()})
 
 
 def load_spec(store: Store, key: str) -> SweepSpec:

@@ -212,7 +212,7 @@ def run_spec(
         DataError: If the sweep is recovered and its calibration images are not given.
     """
     options = options or SweepOptions()
-    with torch.no_grad(), run.autocast, out_of_memory_explained(run):
+    with store.using(), torch.no_grad(), run.autocast, out_of_memory_explained(run):
         work = _SweepRun(spec, place(model, run), data, run, store, progress, tick, options)
         try:
             work.run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -43,8 +44,11 @@ _SQLITE_KINDS = {
     sqlite3.SQLITE_NOMEM: "other",
     sqlite3.SQLITE_INTERRUPT: "other",
 }
+_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL)
+_PROBE_BYTES = 1 << 16  # SQLite needs 32 KB to open a database
 _WAYS_OUT = {
-    "full": f"Free some space, or set {CACHE_ENV} to a folder on another disk.",
+    "full": f"Free some space on the disk of DISK, for example with psvit cache clear, or set "
+    f"{CACHE_ENV} to a folder on another disk.",
     "read-only": f"Set {CACHE_ENV} to a folder that you can write to.",
     "locked": "Another program has locked it: wait for that program or end it, then try again. A "
     "store must not be on a network drive.",
@@ -65,8 +69,29 @@ def named_faults(doing: str, folder: Path, repair: str) -> Iterator[None]:
         yield
     except _FAULTS as error:
         cause = _cause(error, folder)
-        way_out = _WAYS_OUT.get(_kind(cause), repair)
-        raise StoreError(f"Cannot {doing} {folder}: {_reason(cause)}. {way_out}") from error
+        kind = _kind(cause)
+        way_out = _WAYS_OUT.get(kind, repair).replace("DISK", str(_mount_point(folder)))
+        fault = StoreError(f"Cannot {doing} {folder}: {_reason(cause)}. {way_out}")
+        fault.kind = kind
+        raise fault from error
+
+
+def writing_error(folder: Path) -> OSError | None:
+    """Return why nothing can be written to a folder, such as a full disk; None if it can be."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            left = _PROBE_BYTES
+            while left:  # only the second write to a disk that has just become full raises
+                left -= file.write(bytes(left))
+    except OSError as error:
+        return error
+    return None
+
+
+def _mount_point(path: Path) -> Path:
+    """Return where the disk of a path is mounted."""
+    path = path.absolute()
+    return next((p for p in (path, *path.parents) if p.is_mount()), path)
 
 
 def _cause(error: BaseException, folder: Path) -> BaseException:
@@ -78,7 +103,10 @@ def _cause(error: BaseException, folder: Path) -> BaseException:
             with closing(sqlite3.connect(folder / "index" / "cache.db", timeout=0)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as found:
-            return found
+            error = found
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in _VAGUE and folder.is_dir():  # it does not tell why
+        return writing_error(folder) or error
     if isinstance(error, FileNotFoundError) and error.filename:  # diskcache hides why
         there = next(p for p in (Path(error.filename), *Path(error.filename).parents) if p.exists())
         if not os.access(there, os.W_OK):
@@ -120,7 +148,5 @@ class StoreLock(FileLock):
         except Timeout:
             raise
         except (OSError, NotImplementedError) as error:
-            way_out = _WAYS_OUT.get(_kind(error), _WAYS_OUT["other"])
-            raise StoreError(
-                f"Cannot lock {self.lock_file}: {_reason(error)}. {way_out}"
-            ) from error
+            with named_faults("lock", Path(self.lock_file), _WAYS_OUT["other"]):
+                raise error if isinstance(error, OSError) else OSError(str(error)) from error

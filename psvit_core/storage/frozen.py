@@ -32,5 +32,6 @@ def freeze_prediction(
     if known is not None:
         return Interval.from_dict(known)
     if predicted is not None:
-        store.put(key, predicted.to_dict())
+        with store.optional():
+            store.put(key, predicted.to_dict())
     return predicted

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from psvit_core.errors import StoreError
 from psvit_core.storage.aside import found_aside
+from psvit_core.storage.layout import MARKER
 from psvit_core.storage.store import Store
 
 #: Parts of a store's folder, and what they hold.
@@ -20,7 +21,7 @@ PARTS = {
     "logs": "logs of the workers",
     "locks": "locks",
 }
-_INDEX_FILES = "keys."  # beginning of the names of files that belong to the index
+_INDEX_FILES = ("keys.", MARKER)  # beginnings of the names of files that belong to the index
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,26 +11,29 @@ import hashlib
 import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import diskcache
 import numpy as np
 
 from psvit_core.errors import StoreError
 from psvit_core.files import expand, write_atomic
-from psvit_core.storage.aside import is_damage, mark_damaged, set_aside_damaged
-from psvit_core.storage.disk import SETTINGS, JSONOnlyDisk, RefusedRowError, check_settings
+from psvit_core.storage import bound
+from psvit_core.storage.bound import Bound, is_same_process, mark_used, process_started
+from psvit_core.storage.disk import RefusedRowError
 from psvit_core.storage.faults import CACHE_ENV, named_faults
-from psvit_core.storage.keys import KeyIndex
-from psvit_core.storage.private import hide, make_private, make_root
+from psvit_core.storage.opening import OpenStore
+from psvit_core.storage.reading import FrozenIndex
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 T = TypeVar("T")
+_USING = "using/"  # of the keys of running work: its process and when it began
 
 #: Part of every result's key; incremented when results change.
 ENGINE_VERSION = 2
@@ -70,49 +73,26 @@ def digest(value: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class Store:
+class Store(OpenStore):
     """A folder of results.
 
     Args:
         folder: The folder; ``default_folder()`` when None. Created if missing.
 
     Only its owner may use it (``private``). Every fault of its files (damaged, read-only, locked,
-    on a full disk) is a ``StoreError`` that names the path and the way out.
+    on a full disk) is a ``StoreError`` that names the path and the way out. On a full disk a store
+    can be read (``reading``), and it is written again as soon as that is possible.
 
     Raises:
-        StoreError: If the folder cannot be created or written to, or its index is damaged or was
-            changed by another program.
+        StoreError: If the folder cannot be created, may not be written to by this account, or its
+            index is damaged or was changed by another program.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = expand(folder) if folder else default_folder()
-        self._index, self._key_file = self.folder / "index", self.folder / "keys.db"
-        with self.faults("use"):
-            make_root(self.folder, self._key_file.name)
-            for private in (self.folder / "arrays", self._index):
-                make_private(private)
-            set_aside_damaged(self.folder, self._index, self._key_file)
-            check_settings(self._index / "cache.db")
-            self._cache = diskcache.Cache(str(self._index), disk=JSONOnlyDisk, **SETTINGS)
-            self._keys = KeyIndex(self._key_file)
-            hide(self._key_file)
         self._parsed: dict[tuple[Callable[..., Any], str], tuple[float, Any]] = {}
         self._refused: dict[str, float] = {}  # keys of unreadable rows, with their times
-
-    @contextmanager
-    def faults(self, doing: str) -> Iterator[None]:
-        """Raise ``StoreError`` for every fault of the store's files in the block.
-
-        Databases that are damaged are set aside at the next start.
-        """
-        repair = f"Delete {self._index} and {self._key_file}; the results are then computed again."
-        try:
-            with named_faults(f"{doing} the store in", self.folder, repair):
-                yield
-        except StoreError as error:
-            if is_damage(error.__cause__):
-                mark_damaged(self.folder)
-            raise
+        super().__init__(expand(folder) if folder else default_folder())
+        self._bound = Bound(self.folder, self.used_since)
 
     def get(self, key: str) -> Any:
         """Return the JSON value under ``key``, or None.
@@ -121,24 +101,27 @@ class Store:
             StoreError: If the row is not JSON, which is not read any further, or the store cannot
                 be read.
         """
+        frozen = self._only_reading()
         with self.faults("read"):
             try:
-                return self._cache.get(key)
+                return frozen.get(key) if frozen else self._cache.get(key)
             except RefusedRowError as error:
                 raise StoreError(
-                    f"Cannot read {key!r} in {self._cache.directory}: {error}. This program writes "
+                    f"Cannot read {key!r} in {self._index}: {error}. This program writes "
                     "no such row. Delete it with "
                     f"Store({str(self.folder)!r}).delete({key!r})."
                 ) from error
 
     def put(self, key: str, value: Any) -> None:
         """Store a JSON value under ``key``."""
+        self._reopen()
         with self.faults("write to"), self._keys.changing():
             self._cache.set(key, value)
             self._keys.add(key)
 
     def put_new(self, key: str, value: Any) -> bool:
         """Store ``value`` unless ``key`` is taken; return whether it was free (atomic)."""
+        self._reopen()
         with self.faults("write to"), self._keys.changing():
             added = bool(self._cache.add(key, value))
             if added:
@@ -147,6 +130,7 @@ class Store:
 
     def delete(self, key: str) -> None:
         """Delete ``key`` and its value, if it exists."""
+        self._reopen()
         with self.faults("write to"), self._keys.changing():
             self._cache.delete(key)
             self._keys.remove(key)
@@ -166,9 +150,18 @@ class Store:
         Raises:
             StoreError: If a row's key is not JSON, or the store cannot be read.
         """
+        frozen = self._only_reading()
         with self.faults("read"):
+            if frozen:
+                return frozen.times(prefix)
             if not self._keys.is_complete(len(self._cache)):
-                self._enter_unknown_keys()
+                try:
+                    with self.faults("write to"):
+                        self._enter_unknown_keys()
+                except StoreError as error:
+                    if not error.unwritable:
+                        raise
+                    return FrozenIndex(self._index).times(prefix)  # listed once there is space
             return self._keys.times(prefix)
 
     def _enter_unknown_keys(self) -> None:
@@ -179,10 +172,9 @@ class Store:
                 if not self._keys.is_complete(n_rows):
                     self._keys.rebuild(self._cache, n_rows)
         except RefusedRowError as error:
-            index = self._cache.directory
             raise StoreError(
-                f"Cannot list the rows in {index}: {error}. This program writes no such row. "
-                f"Delete {index}; the results are then computed again."
+                f"Cannot list the rows in {self._index}: {error}. This program writes no such row. "
+                f"Delete {self._index}; the results are then computed again."
             ) from error
 
     def read(self, prefix: str, parse: Callable[[str, Any], T]) -> dict[str, T]:
@@ -197,19 +189,19 @@ class Store:
             parse: A module-level function of (key, JSON value); results are cached per function.
         """
         found = {}
-        for key, time in self.changes(prefix).items():
+        for key, changed in self.changes(prefix).items():
             known = self._parsed.get((parse, key))
-            if known is None or known[0] != time:
-                value = self._readable(key, time)
+            if known is None or known[0] != changed:
+                value = self._readable(key, changed)
                 if value is None:  # deleted in the meantime, or unreadable
                     continue
-                known = self._parsed[parse, key] = time, parse(key, value)
+                known = self._parsed[parse, key] = changed, parse(key, value)
             found[key] = known[1]
         return found
 
-    def _readable(self, key: str, time: float) -> Any:
+    def _readable(self, key: str, changed: float) -> Any:
         """Return the JSON value under ``key``; None for a bad row, which is logged once."""
-        if self._refused.get(key) == time:
+        if self._refused.get(key) == changed:
             return None
         try:
             return self.get(key)
@@ -217,7 +209,7 @@ class Store:
             if not isinstance(error.__cause__, RefusedRowError):
                 raise
             log.warning("skipped a row: %s", error)
-            self._refused[key] = time
+            self._refused[key] = changed
             return None
 
     def _array_path(self, key: str) -> Path:
@@ -232,7 +224,9 @@ class Store:
         path = self._array_path(key)
         try:
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+                found = {name: file[name] for name in file.files}
+            mark_used(path)
+            return found
         except FileNotFoundError:
             return None
         except Exception as error:  # numpy and zipfile raise many kinds for damaged files
@@ -266,18 +260,42 @@ class Store:
         with self.faults("write to"):
             path.parent.mkdir(exist_ok=True)
             write_atomic(path, write)
+        with self.optional(), self.faults("remove results from"):
+            self._bound.wrote(path.stat().st_size)
 
-    def place(self, *names: str) -> Path:
-        """Return the path of a file in the store's folder, after creating its parent folder."""
-        path = self.folder.joinpath(*names)
-        with self.faults("write to"):
-            if len(names) > 1:
-                make_private(self.folder / names[0])
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+    # ---- the bound on its size (``bound``)
 
-    def close(self) -> None:
-        """Close the index."""
-        with self.faults("close"):
-            self._cache.close()
-            self._keys.close()
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """Keep everything that is read or written from now on until the block ends."""
+        key = f"{_USING}{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        with self.optional():
+            self.put(key, [process_started(os.getpid()), time.time()])
+        try:
+            yield
+        finally:
+            with self.optional():
+                self.delete(key)
+
+    def used_since(self) -> float:
+        """Return the time from which on results are in use, seconds since the epoch.
+
+        Returns:
+            When the oldest work that still runs began, at the latest ``GRACE_SECONDS`` ago; 0 if
+            the clock was set back meanwhile, since times of files then say nothing.
+        """
+        now = time.time()
+        since = now - bound.GRACE_SECONDS
+        for key in self.keys(_USING):
+            noted = self.get(key)
+            if noted is None:  # it has just ended
+                continue
+            started, begun = noted
+            if not is_same_process(int(key.split("/")[1]), started):
+                with self.optional():
+                    self.delete(key)
+            elif begun > now:
+                return 0.0
+            else:
+                since = min(since, begun)
+        return since

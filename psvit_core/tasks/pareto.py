@@ -160,7 +160,8 @@ def predicted_plans(store: Store, spec: SweepSpec, table: SensitivityTable) -> l
             plans.append(make_plan(table, "optimal", memory_saving=saving))
         except TargetError:  # larger savings cannot be reached either
             break
-    store.put(key, [plan.to_dict() for plan in plans])
+    with store.optional():
+        store.put(key, [plan.to_dict() for plan in plans])
     return plans
 
 

@@ -71,7 +71,8 @@ def measure_recovered(
         )
         used = report.used if report else "none"
         known = {"measurement": found.to_dict(), "since": since_pruning(small), "used": used}
-        session.store.put(key, known)
+        with session.store.optional():
+            session.store.put(key, known)
     found = Measurement.from_dict(known["measurement"])
     measured = dataclasses.replace(
         recovered_by(found, recovery.method, known.get("used", ""), plain),  # old entries lack it

@@ -26,11 +26,13 @@ DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 REFERENCE = command_reference()
 #: Text and the folder that its links start from.
 TEXTS = {
     "README": (README, ROOT),
     "CONTRIBUTING": (CONTRIBUTING, ROOT),
+    "SECURITY": (SECURITY, ROOT),
     "commands": (REFERENCE, DOCS),
     **{name: (text, DOCS) for name, text in PAGES.items()},
 }
@@ -39,7 +41,7 @@ COMMANDS = {
     *("link", "open-link", "export", "compare", "inspect", "check-data", "cache", "jobs", "app"),
 }
 #: Pages of the site that are written while it is built.
-GENERATED = {"commands.md", "contributing.md", "changelog.md"}
+GENERATED = {"commands.md", "security.md", "contributing.md", "changelog.md"}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -71,6 +73,14 @@ def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_commands_parse(name: str) -> None:
     for command in commands_of(TEXTS[name][0]):
         make_parser().parse_args(command)
+
+
+def test_security_names_what_exists() -> None:
+    named = re.findall(r"`((?:psvit_core|ui)/[\w/]+(?:\.py)?)`", SECURITY)
+    assert len(named) >= 8
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    settings = (ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+    assert 'address = "127.0.0.1"' in settings and "maxUploadSize = 2000" in settings
 
 
 def test_readme_shows_the_main_commands() -> None:

@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_the_store_usable(folder: Path, refused: str) -> None
     whole = store._keys._sql
     store._keys._sql = FullDatabase(whole, refused)  # type: ignore[assignment]  # a stand-in
     with pytest.raises(
-        StoreError, match=r"is full\. Free some space, or set PSVIT_CACHE"
+        StoreError, match=r"is full\. Free some space on the disk of .*, or set PSVIT_CACHE"
     ) as caught:
         store.put("job/b", 1)
     one_line(caught.value, folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import streamlit as st
 
+from psvit_core.errors import StoreError
 from psvit_core.files import data_set_name
 from psvit_core.jobs import client, workers
 from psvit_core.jobs.client import Job
@@ -42,6 +43,23 @@ from ui.model.sweeps import SweepView
 def open_store() -> Store:
     """Return the store with the shipped results as a fallback; one per server."""
     return DemoStore()
+
+
+def writing_fault(store: Store) -> str:
+    """Return why the store cannot be written to, such as a full disk; empty if it can be.
+
+    Every session asks every few seconds, and one look serves all of them.
+    """
+    return _writing_fault(str(store.folder), store)
+
+
+@st.cache_resource(ttl=2.0, show_spinner=False)
+def _writing_fault(folder: str, _store: Store) -> str:
+    try:
+        _store.check_writable()
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,8 +356,9 @@ def warm_up(workspace: Workspace) -> None:
     if not consent.covers_images(workspace.store, workspace.subject):
         return
     state.put(_WARMED, name)
-    request_warm_up(workspace.store, workspace.subject)
-    workers.ensure_worker(workspace.store)
+    with workspace.store.optional():
+        request_warm_up(workspace.store, workspace.subject)
+        workers.ensure_worker(workspace.store)
 
 
 def is_active(store: Store, job: Job | None) -> bool:

@@ -34,12 +34,27 @@ _MAX_NAME = 120  # bytes; longer names leave no space for the numbers and suffix
 
 def models_folder(store: Store) -> Path:
     """Return the folder that the page shows first."""
-    return expand(os.environ.get(MODELS_ENV) or uploads_folder(store))
+    if chosen := os.environ.get(MODELS_ENV):
+        return expand(chosen)
+    with store.optional():
+        return uploads_folder(store)
+    return _uploads_path(store)
 
 
 def uploads_folder(store: Store) -> Path:
     """Return the folder of the uploads; create it if needed."""
     return store.place("uploads", "file").parent
+
+
+def _uploads_path(store: Store) -> Path:
+    """Return the folder of the uploads, which may not exist."""
+    return store.folder / "uploads"
+
+
+def uploaded_files(store: Store) -> list[tuple[Path, int]]:
+    """Return the uploaded files with their sizes in bytes, sorted by name."""
+    folder = _uploads_path(store)
+    return model_files(folder) if folder.is_dir() else []
 
 
 def model_files(folder: Path) -> list[tuple[Path, int]]:
@@ -118,13 +133,13 @@ def _has_content(path: Path, content: BinaryIO) -> bool:
 
 def list_uploads(store: Store) -> list[tuple[Path, int, float]]:
     """Return the uploaded files, newest first: (path, bytes, time of upload)."""
-    found = [(path, n, path.stat().st_mtime) for path, n in model_files(uploads_folder(store))]
+    found = [(path, n, path.stat().st_mtime) for path, n in uploaded_files(store)]
     return sorted(found, key=lambda upload: upload[2], reverse=True)
 
 
 def remove_upload(store: Store, name: str) -> None:
     """Remove an uploaded file from the disk, if it still exists."""
-    (uploads_folder(store) / Path(name).name).unlink(missing_ok=True)
+    (_uploads_path(store) / Path(name).name).unlink(missing_ok=True)
 
 
 # ---- jobs ----------------------------------------------------------------------------------------

@@ -212,8 +212,9 @@ def _save_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
             f"one. The other plan is saved on the Compare page: {in_markdown(name)}.",
             icon=":material/tab:",
         )
-    drafts.save_draft(store, summary, dataclasses.replace(new, tab=tab_id()))
-    drafts.save_history(store, summary, _history(summary), _history(summary, "redo"))
+    with store.optional():  # the tab keeps it in any case
+        drafts.save_draft(store, summary, dataclasses.replace(new, tab=tab_id()))
+        drafts.save_history(store, summary, _history(summary), _history(summary, "redo"))
     st.session_state[_seen_key(summary)] = new
 
 

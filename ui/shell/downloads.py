@@ -21,12 +21,15 @@ from psvit_core.storage.store import Store
 
 ROUTE = "/files/{token}"
 _SECRET_KEY = "ui/secret"
+_UNSTORED_SECRET = secrets.token_hex(32)  # of this process, while it cannot be stored
 
 
 def file_token(store: Store, job: Job) -> str:
     """Return the download token of a finished job."""
-    store.put_new(_SECRET_KEY, secrets.token_hex(32))
-    secret = bytes.fromhex(store.get(_SECRET_KEY))
+    if store.get(_SECRET_KEY) is None:
+        with store.optional():
+            store.put_new(_SECRET_KEY, _UNSTORED_SECRET)
+    secret = bytes.fromhex(store.get(_SECRET_KEY) or _UNSTORED_SECRET)
     return hmac.new(secret, job.id.encode(), hashlib.sha256).hexdigest()[:40]
 
 

@@ -12,6 +12,7 @@ from psvit_core.plan.size import memory_saving
 from psvit_core.records import ModelSummary
 from psvit_core.storage.store import Store
 from ui.model import editing, formats, loaders, state
+from ui.model.foreign import in_markdown
 
 _SECONDS = 3.0  # between two looks
 _NOUNS = {  # of running work, short enough for the navigation
@@ -29,11 +30,17 @@ _NOUNS = {  # of running work, short enough for the navigation
 
 
 def watch_panel(store: Store) -> None:
-    """Draw the work that runs beside the link to Jobs, and tell of plans from other tabs."""
+    """Draw the work beside the link to Jobs; tell of plans from other tabs, and of a full disk."""
 
     @st.fragment(run_every=_SECONDS)
     def watch() -> None:
         _work(work_line(loaders.active_jobs(store)))
+        if fault := loaders.writing_fault(store):
+            with st.container(key="unwritable"):
+                st.error(
+                    f"{in_markdown(fault)} What is stored can still be read, but jobs do not run.",
+                    icon=":material/hard_drive:",
+                )
         summary: ModelSummary | None = state.get(state.SHOWN)
         if summary is not None:
             _other_tab(store, summary)

@@ -124,7 +124,7 @@ def _upload(store: Store, *, key: str) -> str | None:
     )
     free = formats.kilobytes(loaders.free_bytes(store))
     st.caption(f"Files that would run code are refused. Free disk space: {free}.")
-    uploads = open_files.model_files(open_files.uploads_folder(store))
+    uploads = open_files.uploaded_files(store)
     return _file_choice(store, uploads, key=f"{key}-kept") if uploads else None
 
 
