@@ -116,7 +116,7 @@ def _limit(limit: Limit) -> Result:
 
 
 def _text(report: FitReport) -> str:
-    arithmetic = "" if report.measured else ", by arithmetic: nothing is quantized or measured"
+    arithmetic = ", by arithmetic: nothing is quantized or measured" if report.arithmetic else ""
     lines = [
         f"{report.model}, one image",
         f"weights   {report.weight_bytes:,} bytes ({report.weights}{arithmetic})",

@@ -64,7 +64,7 @@ def check_fit(
         model=model.name,
         weights_hash=weights_hash(model),
         weights=weights,
-        measured=weights == "float32",
+        arithmetic=weights != "float32",
         weight_bytes=total,
         layers=layers,
         schedules=schedules,

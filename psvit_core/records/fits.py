@@ -96,7 +96,7 @@ class FitReport(Record):
     model: str
     weights_hash: str
     weights: str  # float32, float16 or int8
-    measured: bool  # whether weights of this precision exist; otherwise the size is arithmetic
+    arithmetic: bool  # the size is computed; no weights of this precision were made
     weight_bytes: int
     layers: dict[str, int]  # module -> bytes of its weights
     schedules: tuple[Schedule, ...]

@@ -61,7 +61,7 @@ def test_a_plan_and_other_precisions(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["fits", NAME, *options]) == 0
         result = json.loads(capsys.readouterr().out)
         found[weights] = result["weight_bytes"]
-        assert result["measured"] == (weights == "fp32")
+        assert result["arithmetic"] == (weights != "fp32")
         (loihi,) = result["fits"]
         (limit,) = loihi["limits"]  # one memory
         assert limit["need_bytes"] == result["weight_bytes"] + result["ram_bytes"]

@@ -28,6 +28,7 @@ from psvit_core.metrics.profile import peak_activation_bytes, state_neurons
 from psvit_core.neurons import LIF, IntegerLIF
 from psvit_core.plan.size import bytes_by_layer, size_at
 from psvit_core.records import FitReport, ShapeTable, TensorShape
+from tests import own_models
 from tests.tiny import INTEGER_NAMES, QUICK_NAMES, tiny_input, tiny_model
 
 
@@ -153,6 +154,13 @@ def test_one_step_at_a_time_computes_the_same(name: str, monkeypatch: pytest.Mon
         steps = [model(x) for _ in range(T)]
     assert not torch.equal(steps[0], steps[1])  # the potentials matter
     assert (torch.stack(steps).mean(0) - expected).abs().max() < 1e-9
+
+
+def test_a_network_of_ones_own_runs_all_steps_at_once() -> None:
+    """The state of its neurons, SpikingJelly's, is not known apart from its activations."""
+    own_models.register()
+    (only,) = find_schedules(psvit.load_model("own_spikformer"))
+    assert (only.name, only.steps, only.state_bytes) == (ALL_STEPS, 4, 0)
 
 
 def test_a_pruned_model_needs_less() -> None:
