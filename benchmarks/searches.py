@@ -4,9 +4,9 @@
 
 PSViT's and PrimeSVT's search at three savings, each in a store of its own that has only the sweep,
 so that nothing is reused; ``optimal`` with 20 plans beside them. On the third model only the
-searches of 20 plans: a whole one takes more than a quarter of an hour there. The drop is that of the plan
-found, on all 750 validation images. ``estimate`` is the time that the command line prints before a
-search, at most; ``of it`` is how much of it the search took.
+searches of 20 plans: a whole one takes more than a quarter of an hour there. The drop is that of
+the plan found, on all 750 validation images. ``estimate`` is the time that the command line prints
+before a search, at most; ``of it`` is how much of it the search took.
 """
 
 from __future__ import annotations

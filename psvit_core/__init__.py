@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from psvit_core.evaluate import measure
     from psvit_core.export import export_onnx, export_pt2, export_torch
     from psvit_core.groups import find_groups, plan_from_kept
+    from psvit_core.metrics.fits import check_fit
     from psvit_core.pareto import ParetoArchive
     from psvit_core.planners import make_plan
     from psvit_core.records import ChannelGroup, Measurement, PrunePlan, SensitivityTable
@@ -46,6 +47,7 @@ _HOMES = {
     "Workspace": "workspace",
     "apply_plan": "surgery",
     "build_model": "zoo.registry",
+    "check_fit": "metrics.fits",
     "check_groups": "custom",
     "export_onnx": "export",
     "export_pt2": "export",
@@ -77,6 +79,7 @@ __all__ = [
     "Workspace",
     "apply_plan",
     "build_model",
+    "check_fit",
     "check_groups",
     "export_onnx",
     "export_pt2",

@@ -41,6 +41,10 @@ class InvalidEnergyError(PsvitError):
     """An energy per operation that is negative or not finite."""
 
 
+class InvalidSizeError(PsvitError):
+    """A size of a memory that is no positive number of bytes."""
+
+
 class InvalidPlanError(PsvitError):
     """A plan or sweep that does not match the model it is used with."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psvit_core.cli import app, cache, export, main_commands, other_commands, train, writing
+from psvit_core.cli import app, cache, export, fits, main_commands, other_commands, train, writing
 from psvit_core.cli.options import (
     add_calib_arguments,
     add_condition_argument,
@@ -108,6 +108,7 @@ def _add_main_commands(add: AddCommand) -> None:
     export.add_arguments(
         add("export", export.export, "write a model that runs without this program")
     )
+    fits.add_arguments(add("fits", fits.fits, "compare a model's bytes with devices"))
 
 
 def _app_arguments(command: _Parser) -> None:

@@ -116,13 +116,13 @@ def peak_activation_bytes(model: nn.Module, x: Tensor) -> int:
         model(x)
         torch.cuda.synchronize(x.device)
         return torch.cuda.max_memory_allocated(x.device) - before + x.untyped_storage().nbytes()
-    tracker = _LiveBytes([*model.parameters(), *model.buffers()], x)
+    tracker = LiveBytes([*model.parameters(), *model.buffers()], x)
     with lif.plain_kernels(), tracker:
         model(x)
     return tracker.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of live tensor storages while operators run.
 
     Args:

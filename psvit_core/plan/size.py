@@ -7,7 +7,7 @@ returns the true joint size. ``tests/plan/test_size.py`` compares it with pruned
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from psvit_core.errors import UnknownNameError
 from psvit_core.records import (
@@ -15,11 +15,13 @@ from psvit_core.records import (
     PrunePlan,
     ShapeTable,
     Size,
+    TensorShape,
     axis_width,
 )
 
-PRECISIONS = ("float32", "int8")
+PRECISIONS = ("float32", "float16", "int8")
 _FLOAT_BYTES = 4
+_HALF_BYTES = 2
 
 
 def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "float32") -> Size:
@@ -28,8 +30,9 @@ def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "flo
     Args:
         shapes: The model's shape table.
         widths: Remaining units by ``group_id``; absent groups are not pruned.
-        precision: ``float32``, or ``int8``: one byte per convolution or linear weight, one float32
-            scale per output channel, everything else float32.
+        precision: ``float32``; ``float16``: two bytes per value; or ``int8``: one byte per
+            convolution or linear weight, one float32 scale per output channel, everything else
+            float32.
 
     Returns:
         Parameters used at inference; bytes of these and of the BatchNorm statistics, without
@@ -38,24 +41,13 @@ def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "flo
     Raises:
         UnknownNameError: If the precision is unknown.
     """
-    if precision not in PRECISIONS:
-        raise UnknownNameError("precision", precision, PRECISIONS)
+    _check_precision(precision)
     all_widths = {**shapes.full_widths, **widths}
     params = stored = 0
-    for tensor in shapes.tensors:
-        if tensor.role in ("counter", "unused"):
-            continue
-        count, rows = 1, 1
-        for axis, (size, group) in enumerate(zip(tensor.sizes, tensor.groups, strict=True)):
-            width = size if group is None else axis_width(group, all_widths)
-            count *= width
-            rows = width if axis == 0 else rows
-        if tensor.role != "buffer":
-            params += count
-        if tensor.role == "weight" and precision == "int8":
-            stored += count + rows * _FLOAT_BYTES
-        else:
-            stored += count * _FLOAT_BYTES
+    for tensor in _stored_tensors(shapes):
+        count, n_bytes = _tensor_size(tensor, all_widths, precision)
+        params += count if tensor.role != "buffer" else 0
+        stored += n_bytes
     macs = 0.0
     for term in shapes.terms:
         product = term.factor
@@ -63,6 +55,56 @@ def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "flo
             product *= all_widths[group]
         macs += product
     return Size(params=params, bytes=stored, macs=round(macs))
+
+
+def bytes_by_layer(
+    shapes: ShapeTable, widths: Mapping[str, int], precision: str = "float32"
+) -> dict[str, int]:
+    """Return the bytes of each module's own tensors, in the order of the state dict.
+
+    They add up to ``size_at(...).bytes``. A tensor of no module has its own name.
+
+    Args:
+        shapes: The model's shape table.
+        widths: As for ``size_at``.
+        precision: As for ``size_at``.
+
+    Raises:
+        UnknownNameError: If the precision is unknown.
+    """
+    _check_precision(precision)
+    all_widths = {**shapes.full_widths, **widths}
+    layers: dict[str, int] = {}
+    for tensor in _stored_tensors(shapes):
+        layer = tensor.name.rpartition(".")[0] or tensor.name
+        layers[layer] = layers.get(layer, 0) + _tensor_size(tensor, all_widths, precision)[1]
+    return layers
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+
+
+def _stored_tensors(shapes: ShapeTable) -> Iterator[TensorShape]:
+    """Yield the tensors that inference reads."""
+    return (tensor for tensor in shapes.tensors if tensor.role not in ("counter", "unused"))
+
+
+def _tensor_size(
+    tensor: TensorShape, all_widths: Mapping[str, int], precision: str
+) -> tuple[int, int]:
+    """Return the entries of a tensor and its bytes."""
+    count, rows = 1, 1
+    for axis, (size, group) in enumerate(zip(tensor.sizes, tensor.groups, strict=True)):
+        width = size if group is None else axis_width(group, all_widths)
+        count *= width
+        rows = width if axis == 0 else rows
+    if precision == "float16":
+        return count, count * _HALF_BYTES
+    if tensor.role == "weight" and precision == "int8":
+        return count, count + rows * _FLOAT_BYTES
+    return count, count * _FLOAT_BYTES
 
 
 def real_macs(summary: ModelSummary, plan: PrunePlan | None) -> float:

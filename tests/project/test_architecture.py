@@ -44,6 +44,7 @@ TORCH_FREE = (
     "psvit_core.files",
     "psvit_core.stats",
     "psvit_core.records",
+    "psvit_core.metrics.devices",
     "psvit_core.plan.build",
     "psvit_core.plan.link",
     "psvit_core.plan.size",

@@ -38,7 +38,18 @@ TEXTS = {
 }
 COMMANDS = {
     *("models", "groups", "evaluate", "sweep", "plan", "pareto", "prune", "finetune", "train"),
-    *("link", "open-link", "export", "compare", "inspect", "check-data", "cache", "jobs", "app"),
+    *(
+        "link",
+        "open-link",
+        "export",
+        "fits",
+        "compare",
+        "inspect",
+        "check-data",
+        "cache",
+        "jobs",
+        "app",
+    ),
 }
 #: Pages of the site that are written while it is built.
 GENERATED = {"commands.md", "security.md", "contributing.md", "changelog.md"}
