@@ -27,12 +27,12 @@ def test_the_table() -> None:
 
 def test_a_section_is_added_and_replaced_and_the_others_stay(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"# Page\n\n## First\n\nformer\n\n{NEXT}\nlast\n", encoding="utf-8")
+    page.write_text(f"# Page\n\n## First\n\nolder text\n\n{NEXT}\nlast\n", encoding="utf-8")
     replace_section(page, section({"rows": []}), NEXT)
     replace_section(page, section({"rows": [ROW]}), NEXT)
     replace_section(page, "## First\n\ntwo\n", NEXT)
     text = page.read_text(encoding="utf-8")
-    assert text.count(HEADING) == 1 and "former" not in text
+    assert text.count(HEADING) == 1 and "older text" not in text
     expected = f"# Page\n\n## First\n\ntwo\n\n{section({'rows': [ROW]})}\n{NEXT}\nlast\n"
     assert text == expected
 

@@ -78,6 +78,7 @@ def logits_of(model: SpikingModel, x: Tensor) -> Tensor:
 # ---- the graphs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_onnx_graph_computes_the_same_in_float64() -> None:
     model = build("sdt_v1", "pruned")
     model.set_time_steps(3)
@@ -191,6 +192,7 @@ def test_an_onnx_file_agrees_with_torch_and_says_where_it_comes_from(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["network.onnx"]
 
 
+@pytest.mark.slow
 def test_a_pt2_file_runs_in_torch_alone_on_any_batch(tmp_path: Path) -> None:
     model, path = tiny_model("sdt_v3_large_base", torch.float64), tmp_path / "network.pt2"
     done = export_pt2(model, path)
