@@ -33,7 +33,7 @@ os.environ.setdefault("PSVIT_DEMO", "0")
 os.environ.setdefault("PSVIT_DRAG", "0")
 os.environ.setdefault("PSVIT_RECOVER", "none")  # tests/ui/test_recovery.py has it on
 ROOT = Path(__file__).parents[2]
-expect.set_options()  # the machine may be busy
+expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]
 
 
