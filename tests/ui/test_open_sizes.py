@@ -34,6 +34,7 @@ def inspect_folder(page: Page, folder: Path) -> None:
     field.press("Enter")
     page.get_by_role("button", name="Inspect").click()
     expect(page.get_by_text("built-in network has this size")).to_be_visible()
+    settled(page)  # the form below the text is complete: a test counts its fields
 
 
 def choose(page: Page, label: str | re.Pattern[str], option: str) -> None:
@@ -41,6 +42,7 @@ def choose(page: Page, label: str | re.Pattern[str], option: str) -> None:
     field = page.get_by_role("combobox", name=label)
     field.click()
     field.fill(option)
+    expect(page.get_by_role("option").first).to_be_visible()  # before options are counted
     listed = page.get_by_role("option", name=re.compile(rf"^{re.escape(option)}( ·|$)"))
     (listed if listed.count() else page.get_by_role("option")).first.click()
     settled(page)
