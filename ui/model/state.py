@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ COMPARED = "compare-a/{}"  # session key by weights hash: the first plan on the 
 SHOWN = "shown-model"  # session key: description of the model that the page shows
 PAGES = Path(__file__).parents[2] / "pages"
 _UNDO_STEPS = 50
+_CLICKED, _POSTPONED = "clicked-button", "postponed-action"
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -113,6 +115,43 @@ def resettable_key(name: str) -> str:
 def reset_widget(name: str) -> None:
     """Make the next run recreate a widget with its initial value."""
     st.session_state[f"resets/{name}"] = st.session_state.get(f"resets/{name}", 0) + 1
+
+
+# ---- clicks --------------------------------------------------------------------------------------
+
+
+def note_click(key: str) -> None:
+    """Remember that a button was clicked, until ``take_click`` or ``forget_click``."""
+    st.session_state[_CLICKED] = key
+
+
+def take_click(key: str) -> bool:
+    """Return whether this button was the one clicked last, once."""
+    if st.session_state.get(_CLICKED) != key:
+        return False
+    forget_click()
+    return True
+
+
+def forget_click() -> None:
+    """Forget a click that no button took: the page was drawn whole, and its button is gone."""
+    st.session_state.pop(_CLICKED, None)
+
+
+def postpone(action: Callable[[], object]) -> None:
+    """Make the next run call ``action`` before it draws anything, as a callback would be."""
+    st.session_state[_POSTPONED] = action
+
+
+def run_postponed() -> None:
+    """Call what the previous run postponed; an error that a user can cause becomes a message."""
+    action = st.session_state.pop(_POSTPONED, None)
+    if action is None:
+        return
+    try:
+        action()
+    except PsvitError as error:
+        leave_error(error)
 
 
 def tab_id() -> str:

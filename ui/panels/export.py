@@ -35,7 +35,7 @@ from ui.panels.frame import boot
 from ui.panels.job import follow_job
 from ui.panels.measurement import measurement_line
 from ui.panels.plan import default_file_name, plan_button, plan_line, plan_uploader
-from ui.panels.widgets import download_link
+from ui.panels.widgets import action_button, download_link
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\.safetensors")
 
@@ -90,14 +90,17 @@ def export_panel(workspace: Workspace, summary: ModelSummary, plan: PrunePlan, *
         )
         name = (name or "").strip()
         good = _FILE_NAME.fullmatch(name) is not None
-        st.button(
+        action_button(
             "Prune and write checkpoint",
+            _start,
+            workspace,
+            plan,
+            name,
+            recovered,
             key=f"{key}-start",
             type="primary",
             icon=":material/content_cut:",
             disabled=not good or (job is not None and job.active),
-            on_click=_start,
-            args=(workspace, plan, name, recovered),
         )
     if not good:
         st.error(

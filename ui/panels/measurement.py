@@ -11,7 +11,7 @@ from psvit_core.workspace import Workspace
 from ui.model import formats, loaders, measured
 from ui.model.foreign import in_markdown
 from ui.panels.job import follow_job
-from ui.panels.widgets import facts_table, show_warnings
+from ui.panels.widgets import action_button, facts_table, show_warnings
 
 MEASURE_HELP = "Prunes a copy and runs it on the validation images, in the background."
 
@@ -37,12 +37,13 @@ def measure_panel(workspace: Workspace, plan: PrunePlan | None, *, key: str) -> 
 def _offer(workspace: Workspace, plan: PrunePlan | None, key: str) -> None:
     images = formats.images(workspace.subject.limit)
     st.markdown(f"Not measured yet on {images}.")
-    st.button(
+    action_button(
         f"Measure {'plan' if plan else 'baseline'}",
+        _start,
+        workspace,
+        plan,
         key=f"{key}-start",
         icon=":material/straighten:",
-        on_click=_start,
-        args=(workspace, plan),
     )
 
 
@@ -54,13 +55,14 @@ def measure_button(
     workspace: Workspace, plan: PrunePlan, *, key: str, disabled: bool = False
 ) -> None:
     """Draw the button that measures a plan in the background."""
-    st.button(
+    action_button(
         "Measure",
+        _start,
+        workspace,
+        plan,
         key=key,
         icon=":material/straighten:",
         disabled=disabled,
-        on_click=_start,
-        args=(workspace, plan),
         help=MEASURE_HELP,
     )
 

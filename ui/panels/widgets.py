@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from psvit_core.jobs.client import Job
 from psvit_core.storage.store import Store
+from ui.model import state
 from ui.model.foreign import in_markdown
 from ui.shell import downloads
 
@@ -27,6 +29,43 @@ def show_warnings(warnings: Iterable[str]) -> None:
     """Draw warnings about numbers that may be wrong."""
     for warning in warnings:
         st.warning(in_markdown(warning), icon=":material/warning:")
+
+
+def was_clicked(label: str, *, key: str, **options: Any) -> bool:
+    """Draw a button; return whether it was clicked.
+
+    A click also counts if another change interrupted the run that it started: ``st.button`` alone
+    forgets it then.
+
+    Args:
+        label: The button's text.
+        key: Its key. If what it acts on may not change under a click, as for a deletion, the key
+            names it.
+        options: Other arguments of ``st.button``.
+    """
+    st.button(label, key=key, on_click=state.note_click, args=(key,), **options)
+    return not options.get("disabled") and state.take_click(key)
+
+
+def action_button(
+    label: str, action: Callable[..., object], *values: object, key: str, **options: Any
+) -> None:
+    """Draw a button that acts on values chosen on the same page.
+
+    A callback of ``st.button`` gets the values of the run before the click. Whoever chooses another
+    file and presses the button before the page has answered would act on the file before. Here the
+    run that the click starts reads the values, and the next one acts.
+
+    Args:
+        label: The button's text.
+        action: Called with ``values`` before anything is drawn, so it may set values of widgets.
+        values: What it acts on, as this page has it now.
+        key: Key of the button, see ``was_clicked``.
+        options: Other arguments of ``st.button``.
+    """
+    if was_clicked(label, key=key, **options):
+        state.postpone(lambda: action(*values))
+        st.rerun()
 
 
 def csv_button(frame: pd.DataFrame, file_name: str, *, key: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from ui.model import state
 from ui.model.loaders import open_store
-from ui.model.state import PAGES
 from ui.shell.header import draw_header
 from ui.shell.status import watch_panel
 
@@ -39,11 +39,13 @@ st.logo(SHELL / "logo.svg", size="medium")
 st.html(SHELL / "style.css")
 page = st.navigation(
     [
-        st.Page(PAGES / f"{_name(title)}.py", title=title, default=title == FIRST)
+        st.Page(state.PAGES / f"{_name(title)}.py", title=title, default=title == FIRST)
         for title in SUBTITLES
     ],
     position="top",
 )
+state.run_postponed()
 draw_header(page.title, SUBTITLES[page.title])
 watch_panel(open_store())
 page.run()
+state.forget_click()

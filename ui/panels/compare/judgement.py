@@ -10,6 +10,7 @@ from psvit_core.records import PrunePlan
 from psvit_core.workspace import Workspace
 from ui.model import formats, loaders, open_files
 from ui.panels.job import follow_job
+from ui.panels.widgets import action_button
 
 _HELP = (
     "Measures the plan on all images of the test split, which no sweep and no planner has seen. A "
@@ -32,13 +33,14 @@ def judgement_panel(workspace: Workspace, plan: PrunePlan, *, key: str) -> None:
     elif job is not None and job.state != "done":
         follow_job(workspace.store, job, key=f"{key}-job")
     elif plan.kept:
-        st.button(
+        action_button(
             "Judge on the test split",
+            _judge,
+            final,
+            plan,
             key=f"{key}-start",
             icon=":material/gavel:",
             disabled=not open_files.current_data(workspace),
-            on_click=_judge,
-            args=(final, plan),
             help=_HELP,
         )
 

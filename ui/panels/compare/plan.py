@@ -15,6 +15,7 @@ from ui.model.saved_plans import SavedPlan
 from ui.panels.compare import saving
 from ui.panels.measurement import measure_button
 from ui.panels.plan import plan_button, plan_line
+from ui.panels.widgets import action_button
 from ui.shell import links
 
 _LOADED = "This is now the current plan. Edit it on the Tune page."
@@ -40,24 +41,29 @@ def actions_panel(
     store, plan = workspace.store, entry.plan
     st.markdown(plan_line(summary, plan))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=key):
-        st.button(
+        action_button(
             "Open in Tune",
+            editing.use_plan,
+            store,
+            summary,
+            plan,
+            _LOADED,
             key=f"{key}-load",
             icon=":material/tune:",
             disabled=plan.kept == state.draft(store, summary).plan.kept,
-            on_click=editing.use_plan,
-            args=(store, summary, plan, _LOADED),
             help="Makes it the current plan. Undo on the Tune page brings the previous one back.",
         )
         if entry.measured is None and plan.kept:
             measure_button(workspace, plan, key=f"{key}-measure")
-        st.button(
+        action_button(
             "Share",
+            _share,
+            summary,
+            plan,
+            key,
             key=f"{key}-share",
             icon=":material/link:",
             disabled=not plan.kept,
-            on_click=_share,
-            args=(summary, plan, key),
             help="Creates a link that opens this plan for anyone who has the same model.",
         )
         plan_button(summary, plan, key=f"{key}-save")
@@ -91,11 +97,13 @@ def _saved_plan_buttons(store: Store, summary: ModelSummary, saved: SavedPlan, *
         st.text_input(
             "New name", saved.name, key=name, max_chars=saved_plans.MAX_NAME, on_change=rename
         )
-    st.button(
+    action_button(
         "Delete",
-        key=f"{key}-delete",
+        saving.delete,
+        store,
+        summary,
+        saved,
+        key=f"{key}-delete-{saved.id}",
         icon=":material/delete:",
         type="tertiary",
-        on_click=saving.delete,
-        args=(store, summary, saved),
     )

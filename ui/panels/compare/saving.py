@@ -13,6 +13,7 @@ from ui.model import drafts, formats, saved_plans, state
 from ui.model.foreign import in_markdown
 from ui.model.saved_plans import SavedPlan
 from ui.panels.plan import plan_uploader
+from ui.panels.widgets import action_button
 
 
 def save_panel(
@@ -40,14 +41,18 @@ def save_panel(
             width=260,
             disabled=nothing_to_save,
         )
-        st.button(
+        action_button(
             "Save current plan",
+            _save,
+            store,
+            summary,
+            draft.plan,
+            name,
+            key,
             key=f"{key}-keep",
             type="primary",
             icon=":material/bookmark_add:",
             disabled=nothing_to_save,
-            on_click=_save,
-            args=(store, summary, draft.plan, name, key),
             help="Saves it on this machine under that name.",
         )
         with st.popover("Open a plan file", icon=":material/upload_file:"):

@@ -17,7 +17,7 @@ from ui.panels.finetune.result import reference_of
 from ui.panels.finetune.settings import RunSettings
 from ui.panels.job import job_panel, live
 from ui.panels.plan import default_file_name
-from ui.panels.widgets import NO_TOOLBAR
+from ui.panels.widgets import NO_TOOLBAR, action_button
 
 
 def start_panel(
@@ -36,14 +36,16 @@ def start_panel(
     running = job is not None and job.active
     pace = history.epoch_seconds(workspace.jobs("finetune"), training) if training else None
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key=key):
-        st.button(
+        action_button(
             "Fine-tune" if training else "Recover",
+            _start,
+            workspace,
+            summary,
+            run,
             key=f"{key}-start",
             type="primary",
             icon=":material/model_training:",
             disabled=run.empty or running,
-            on_click=_start,
-            args=(workspace, summary, run),
         )
         st.markdown(
             "Choose a recovery method, or at least some epochs."

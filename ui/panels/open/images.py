@@ -11,7 +11,7 @@ from psvit_core.workspace import Workspace
 from ui.model import open_files, state, tables
 from ui.model.foreign import in_markdown
 from ui.panels.job import follow_job
-from ui.panels.widgets import show_warnings
+from ui.panels.widgets import action_button, show_warnings
 
 KINDS = {
     "digits": "Digits (built in)",
@@ -41,13 +41,14 @@ def images_panel(workspace: Workspace, summary: ModelSummary, *, key: str) -> No
     with st.container(horizontal=True, vertical_alignment="bottom", key=key):
         _preselect_kind(workspace, summary, now, key=key)
         spec = _spec_fields(now, key=key)
-        st.button(
+        action_button(
             "Check these images",
+            open_files.check_data,
+            workspace,
+            spec,
             key=f"{key}-check",
             icon=":material/fact_check:",
             disabled=spec is None,
-            on_click=open_files.check_data,
-            args=(workspace, spec),
         )
     if spec is not None:
         _report(workspace, summary, spec, key=f"{key}-report")
@@ -106,13 +107,13 @@ def _report(workspace: Workspace, summary: ModelSummary, spec: str, *, key: str)
             f"has {summary.num_classes} outputs.",
             icon=":material/check_circle:",
         )
-        st.button(
+        action_button(
             "Use these images",
+            open_files.use_data,
+            spec,
             key=f"{key}-use",
             type="primary",
             disabled=open_files.current_data(workspace) == spec,
-            on_click=open_files.use_data,
-            args=(spec,),
         )
     show_warnings(report.warnings)
     st.dataframe(tables.split_rows(report), hide_index=True, key=f"{key}-splits")

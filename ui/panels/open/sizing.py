@@ -11,6 +11,7 @@ from psvit_core.records import Choice, Sizing
 from psvit_core.zoo.sizing import parse_value
 from ui.model import open_files
 from ui.model.foreign import in_markdown
+from ui.panels.widgets import action_button
 
 _WIDTH = 320  # pixels
 _LABELS = {
@@ -49,14 +50,16 @@ def sizing_form(
         st.caption(
             f"To open the file, choose {', '.join(missing)}: the tensors do not reveal them."
         )
-    st.button(
+    action_button(
         "Open with these arguments",
+        open_files.open_file,
+        file,
+        given,
+        entry,
         key=f"{key}-go",
         type="primary",
         icon=":material/folder_open:",
         disabled=bool(missing),
-        on_click=open_files.open_file,
-        args=(file, given, entry),
     )
 
 

@@ -17,6 +17,7 @@ from ui.model.foreign import in_markdown
 from ui.model.loaders import Choice
 from ui.panels.job import follow_job
 from ui.panels.open.sizing import sizing_form
+from ui.panels.widgets import action_button
 
 SOURCES = {"built-in": "Built in", "folder": "From a folder on this machine", "upload": "Upload"}
 _SOURCE, _FOLDER = "models-source", "models-folder"
@@ -151,13 +152,14 @@ def _file_choice(store: Store, found: list[tuple[Path, int]], *, key: str) -> st
             width=_WIDE,
             on_change=take,
         )
-        st.button(
+        action_button(
             "Inspect",
+            open_files.inspect_file,
+            store,
+            file,
             key=f"{key}-look",
             type="primary",
             icon=":material/search:",
-            on_click=open_files.inspect_file,
-            args=(store, file),
         )
     _file_report(store, file, key=f"{key}-report")
     return file
@@ -243,12 +245,12 @@ def _pruned_file(file: str, report: FileReport, facts: str, *, key: str) -> None
     )
     for measured in report.recorded:
         st.caption(in_markdown(formats.recorded_line(measured)))
-    st.button(
+    action_button(
         "Open the pruned model",
+        open_files.open_file,
+        file,
         key=f"{key}-pruned",
         type="primary",
-        on_click=open_files.open_file,
-        args=(file,),
     )
 
 
@@ -261,12 +263,14 @@ def _recognised_file(
     )
     with st.container(horizontal=True):
         for name in names:
-            st.button(
+            action_button(
                 f"Open as {model_card(name).title}",
+                open_files.open_model,
+                name,
+                file,
+                entry,
                 key=f"{key}-{name}",
                 type="primary" if name == names[0] else "secondary",
-                on_click=open_files.open_model,
-                args=(name, file, entry),
             )
 
 

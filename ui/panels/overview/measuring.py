@@ -13,6 +13,7 @@ from ui.model import formats, loaders, predictor
 from ui.model.durations import plan_time, sweep_time
 from ui.model.sweeps import SweepView
 from ui.panels.job import job_panel, live
+from ui.panels.widgets import action_button
 
 SAVINGS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8)  # of the memory
 
@@ -40,13 +41,15 @@ def measure_front_panel(
         persist_state="session",
     )
     settings = front_settings(profile=profile)
-    st.button(
+    action_button(
         "Measure a front",
+        _start,
+        workspace,
+        settings,
+        sweep.key if sweep else None,
         key=f"{key}-start",
         icon=":material/insights:",
         type="primary" if first else "secondary",
-        on_click=_start,
-        args=(workspace, settings, sweep.key if sweep else None),
     )
     st.caption(estimate_line(workspace, summary, settings, sweep))
 

@@ -18,7 +18,7 @@ from ui.panels.job import follow_job
 from ui.panels.measurement import measure_button
 from ui.panels.overview.front import take_point
 from ui.panels.plan import default_file_name
-from ui.panels.widgets import download_link, facts_table
+from ui.panels.widgets import action_button, download_link, facts_table
 
 _PLAN = "overview-plan"  # key of the widget that names the chosen plan
 _NARROW, _WIDE = 104, 150  # tiles in pixels: three narrow ones fit on a phone
@@ -148,15 +148,16 @@ def actions_panel(workspace: Workspace, view: Overview, point: PlanPoint, *, key
                 download_link(store, export, written, text=f"Download {written.name}")
             else:
                 _export_button(workspace, view, point, export, recovered=recovered, key=key)
-        if st.button(
+        action_button(
             "Edit in Tune",
+            _tune,
+            store,
+            view,
+            point,
             key=f"{key}-tune",
             icon=":material/equalizer:",
-            on_click=_tune,
-            args=(store, view, point),
             help="Opens this plan on the Tune page, to change it group by group.",
-        ):
-            state.open_page("Tune")
+        )
         if not point.measured:
             active = measuring is not None and measuring.active
             measure_button(workspace, point.plan, key=f"{key}-measure", disabled=active)
@@ -210,14 +211,17 @@ def _export_button(
         "Prunes the network, recovers accuracy without training from 256 calibration images, "
         "measures it before and after, and writes the file. Its download link then appears here."
     )
-    st.button(
+    action_button(
         "Prune and download" if first else other,
+        _export,
+        workspace,
+        view,
+        point,
+        recovered,
         key=f"{key}-export" if recovered else f"{key}-plain",
         type="primary" if first else "secondary",
         icon=":material/content_cut:",
         disabled=lacks_images or (export is not None and export.active),
-        on_click=_export,
-        args=(workspace, view, point, recovered),
         help=(recovery.NEEDS_IMAGES if lacks_images else recovers)
         if recovered
         else "PSViT's own setting: prunes in a single shot and changes no other weight.",
@@ -234,3 +238,4 @@ def _export(workspace: Workspace, view: Overview, point: PlanPoint, recovered: b
 def _tune(store: Store, view: Overview, point: PlanPoint) -> None:
     take_point(store, view, point)
     editing.set_budget(view.summary, memory_saving(view.summary, point.plan))
+    state.open_page("Tune")

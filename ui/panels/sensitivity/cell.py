@@ -14,7 +14,7 @@ from ui.charts.sensitivity import sensitivity_curve
 from ui.model import drafts, formats, loaders, state, tables
 from ui.model.foreign import in_code
 from ui.model.sweeps import SweepView
-from ui.panels.widgets import NO_TOOLBAR, facts_table
+from ui.panels.widgets import NO_TOOLBAR, action_button, facts_table
 
 _NAMED = 8  # layers that are listed by name
 
@@ -110,13 +110,17 @@ def _plan_part(
     summary = view.summary
     draft = state.draft(store, summary)
     removes_nothing = row is not None and row.n_pruned == 0
-    st.button(
+    action_button(
         f"Use {formats.ratio(ratio)} in my plan",
+        _use,
+        store,
+        summary,
+        group.group_id,
+        ratio,
+        view.criterion,
         key=f"{key}-use",
         type="primary",
         disabled=removes_nothing or view.criterion not in summary.rankings,
-        on_click=_use,
-        args=(store, summary, group.group_id, ratio, view.criterion),
     )
     removed = drafts.removed_units(draft, summary)
     st.caption(

@@ -18,7 +18,7 @@ from ui.panels.measurement import published_panel
 from ui.panels.sensitivity.cell import group_panel
 from ui.panels.sensitivity.start import start_panel
 from ui.panels.sensitivity.view import heatmap_panel, table_panel, used_line, view_controls
-from ui.panels.widgets import show_warnings
+from ui.panels.widgets import show_warnings, was_clicked
 
 
 def sensitivity_page() -> None:
@@ -86,7 +86,7 @@ def _next_row(view: SweepView) -> None:
             width="stretch",
         )
         for title, text in (("Tune", "Make a plan on Tune"), ("Overview", "See plans on Overview")):
-            if st.button(text, key=f"sweep-next-{title}", icon=":material/arrow_forward:"):
+            if was_clicked(text, key=f"sweep-next-{title}", icon=":material/arrow_forward:"):
                 state.open_page(title)
 
 

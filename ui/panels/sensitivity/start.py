@@ -8,6 +8,7 @@ from psvit_core.records import DEFAULT_RATIOS, IMAGE_CRITERIA, ModelSummary, Swe
 from psvit_core.workspace import Workspace
 from ui.model import formats, loaders, sweeps
 from ui.model.durations import sweep_time
+from ui.panels.widgets import action_button
 
 RATIO_CHOICES = {"Quick: 25, 50, 75 %": (0.25, 0.5, 0.75), "Full: 10 to 90 %": DEFAULT_RATIOS}
 MODE_CHOICES = {"exact": "All", "progressive": "Adaptive"}
@@ -23,14 +24,15 @@ def start_panel(workspace: Workspace, summary: ModelSummary, *, key: str, busy: 
     """Draw the settings of a sweep and the button that starts it."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key=key):
         settings = _settings(key=key)
-        st.button(
+        action_button(
             "Start sweep",
+            _start,
+            workspace,
+            settings,
             key=f"{key}-start",
             type="primary",
             icon=":material/play_arrow:",
             disabled=busy,
-            on_click=_start,
-            args=(workspace, settings),
         )
     st.caption(_estimate_line(workspace, summary, settings))
 

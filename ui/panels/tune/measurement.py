@@ -25,6 +25,7 @@ from ui.panels.job import job_panel
 from ui.panels.live import live_panel
 from ui.panels.measurement import MEASURE_HELP
 from ui.panels.tune.equalizer import Results
+from ui.panels.widgets import was_clicked
 
 DRAG_ENV = "PSVIT_DRAG"  # "0": edits are not measured until the user switches it on
 _LABELS_APART = 0.15  # of the axis: what two centred labels need on a phone
@@ -137,7 +138,7 @@ def measure_panel(
 def _start_row(workspace: Workspace, draft: Draft, *, key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         # No callback: it would use the previous run's plan, without an edit made just now.
-        if st.button(
+        if was_clicked(
             "Measure",
             key=f"{key}-start",
             type="primary",

@@ -25,6 +25,7 @@ from ui.model.foreign import in_markdown
 from ui.model.formats import POLICY_NAMES
 from ui.panels.job import job_panel
 from ui.panels.live import live_panel
+from ui.panels.widgets import action_button
 
 _MINUTES = 5  # default of the time limit
 _MINUTES_HELP = "No further plan is measured after this time; the plan follows from those measured."
@@ -64,13 +65,15 @@ def planning_panel(
         plan = finished_plan(summary, job)
         current = state.draft(workspace.store, summary).plan
         if job is not None and plan is not None and plan.kept != current.kept:
-            st.button(
+            action_button(
                 "Use the plan found",
+                _use,
+                workspace,
+                summary,
+                plan,
                 key=f"{key}-use",
                 type="tertiary",
                 icon=":material/check:",
-                on_click=_use,
-                args=(workspace, summary, plan),
                 help=in_markdown(_plan_help(summary, job, plan)),
             )
     if job is not None and job.state != "done":
@@ -117,13 +120,15 @@ def _settings(
     except PsvitError as error:
         st.warning(in_markdown(fitting.with_labels(str(error), summary)))
         possible = False
-    st.button(
+    action_button(
         "Start the search",
+        _start,
+        workspace,
+        spec_key,
+        settings,
         key=f"{key}-start",
         type="primary",
         disabled=not possible,
-        on_click=_start,
-        args=(workspace, spec_key, settings),
     )
 
 
