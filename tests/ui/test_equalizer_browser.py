@@ -95,7 +95,9 @@ def known(page: Page) -> None:
     settled(page)
 
 
-def kept_draft(server: Server) -> Draft:
+def kept_draft(page: Page, server: Server) -> Draft:
+    """Return the stored draft, once the page has answered: it is stored after that."""
+    settled(page)
     draft = drafts.load_draft(server.store, MODEL)
     assert draft is not None
     return draft
@@ -128,7 +130,7 @@ def test_drag_gives_exact_sizes_at_once(tune: Tune, server: Server) -> None:
     expect(page.locator(".card")).to_contain_text("within noise")
     page.mouse.up()
     known(page)
-    assert kept_draft(server).plan.kept == plan.kept
+    assert kept_draft(page, server).plan.kept == plan.kept
     page.reload()
     settled(page)
     expect(slider(page)).to_have_attribute("aria-valuenow", "40")
@@ -195,7 +197,9 @@ def test_quick_drags_are_not_lost(tune: Tune, server: Server) -> None:
     known(page)
     wanted = {name: 10 + 5 * i for i, name in enumerate(names)}
     assert {name: percents(page)[name] for name in names} == wanted
-    asked = {MODEL.by_id[g].label: round(100 * r) for g, r in kept_draft(server).asked.items()}
+    asked = {
+        MODEL.by_id[g].label: round(100 * r) for g, r in kept_draft(page, server).asked.items()
+    }
     assert asked == wanted
 
 
@@ -214,7 +218,7 @@ def test_locks_hold_against_drags_and_planners(tune: Tune, server: Server) -> No
     page.get_by_role("button", name="Fit").click()
     best = formats.POLICY_NAMES[predictor.policies()[0]]
     expect(page.get_by_role("radio", name=best)).to_be_checked()
-    draft = kept_draft(server)
+    draft = kept_draft(page, server)
     assert draft.locked == ("block.0.mlp.hidden",)
     assert len(draft.plan.kept["block.0.mlp.hidden"]) == 256 - 51
     assert memory_saving(MODEL, draft.plan) >= 0.25
@@ -224,7 +228,7 @@ def test_locks_hold_against_drags_and_planners(tune: Tune, server: Server) -> No
     page.get_by_role("radio", name="Uniform").check(force=True)
     expect(slider(page)).not_to_have_attribute("aria-valuenow", "20")
     expect(page.get_by_role("radio", name="Uniform")).to_be_checked()
-    assert kept_draft(server).plan.policy == "uniform"
+    assert kept_draft(page, server).plan.policy == "uniform"
 
 
 @pytest.mark.slow
@@ -237,7 +241,7 @@ def test_width_by_bytes_makes_the_hatched_area_the_saving(tune: Tune, server: Se
     page.get_by_role("button", name="Width: share of bytes").click()
     expect(page.get_by_text("hatched area")).to_be_visible()
     page.wait_for_timeout(300)  # widths are animated
-    plan = kept_draft(server).plan
+    plan = kept_draft(page, server).plan
     whole, small = plan_size(MODEL, None).bytes, plan_size(MODEL, plan).bytes
     expect(page.get_by_text("hatched area")).to_contain_text(f"{(whole - small) / 1e6:.2f}")
     units = [g.n_units for g in MODEL.groups]
@@ -263,7 +267,7 @@ def test_the_whole_flow_by_keyboard(tune: Tune, server: Server) -> None:
     tab_to(page, page.get_by_role("button", name="Fit"))
     page.keyboard.press("Enter")
     expect(page.get_by_text("budget met")).to_be_visible()
-    assert memory_saving(MODEL, kept_draft(server).plan) >= 0.3
+    assert memory_saving(MODEL, kept_draft(page, server).plan) >= 0.3
 
     tab_to(page, page.get_by_role("slider").first)
     page.keyboard.press("Tab")
@@ -294,7 +298,7 @@ def test_the_whole_flow_by_keyboard(tune: Tune, server: Server) -> None:
     page.keyboard.press("Enter")
     expect(page.get_by_text(re.compile("than predicted"))).to_be_visible(timeout=JOB_MS)
     expect(page.locator(".figure.measured .value")).to_contain_text("pp")
-    measured = kept_draft(server)
+    measured = kept_draft(page, server)
 
     drag(page, MLP, 5)  # locked: no effect
     drag(page, "Block 5 · MLP hidden", 95)
@@ -302,7 +306,7 @@ def test_the_whole_flow_by_keyboard(tune: Tune, server: Server) -> None:
     expect(page.locator(".figure.measured .value")).to_have_text("not measured")
     page.get_by_role("button", name="Restore").first.click()
     expect(page.locator(".figure.measured .value")).to_contain_text("pp")
-    assert kept_draft(server).plan.kept == measured.plan.kept
+    assert kept_draft(page, server).plan.kept == measured.plan.kept
 
 
 def tab_to(page: Page, target: Locator) -> None:
@@ -340,7 +344,7 @@ def test_table_edits_the_same_plan(tune: Tune, server: Server) -> None:
     page.get_by_role("radio", name="Equalizer").check(force=True)
     expect(slider(page)).to_have_attribute("aria-valuenow", "40")
     assert percents(page)[QKV] == 30
-    assert kept_draft(server).asked == {"block.0.attn.qkv": 0.3, "block.0.mlp.hidden": 0.4}
+    assert kept_draft(page, server).asked == {"block.0.attn.qkv": 0.3, "block.0.mlp.hidden": 0.4}
 
 
 @pytest.mark.slow

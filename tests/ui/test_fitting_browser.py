@@ -61,7 +61,9 @@ def locked_draft(*locked: str, ratio: float = 0.0) -> Draft:
     return drafts.draft_of(MODEL, plan, locked)
 
 
-def kept_draft(server: Server) -> Draft:
+def kept_draft(page: Page, server: Server) -> Draft:
+    """Return the stored draft, once the page has answered: it is stored after that."""
+    settled(page)
     draft = drafts.load_draft(server.store, MODEL)
     assert draft is not None
     return draft
@@ -99,22 +101,24 @@ def chosen(page: Page, server: Server, policy: str) -> None:
 def test_a_changed_budget_refits_the_marked_policy(server: Server, open_page: OpenPage) -> None:
     page = open_tune(server, open_page)
     chosen(page, server, "PrimeSVT")
-    before = kept_draft(server)
+    before = kept_draft(page, server)
     assert before.plan.policy == "prime"
     set_number(page, "Budget", "45")
-    eventually(page, lambda: kept_draft(server).plan.kept != before.plan.kept)
+    eventually(page, lambda: kept_draft(page, server).plan.kept != before.plan.kept)
     expect(page.get_by_role("radio", name="PrimeSVT")).to_be_checked()
-    after = kept_draft(server)
+    after = kept_draft(page, server)
     assert after.plan.policy == "prime"
     assert memory_saving(MODEL, before.plan) < 0.45 <= memory_saving(MODEL, after.plan) + 1e-9
 
     # The plan of the earlier budget is not the policy's at the present one.
     page.get_by_role("button", name="Undo").click()
-    eventually(page, lambda: kept_draft(server).plan.kept == before.plan.kept)
+    eventually(page, lambda: kept_draft(page, server).plan.kept == before.plan.kept)
     expect(page.get_by_role("radio", name="PrimeSVT")).not_to_be_checked()
-    assert kept_draft(server).plan.kept == before.plan.kept
+    assert kept_draft(page, server).plan.kept == before.plan.kept
     set_number(page, "Budget", "30")
-    assert kept_draft(server).plan.kept == before.plan.kept  # nothing marked, nothing refitted
+    assert (
+        kept_draft(page, server).plan.kept == before.plan.kept
+    )  # nothing marked, nothing refitted
 
 
 def test_out_of_range_says_what_is_possible_and_what_binds(
@@ -123,7 +127,7 @@ def test_out_of_range_says_what_is_possible_and_what_binds(
     mlp = ("block.0.mlp.hidden", "block.1.mlp.hidden")
     page = open_tune(server, open_page, locked_draft(*mlp))
     chosen(page, server, "Uniform")
-    before = kept_draft(server).plan
+    before = kept_draft(page, server).plan
     possible = saving_range(table_of(server), locked=dict.fromkeys(mlp, 0.0))
     assert possible.high < 0.9
     set_number(page, "Budget", "90")
@@ -132,7 +136,7 @@ def test_out_of_range_says_what_is_possible_and_what_binds(
     for group in mlp:
         expect(warning).to_contain_text(MODEL.by_id[group].label)
     expect(page.get_by_role("radio", name="Uniform")).not_to_be_checked()
-    assert kept_draft(server).plan.kept == before.kept
+    assert kept_draft(page, server).plan.kept == before.kept
     set_number(page, "Budget", "30")
     expect(page.get_by_text("out of range")).to_have_count(0)
 
@@ -148,14 +152,14 @@ def test_several_limits_hold_together(server: Server, open_page: OpenPage) -> No
     eventually(page, lambda: made_by(server) == "optimal")
     expect(page.get_by_role("radio", name="Optimal")).to_be_checked()
     settled(page)
-    plan, table = kept_draft(server).plan, table_of(server)
+    plan, table = kept_draft(page, server).plan, table_of(server)
     assert memory_saving(MODEL, plan) >= 0.25 - 1e-9
     assert predict_drop(table, reached_ratios(MODEL, plan)) <= 20
     page.get_by_role("button", name="Limits (2)").click()
     set_number(page, "Largest predicted drop (points)", "0.1")
     expect(page.get_by_text("cannot be met together")).to_be_visible()
     expect(page.get_by_text(re.compile("Within 0.1 points, at most"))).to_be_visible()
-    assert kept_draft(server).plan.kept == plan.kept
+    assert kept_draft(page, server).plan.kept == plan.kept
 
 
 @pytest.mark.slow
