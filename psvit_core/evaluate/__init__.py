@@ -21,7 +21,7 @@ from psvit_core.evaluate.inference import (
     place,
     predict,
 )
-from psvit_core.groups import summarize
+from psvit_core.groups import find_groups, summarize
 from psvit_core.incremental.joint import JointRunner, firing_rates, joint_runner, sops_of
 from psvit_core.kernels.ops import UnsupportedError
 from psvit_core.metrics.energy import energy_pj
@@ -225,11 +225,12 @@ def measure(  # noqa: PLR0913  # public signature
 
 
 def prepare_plans(
-    model: SpikingModel, data: EvalSet, run: Run, summary: ModelSummary
+    model: SpikingModel, data: EvalSet, run: Run, weights_hash: str, *, firing: bool = True
 ) -> JointRunner | None:
     """Record a model's forward pass, so that measurements of its plans run natively.
 
-    Arguments as for ``measure``.
+    Arguments as for ``measure``, with the hash of the model's weights; ``firing``: whether firing
+    rates are wanted.
 
     Returns:
         What runs them; None if they run in torch.
@@ -237,7 +238,7 @@ def prepare_plans(
     if run.precision not in ("float32", "float64"):
         return None
     (x,) = data.take([0]).batches(1)
-    return joint_runner(place(model, run), tuple(x.shape[1:]), summary.weights_hash)
+    return joint_runner(place(model, run), tuple(x.shape[1:]), weights_hash, firing=firing)
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def _measured(request: _Request, result: SpikingModel | None, watch: Watch | Non
     prediction = None
     if plan:
         new = place(result, run) if result else None
-        prediction = predict_plan(model, visited, plan, run, summary, tick, seen(), new)
+        prediction = predict_plan(model, visited, plan, run, tick, seen(), new)
     if prediction is None:
         subject = place(result or request.subject(), run)
         prediction = predict(subject, visited, run, tick=tick, seen=seen())
@@ -351,22 +352,23 @@ def predict_plan(
     data: EvalSet,
     plan: PrunePlan,
     run: Run,
-    summary: ModelSummary,
     tick: Tick = keep_going,
     seen: Seen = ignore_batch,
     new: SpikingModel | Mapping[str, torch.Tensor] | None = None,
+    firing: bool = True,
 ) -> Prediction | None:
     """Run a plan's network natively over all images of ``data``, as ``predict`` does in torch.
 
-    ``new`` are other weights (``JointRunner.start``). None if the plan has to run in torch.
+    ``new`` are other weights (``JointRunner.start``). Without ``firing``, rates may be missing.
+    None if the plan has to run in torch.
     """
-    runner = prepare_plans(model, data, run, summary)
+    runner = prepare_plans(model, data, run, plan.weights_hash, firing=firing)
     if runner is None:
         return None
     check_labels(model, data)
     images = (channels_last(x) for x in data.batches(run.batch, run.dtype, run.workers))
     try:
-        parts = runner.run_plan(summary.groups, plan, images, tick, seen, new)
+        parts = runner.run_plan(find_groups(model), plan, images, tick, seen, new)
     except UnsupportedError as reason:
         log.info("this plan of %s runs in torch: there is no native %s", model.name, reason)
         return None

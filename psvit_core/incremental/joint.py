@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,21 +68,23 @@ class JointRunner:
     Args:
         model: The model, placed; its weights must not change.
         image_shape: Shape of one image or of its frames.
+        recorded: Its forward pass if it was recorded before, with the spikes of neuron layers or
+            without, and every group was propagated through it.
 
     Raises:
         GraphError: If the forward pass cannot be recorded, or depends on a group's width.
         UnsupportedError: If it does not run natively here.
     """
 
-    def __init__(self, model: SpikingModel, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, model: SpikingModel, image_shape: tuple[int, ...], recorded: Network | None = None
+    ) -> None:
         weight = next(model.parameters())
         if model.batch_coupled or model.family == CUSTOM_FAMILY:
             raise UnsupportedError("model whose images may influence each other")
         if not lif.runs_natively(weight):
             raise UnsupportedError("neuron for this device and precision")
-        network = record_network(model, image_shape, neurons=True)
-        for group in model.channel_groups():
-            propagate(network, group)  # raises if a node takes a width as an argument
+        network = recorded or _recorded(model, image_shape)
         graph = network.graph
         constant = constant_nodes(graph)
         self._constant = sorted(constant)
@@ -216,6 +218,14 @@ class JointRun:
         )
 
 
+def _recorded(model: SpikingModel, image_shape: tuple[int, ...]) -> Network:
+    """Record a model with the spikes of its neuron layers, and check every group in it."""
+    network = record_network(model, image_shape, neurons=True)
+    for group in model.channel_groups():
+        propagate(network, group)  # raises if a node takes a width as an argument
+    return network
+
+
 def _tensors(model: SpikingModel) -> dict[str, Tensor]:
     """Return a model's tensors by name, in the memory format of the native operations."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -270,12 +280,48 @@ def firing_rates(parts: Sequence[JointOutput]) -> dict[str, float]:
 
 
 _Key = tuple[str, int, torch.dtype, tuple[int, ...]]
-_runners: weakref.WeakKeyDictionary[SpikingModel, dict[_Key, JointRunner | None]]
-_runners = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class _Known:
+    """What is known of a model with some weights, time steps, precision and image shape."""
+
+    key: _Key
+    runners: dict[bool, JointRunner | None] = field(default_factory=dict)  # by: counts firing
+    of_cells: Network | None = None  # recorded for the cells of a sweep
+
+
+_known: weakref.WeakKeyDictionary[SpikingModel, _Known] = weakref.WeakKeyDictionary()
+
+
+def _known_of(model: SpikingModel, image_shape: tuple[int, ...], weights_hash: str) -> _Known:
+    key = (weights_hash, model.T, next(model.parameters()).dtype, image_shape)
+    found = _known.get(model)
+    if found is None or found.key != key:
+        found = _known[model] = _Known(key)
+    return found
+
+
+def share_recording(
+    model: SpikingModel, image_shape: tuple[int, ...], weights_hash: str, network: Network
+) -> None:
+    """Let plans whose firing rates are not asked for run on a sweep's recording of the model.
+
+    Args:
+        model: The model, placed.
+        image_shape: Shape of one image or of its frames.
+        weights_hash: Hash of the model's weights.
+        network: The recording; every group was propagated through it.
+    """
+    _known_of(model, image_shape, weights_hash).of_cells = network
 
 
 def joint_runner(
-    model: SpikingModel, image_shape: tuple[int, ...], weights_hash: str
+    model: SpikingModel,
+    image_shape: tuple[int, ...],
+    weights_hash: str,
+    *,
+    firing: bool = True,
 ) -> JointRunner | None:
     """Return the runner of a model, recorded once; None if its plans run in torch.
 
@@ -283,14 +329,16 @@ def joint_runner(
         model: The model, placed.
         image_shape: Shape of one image or of its frames.
         weights_hash: Hash of the model's weights, which must not change while the runner is used.
+        firing: Whether the spikes of neuron layers are wanted. Without them, a recording that
+            ``share_recording`` was given is used.
     """
-    known = _runners.setdefault(model, {})
-    key = (weights_hash, model.T, next(model.parameters()).dtype, image_shape)
-    if key not in known:
-        known.clear()  # of other weights, time steps or images
+    known = _known_of(model, image_shape, weights_hash)
+    recorded = None if firing or True in known.runners else known.of_cells
+    counts_firing = recorded is None
+    if counts_firing not in known.runners:
         try:
-            known[key] = JointRunner(model, image_shape)
+            known.runners[counts_firing] = JointRunner(model, image_shape, recorded)
         except (GraphError, UnsupportedError) as reason:
             log.info("plans of %s run in torch: there is no native %s", model.name, reason)
-            known[key] = None
-    return known[key]
+            known.runners[counts_firing] = None
+    return known.runners[counts_firing]

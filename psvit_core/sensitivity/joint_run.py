@@ -132,7 +132,7 @@ class _Runs:
         self, plan: PrunePlan, part: EvalSet, new: SpikingModel | Mapping[str, Tensor]
     ) -> Prediction | None:
         placed = place(self.model, self.run)
-        return predict_plan(placed, part, plan, self.run, self.spec.summary, self.tick, new=new)
+        return predict_plan(placed, part, plan, self.run, self.tick, new=new, firing=False)
 
     def _results(
         self, part: EvalSet, prediction: Prediction, images: Array

@@ -7,6 +7,7 @@ import logging
 from psvit_core.data import EvalSet
 from psvit_core.incremental.executor import CellExecutor, FullExecutor, IncrementalExecutor
 from psvit_core.incremental.graph import GraphError
+from psvit_core.incremental.joint import share_recording
 from psvit_core.incremental.propagation import propagate, record_network
 from psvit_core.records import PrunePlan
 from psvit_core.runtime import Portions, Run, channels_last, device_of, free_memory
@@ -46,6 +47,7 @@ def prepare(
     except GraphError as reason:
         log.info("%s: every cell runs in full, because %s", model.name, reason)
         return FullExecutor(model, lambda group, kept: _plan_of(spec, group, kept)), run.batch
+    share_recording(model, tuple(x.shape[1:]), spec.summary.weights_hash, network)  # joint plans
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = {name: channels_last(t.detach()) for name, t in tensors.items()}
     # The published QKFormer couples the images of a batch; a custom model may reorder them.

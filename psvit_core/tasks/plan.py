@@ -236,7 +236,7 @@ def _image_seconds(session: Session, table: SensitivityTable, tick: Tick) -> flo
     seconds = 0.0
     for _ in range(2):  # the first one also loads, records and compiles
         start = time.monotonic()
-        if predict_plan(model, some, plan, run, table.summary, tick) is None:
+        if predict_plan(model, some, plan, run, tick) is None:
             predict(model, some, run, tick=tick)
         seconds = time.monotonic() - start
     return seconds / len(some)

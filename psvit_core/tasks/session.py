@@ -302,7 +302,7 @@ def warm_up(session: Session) -> Iterator[str]:
     import scipy.stats  # noqa: F401 - estimates need it, and it loads late
 
     yield "statistics loaded"
-    prepare_plans(session.model, session.data, run, session.description)
+    prepare_plans(session.model, session.data, run, session.description.weights_hash)
     yield "forward pass recorded"
     recovery = session.recovery  # loads the calibration images
     if recovery.method != "none":

@@ -92,7 +92,7 @@ def with_other_weights(model: SpikingModel) -> SpikingModel:
 def test_a_model_of_other_arguments_is_not_run_as_the_recorded_one() -> None:
     model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4)
     plan = made_plan(model, 0.5)
-    runner = prepare_plans(model, data, Run(batch=4), summarize(model, {}))
+    runner = prepare_plans(model, data, Run(batch=4), summarize(model, {}).weights_hash)
     longer = apply_plan(model, plan)
     longer.set_time_steps(model.T + 1)
     if runner is not None:  # there is a compiler
@@ -131,15 +131,15 @@ def test_the_forward_pass_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> N
     model, data = tiny_model("sdt_v1"), tiny_data("sdt_v1", 4)
     summary = summarize(model, {})
     run = Run(batch=4)
-    first = prepare_plans(model, data, run, summary)
+    first = prepare_plans(model, data, run, summary.weights_hash)
     measure(model, data, made_plan(model, 0.5), run=run)
-    assert prepare_plans(model, data, run, summary) is first
+    assert prepare_plans(model, data, run, summary.weights_hash) is first
     changed = made_plan(model, 1.0)
     before = measure(model, data, changed, run=run)
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if n.startswith("head")).mul_(-1)
     after = measure(model, data, made_plan(model, 1.0), run=run)
-    assert prepare_plans(model, data, run, summarize(model, {})) is not first
+    assert prepare_plans(model, data, run, summarize(model, {}).weights_hash) is not first
     assert after.kl != before.kl or after.accuracy != before.accuracy
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from psvit_core.evaluate import measure, predict_plan
+from psvit_core.incremental import joint as incremental_joint
+from psvit_core.incremental.propagation import Network, record_network
 from psvit_core.plan.build import plan_from_ratios, reached_ratios
 from psvit_core.planners import MIN_JOINT
 from psvit_core.records import JointRow, PrunePlan
 from psvit_core.recover import recover
 from psvit_core.runtime import Run
-from psvit_core.sensitivity import joint, joint_run
+from psvit_core.sensitivity import joint, joint_run, prepare
 from psvit_core.sensitivity.joint import (
     MIXED,
     Again,
@@ -259,6 +262,35 @@ def test_a_sweep_measures_joint_plans_at_its_end(
     again = run_spec(load_spec(store, key), model, data, run=RUN, store=store)
     assert again == table
     assert sweep_view(store, key).table == table
+
+
+def test_cells_and_joint_plans_share_one_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joint, "n_joint_plans", lambda *sizes: 3)
+    recorded: list[bool] = []
+
+    def count(*arguments: Any, neurons: bool = False) -> Network:
+        recorded.append(neurons)
+        return record_network(*arguments, neurons=neurons)
+
+    for module in (prepare, incremental_joint):
+        monkeypatch.setattr(module, "record_network", count)
+    model, data = tiny_model("sdt_v1", torch.float64), tiny_data("sdt_v1", 7)
+    shared = sweep(model, data, ratios=(0.5,), criterion="l2", run=RUN, store=Store(tmp_path))
+    assert recorded == [False]
+    summary = shared.summary
+    plan = plan_from_ratios(summary, shared.joint[0].ratios, criterion="l2")
+    without = predict_plan(model, data, plan, RUN, firing=False)
+    assert recorded == [False]
+    found = predict_plan(model, data, plan, RUN)  # an own recording: it counts firing
+    assert recorded == [False, True]
+    assert without is not None and found is not None
+    assert found.firing and not without.firing
+    np.testing.assert_array_equal(without.logits, found.logits)
+    np.testing.assert_array_equal(without.sops, found.sops)
+    again = sweep(model, data, ratios=(0.5,), criterion="l2", run=RUN)  # plans run on the latter
+    assert again.joint == shared.joint
 
 
 def test_recovered_joint_plans_run_natively_as_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:

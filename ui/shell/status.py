@@ -13,7 +13,6 @@ from psvit_core.records import ModelSummary
 from psvit_core.storage.store import Store
 from ui.model import editing, formats, loaders, state
 from ui.model.foreign import in_markdown
-from ui.panels.widgets import was_clicked
 
 _SECONDS = 3.0  # between two looks
 _NOUNS = {  # of running work, short enough for the navigation
@@ -96,7 +95,7 @@ def _other_tab(store: Store, summary: ModelSummary) -> None:
             width="stretch",
         )
 
-        if was_clicked("Use that plan", key="elsewhere-take"):
+        if st.button("Use that plan", key="elsewhere-take"):
             state.take_draft_from_elsewhere(store, summary, other)
             state.reset_widget(editing.TABLE_KEY)
             st.rerun()
