@@ -150,8 +150,9 @@ def _cost(seconds: Mapping[str, Sequence[float]], apart: Sequence[str]) -> list[
     )
     text = (
         f"The joint plans took, in processor seconds beside the cells: {costs}. A tenth was "
-        "the goal. That contains the recording of the model, which later measurements in the same "
-        "process need too, and under recovery what later recoveries take from the unpruned model."
+        "the goal. They run on the recording of the model that the cells use; what is left is "
+        "choosing the plans, writing their programs, running them, and under recovery what later "
+        "recoveries take from the unpruned model as well."
     )
     if apart:
         text += (
