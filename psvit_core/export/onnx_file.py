@@ -184,18 +184,19 @@ def finish(proto: ModelProto, model: SpikingModel) -> None:
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file or graph in onnxruntime, on one thread of the processor.
+    """An ONNX file or graph in onnxruntime, on the processor.
 
     Args:
         source: The file's path, or the serialized graph.
+        threads: Threads of one operation.
     """
 
-    def __init__(self, source: str | bytes) -> None:
+    def __init__(self, source: str | bytes, threads: int = 1) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3  # errors
         with _onnx_accepts():
             self.session = onnxruntime.InferenceSession(
