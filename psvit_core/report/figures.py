@@ -6,6 +6,7 @@ import math
 
 from psvit_core.pareto import ParetoArchive, ParetoPoint
 from psvit_core.records import EpochRecord, PrunePlan, SensitivityRow, SensitivityTable
+from psvit_core.records._base import all_finite
 from psvit_core.report.svg import HEAT_STEPS, Drawing, Scale, frame, scale
 from psvit_core.report.words import one_line
 from psvit_core.sensitivity.spec import TOO_MUCH
@@ -196,6 +197,7 @@ def curve(epochs: tuple[EpochRecord, ...], best_epoch: float) -> Drawing | None:
     Returns:
         None if fewer than two points have a validation accuracy.
     """
+    epochs = tuple(e for e in epochs if all_finite(e.to_dict()))  # of a file, maybe
     known = [(e.epoch, e.val_accuracy) for e in epochs if e.val_accuracy is not None]
     if len(known) < 2:
         return None

@@ -251,22 +251,27 @@ def _recovery(report: RunReport) -> Iterator[tuple[str, str]]:
 
 def _recovery_facts(found: RecoveryReport) -> Facts:
     c = found.conditions
+    before, after = (
+        f"{found.kl[name]:.4f}" if name in found.kl else NOT_MEASURED
+        for name in ("none", found.used)
+    )  # the report may come from a file of others
     return [
-        ("In the checkpoint", f"by {found.used} ({found.method} was asked for)"),
+        ("In the checkpoint", one_line(f"by {found.used} ({found.method} was asked for)")),
         (
             "KL to the unpruned network",
-            f"{found.kl_before:.4f} → {found.kl_after:.4f} nats on {found.n_held_out} images",
+            f"{before} → {after} nats on {found.n_held_out} images",
         ),
         ("Fitted to", f"{found.n_fit} images of {one_line(short_path(c.data))}, split {c.split}"),
     ]
 
 
 def _finetuning(found: FinetuneReport) -> Facts:
-    s, c, first = found.settings, found.conditions, found.epochs[0].val_accuracy
+    s, c = found.settings, found.conditions
+    by_epoch = {e.epoch: e.val_accuracy for e in reversed(found.epochs)}
     return [
         ("Trained on", f"{c.n_images:,} images of {one_line(short_path(c.data))}"),
-        ("Validation accuracy before", percent(first)),
-        (f"Best, after {found.best_epoch:g} epochs", percent(found.best_accuracy)),
+        ("Validation accuracy before", percent(by_epoch.get(0))),
+        (f"Best, after {found.best_epoch:g} epochs", percent(by_epoch.get(found.best_epoch))),
         ("Settings", f"{s.epochs:g} epochs, learning rate {s.lr:g}, batch {s.batch}"),
         ("Teacher", one_line(Path(found.teacher).name) if found.teacher else "none"),
     ]
