@@ -221,7 +221,7 @@ def curve(epochs: tuple[EpochRecord, ...], best_epoch: float) -> Drawing | None:
     losses = [(e.epoch, e.train_loss) for e in epochs if e.train_loss is not None]
     if len(losses) > 1:
         z = scale([loss for _, loss in losses], 410, 300)
-        frame(drawing, x, z, ("epoch", "training loss"), about=(7, 3))
+        frame(drawing, x, z, ("epoch", "training loss"), about=(7, 5))
         drawing.line([(x(epoch), z(loss)) for epoch, loss in losses], "accent", 1.8)
     else:
         drawing.height = 290

@@ -264,12 +264,16 @@ def _unpruned(
     archive: ParetoArchive | None,
     table: SensitivityTable | None,
 ) -> Unpruned:
-    """Return what is stored of the unpruned network, from the fullest source."""
+    """Return what is stored of the unpruned network, from the fullest source.
+
+    Where plans were measured, only numbers on the same images count.
+    """
+    images = (archive.n_images, archive.images) if archive is not None else None
     size = plan_size(summary, None)
     keys = [shipped_measurement_key(summary.weights_hash)]
     keys = [profiled_measurement_key(archive), *keys] if archive is not None else keys
     for found in (read_measurement(store, key) for key in keys):
-        if found is not None and _is_of(found, matcher, summary):
+        if found is not None and _is_of(found, matcher, summary, images):
             return Unpruned(
                 size=found.size,
                 accuracy=found.accuracy,
@@ -277,11 +281,12 @@ def _unpruned(
                 sops=found.sops,
                 measurement=found,
             )
-    if table is not None:
+    swept = table.conditions if table is not None else None
+    if table is not None and swept and images in (None, (swept.n_images, swept.images)):
         return Unpruned(
             size=size,
             accuracy=table.baseline_accuracy,
-            conditions=dataclasses.replace(table.conditions, recovery="none"),
+            conditions=dataclasses.replace(swept, recovery="none"),
             sops=table.baseline_sops,
         )
     for point in archive.points if archive is not None else ():
@@ -292,9 +297,14 @@ def _unpruned(
     return Unpruned(size=size)
 
 
-def _is_of(found: Measurement, matcher: Matcher, summary: ModelSummary) -> bool:
+def _is_of(
+    found: Measurement, matcher: Matcher, summary: ModelSummary, images: tuple[int, str] | None
+) -> bool:
+    """Return whether a measurement has the subject's conditions, and these images if any."""
     c, limit = found.conditions, matcher.subject.limit
     batch = c.batch if summary.batch_coupled else None
+    if images is not None and images != (c.n_images, c.images):
+        return False
     return matcher.same_run(c, batch, summary.T) and limit in (None, c.n_images)
 
 

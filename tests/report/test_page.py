@@ -340,6 +340,24 @@ def test_the_test_split_is_shown_if_it_was_asked_for(store: DemoStore, report: R
     ]
 
 
+def test_numbers_on_other_images_are_not_mixed(store: DemoStore, report: RunReport) -> None:
+    """The unpruned accuracy beside a plan is that on the plan's own images."""
+    assert report.archive is not None and report.plan is not None
+    first = report.archive.points[0].measurement
+    more = dataclasses.replace(first.conditions, n_images=4000, images="f" * 32)
+    base = Interval(value=0.9911, low=0.98, high=0.995)
+    measured = dataclasses.replace(first, conditions=more, baseline_accuracy=base)
+    add_point(store, measured, PlanOrigin(policy="prime", weights="1"))
+    found = collect(store, Subject(), summary(), plan=report.archive.points[0].plan)
+    assert found.unpruned.accuracy == base
+    assert found.unpruned.sops is None  # known on other images only
+    page = Page(render(found, written=DAY))
+    assert page.row("Accuracy [95 %]")[1] == "99.11 % [98.00, 99.50]"
+    assert page.row("SOPs, one image")[1] == "not measured"
+    assert page.facts["Images"] == "4,000"
+    assert "750 images" in page.facts["Conditions"]  # of the sweep
+
+
 def test_a_pruned_file_tells_of_its_plan(store: DemoStore, tmp_path: Path) -> None:
     model = load_model("sdt_v1_digits")
     first = plan_from_ratios(summary(), {"block.0.mlp.hidden": 0.5}, criterion="l2")
