@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from psvit_core.sensitivity.sweep import sweep
     from psvit_core.storage.store import Store
     from psvit_core.surgery import apply_plan, silenced
-    from psvit_core.workspace import Workspace
+    from psvit_core.workspace import Workspace, write_report
     from psvit_core.zoo.cards import list_models, model_card
     from psvit_core.zoo.checkpoint import load_model
     from psvit_core.zoo.pruned import save_pruned
@@ -64,6 +64,7 @@ _HOMES = {
     "save_pruned": "zoo.pruned",
     "silenced": "surgery",
     "sweep": "sensitivity.sweep",
+    "write_report": "workspace",
 }
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "save_pruned",
     "silenced",
     "sweep",
+    "write_report",
 ]
 
 

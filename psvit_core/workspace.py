@@ -13,7 +13,7 @@ from pathlib import Path
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.pareto import ParetoArchive, find_archives, read_archive
+from psvit_core.pareto import ParetoArchive
 from psvit_core.plan.build import default_criterion, plan_from_ratios
 from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.records import (
@@ -32,7 +32,6 @@ from psvit_core.records import (
     SweepSettings,
     counting_of,
     read_curve,
-    sweep_recovery,
 )
 from psvit_core.records.jobs import (
     CheckDataRequest,
@@ -45,15 +44,17 @@ from psvit_core.records.jobs import (
     MeasureRequest,
     ParetoRequest,
     PlanRequest,
+    ReportRequest,
     SummaryRequest,
     SummaryResult,
     SweepRequest,
     SweepResult,
 )
-from psvit_core.sensitivity.spec import SweepSpec, load_spec, read_table, sweep_keys
+from psvit_core.sensitivity.spec import SweepSpec, read_table
 from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
 from psvit_core.tasks.matching import Matcher
+from psvit_core.tasks.stored import find_archive, find_sweep
 
 #: Tasks whose results depend on the subject's recovery. Export and fine-tuning name their own.
 _RECOVERED_TASKS = ("measure", "sweep", "plan", "pareto")
@@ -155,21 +156,7 @@ class Workspace:
             return None
         results = (job.outcome for job in self.jobs("sweep"))
         requested = {r.sweep_key for r in results if isinstance(r, SweepResult)}
-        n_images: dict[str, int] = {}
-        for key in sweep_keys(self.store):
-            spec = load_spec(self.store, key)
-            same_weights = spec.summary.weights_hash == summary.weights_hash
-            same_weights &= spec.conditions.counting == counting_of(summary.family)
-            # ``cluster`` is the batch size where it changes numbers
-            same_weights &= spec.conditions.recovery == sweep_recovery(self.subject.recovery)
-            same_run = self._matcher.same_run(spec.conditions, spec.cluster, summary.T)
-            if not (same_weights and same_run):
-                continue
-            if key in requested:
-                return key
-            if self.subject.limit in (None, spec.conditions.n_images):
-                n_images[key] = spec.conditions.n_images
-        return max(n_images, key=lambda key: n_images[key], default=None)
+        return find_sweep(self.store, self._matcher, summary, requested)
 
     def table(self, spec: SweepSpec) -> SensitivityTable | None:
         """Return the sweep's table of all cells finished so far; None until its baseline is."""
@@ -299,18 +286,7 @@ class Workspace:
         summary = self.summary()
         if summary is None:
             return None
-        heads = [
-            head
-            for head in find_archives(self.store, summary.weights_hash)
-            if head.counting == counting_of(summary.family)
-            and self._matcher.same_run(head, head.batch, summary.T, split)
-            and self.subject.limit in (None, head.n_images)
-        ]
-        if not heads:
-            return None
-        found = read_archive(self.store, heads[0])
-        found = found if improved else found.under(self.subject.recovery)
-        return found if found.points else None
+        return find_archive(self.store, self._matcher, summary, split, improved=improved)
 
     # ---- jobs --------------------------------------------------------------------------------
 
@@ -334,3 +310,68 @@ def write_onnx(workspace: Workspace, path: str | Path) -> Job:
     name = f"{Path(path).stem}.onnx"
     request = GraphRequest(path=str(path), file_name=name)
     return workspace._submit(f"Write {name}", request)
+
+
+def request_report(
+    workspace: Workspace, plan: PrunePlan | None, file_name: str, recovery: str | None = None
+) -> Job:
+    """Write what is stored of a run as one HTML page in the background.
+
+    Args:
+        workspace: The model on its images.
+        plan: The plan; None: as for ``write_report``.
+        file_name: Name of the .html file.
+        recovery: Recovery of the numbers; None: as for ``write_report``.
+    """
+    request = ReportRequest(plan=plan, file_name=file_name, recovery=recovery)
+    return workspace._submit(f"Write {file_name}", request)
+
+
+def write_report(
+    workspace: Workspace,
+    path: str | Path,
+    plan: PrunePlan | None = None,
+    *,
+    pruned: str | Path | None = None,
+    files: str | Path | None = None,
+    recovery: str | None = None,
+) -> Path:
+    """Write what the store has of a run as one HTML page that opens without a network.
+
+    Nothing is measured: what the store does not have is called not measured. Results that ship with
+    a model count if the workspace's store is a ``DemoStore``.
+
+    Args:
+        workspace: The model on its images.
+        path: The .html file.
+        plan: The plan to report on. None: that of ``pruned``; else of the newest checkpoint that
+            the app wrote; else the knee of the measured front.
+        pruned: A pruned file of the model, whose header tells of its recovery and fine-tuning.
+        files: Folder for the figures as SVG and the data as CSV and JSON; None: no such files.
+        recovery: Recovery of the numbers; None: ``auto`` if anything was measured under it.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: If a file cannot be written.
+        InvalidPlanError: If the plan or the pruned file is of another model.
+        CheckpointError: If ``pruned`` is not a pruned file.
+    """
+    from psvit_core.report import check_page_path, collect, write_files, write_page
+    from psvit_core.tasks.session import Session, summarize_model
+
+    place = check_page_path(path)
+    store, subject = workspace.store, workspace.subject
+    found = collect(
+        store,
+        subject,
+        workspace.summary() or summarize_model(Session(subject, store)),
+        plan=plan,
+        pruned=pruned,
+        recovery=recovery,
+        jobs=client.list_jobs(store),
+    )
+    if files is not None:
+        write_files(found, files)
+    return write_page(found, place)

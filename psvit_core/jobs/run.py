@@ -38,6 +38,8 @@ from psvit_core.records.jobs import (
     ParetoResult,
     PlanRequest,
     PlanResult,
+    ReportRequest,
+    ReportResult,
     SummaryRequest,
     SummaryResult,
     SweepRequest,
@@ -49,6 +51,7 @@ from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
 from psvit_core.tasks.inspect import check_data, inspect_entries
+from psvit_core.tasks.matching import Matcher
 from psvit_core.tasks.pareto import run_pareto
 from psvit_core.tasks.plan import run_plan
 from psvit_core.tasks.prune import write_pruned
@@ -104,6 +107,7 @@ class JobRun:
             ParetoRequest: self._pareto,
             ExportRequest: self._export,
             GraphRequest: self._graph,
+            ReportRequest: self._report,
             FinetuneRequest: self._finetune,
         }
         return runs[type(request)](session, request)
@@ -246,6 +250,28 @@ class JobRun:
             bytes=done.bytes,
             sha256=_sha256(done.path),
             report=report_text(done, "onnxruntime"),
+        )
+
+    def _report(self, session: Session, request: ReportRequest) -> ReportResult:
+        from psvit_core.report import collect, write_page  # jinja2 loads slowly
+
+        subject = session.subject
+        with_shipped = DemoStore(self.store.folder)
+        found = collect(
+            with_shipped,
+            subject,
+            Matcher(subject).shipped_summary() or summarize_model(session),
+            plan=request.plan,
+            recovery=request.recovery,
+            jobs=client.list_jobs(with_shipped),
+        )
+        with_shipped.close()
+        path = write_page(found, self._out_path(request.file_name))
+        return ReportResult(
+            path=str(path),
+            bytes=path.stat().st_size,
+            sha256=_sha256(path),
+            missing=found.missing,
         )
 
     def _out_path(self, file_name: str) -> Path:

@@ -143,6 +143,17 @@ class GraphRequest(JobRequest):
     file_name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest(JobRequest):
+    """Write what is stored of a run as one HTML page."""
+
+    task = "report"
+
+    file_name: str
+    plan: PrunePlan | None = None  # None: as ``report.collect`` chooses
+    recovery: str | None = None  # of the numbers; None: as ``report.collect`` chooses
+
+
 # ---- results ---------------------------------------------------------------------------------
 
 
@@ -219,7 +230,7 @@ class ParetoResult(JobResult):
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenModel(JobResult):
-    """A checkpoint that a job wrote, or a network in another format."""
+    """A checkpoint that a job wrote, a network in another format, or a page about it."""
 
     path: str = ""  # empty while the job runs
     bytes: int = 0  # size of the file
@@ -245,6 +256,13 @@ class GraphResult(WrittenModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportResult(WrittenModel):
+    """Result of ``ReportRequest``; ``path`` is the page."""
+
+    missing: tuple[str, ...] = ()  # parts that the store does not have
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult(WrittenModel):
     """Result of ``FinetuneRequest``; ``path`` is the best epoch's model."""
 
@@ -267,6 +285,7 @@ TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
         (ParetoRequest, ParetoResult),
         (ExportRequest, ExportResult),
         (GraphRequest, GraphResult),
+        (ReportRequest, ReportResult),
         (FinetuneRequest, FinetuneResult),
     )
 }

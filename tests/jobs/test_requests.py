@@ -21,6 +21,7 @@ from psvit_core.records.jobs import (
     InspectRequest,
     JobRequest,
     MeasureRequest,
+    ReportRequest,
     SummaryRequest,
     SweepRequest,
     SweepResult,
@@ -52,6 +53,7 @@ def test_every_task_has_a_request_and_a_result() -> None:
         SweepRequest(settings=SweepSettings(ratios=(0.5,))),
         ExportRequest(plan=PLAN, file_name="x", recovery=RecoverySettings(method="bn")),
         GraphRequest(path="x.safetensors", file_name="x.onnx"),
+        ReportRequest(plan=PLAN, file_name="x.html", recovery="lsq"),
     ],
 )
 def test_a_submitted_request_is_read_back(

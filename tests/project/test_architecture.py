@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("incremental", "evaluate", "planners", "custom", "export"),
     ("recover", "sensitivity", "finetune"),
     ("tasks",),
+    ("report",),
     ("jobs",),
     ("workspace", "cli", "__main__"),
 )
@@ -68,6 +69,7 @@ TORCH_FREE = (
     "psvit_core.tasks.recover",
     "psvit_core.tasks.session",
     "psvit_core.tasks.sweep",
+    "psvit_core.report",
     "psvit_core.jobs.client",
 )
 MAX_PAGE_LINES = 120

@@ -43,6 +43,7 @@ COMMANDS = {
         "open-link",
         "export",
         "fits",
+        "report",
         "compare",
         "inspect",
         "check-data",

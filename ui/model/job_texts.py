@@ -29,6 +29,7 @@ _PAGES = {  # of a finished job's result
     "pareto": "Overview",
     "export": "Export",
     "graph": "Export",
+    "report": "Export",
     "finetune": "Fine-tune",
     "summary": "Open",
     "check_data": "Open",

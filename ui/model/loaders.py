@@ -399,10 +399,14 @@ def job_model(job: Job) -> str:
     return card_title(job.subject.model if job.subject else "")
 
 
+#: Tasks that read no images, or none that their result is about.
+_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "report")
+
+
 def job_images(job: Job) -> str:
     """Describe the images of a job; empty for jobs that use none."""
     subject = job.subject
-    if subject is None or job.task in ("summary", "inspect", "check_data", "export", "graph"):
+    if subject is None or job.task in _WITHOUT_IMAGES:
         return ""
     card = provenance.source_card(subject.model)
     data = subject.data or (card.data if card else "")

@@ -35,6 +35,7 @@ from ui.panels.frame import boot
 from ui.panels.job import follow_job
 from ui.panels.measurement import measurement_line
 from ui.panels.plan import default_file_name, plan_button, plan_line, plan_uploader
+from ui.panels.report import report_panel
 from ui.panels.widgets import action_button, download_link
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\.safetensors")
@@ -60,6 +61,9 @@ def export_page() -> None:
         st.header("Plan file", anchor=False)
         st.caption("A plan lists the units that stay and identifies the weights it was made for.")
         plan_file_panel(page.store, page.summary, draft, key="plan")
+        st.header("Report", anchor=False)
+        plan = None if draft.empty else draft.plan
+        report_panel(page.workspace, page.summary, plan, key="report")
 
 
 def loss_panel(workspace: Workspace, summary: ModelSummary, plan: PrunePlan) -> None:

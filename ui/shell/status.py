@@ -22,6 +22,7 @@ _NOUNS = {  # of running work, short enough for the navigation
     "pareto": "front",
     "export": "export",
     "graph": "export",
+    "report": "report",
     "finetune": "training",
     "summary": "reading",
     "inspect": "reading",
