@@ -26,6 +26,8 @@ from psvit_core.records.jobs import (
     ExportResult,
     FinetuneRequest,
     FinetuneResult,
+    FitsRequest,
+    FitsResult,
     GraphRequest,
     GraphResult,
     InspectRequest,
@@ -48,6 +50,7 @@ from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
+from psvit_core.tasks.fits import count_needs
 from psvit_core.tasks.inspect import check_data, inspect_entries
 from psvit_core.tasks.pareto import run_pareto
 from psvit_core.tasks.plan import run_plan
@@ -105,6 +108,7 @@ class JobRun:
             ExportRequest: self._export,
             GraphRequest: self._graph,
             FinetuneRequest: self._finetune,
+            FitsRequest: self._fits,
         }
         return runs[type(request)](session, request)
 
@@ -247,6 +251,10 @@ class JobRun:
             sha256=_sha256(done.path),
             report=report_text(done, "onnxruntime"),
         )
+
+    def _fits(self, session: Session, request: FitsRequest) -> FitsResult:
+        unpruned, pruned = count_needs(session, request.plan)
+        return FitsResult(unpruned=unpruned, pruned=pruned)
 
     def _out_path(self, file_name: str) -> Path:
         """Return the path of the file to write: in the job's own folder, whatever the name."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from psvit_core.errors import RecordError
 from psvit_core.records._base import Interval, Record
+from psvit_core.records.fits import FitReport
 from psvit_core.records.model import ModelSummary, PrunePlan
 from psvit_core.records.reports import DataReport, FileReport
 from psvit_core.records.results import Measurement
@@ -143,6 +144,15 @@ class GraphRequest(JobRequest):
     file_name: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitsRequest(JobRequest):
+    """Count the bytes that the model needs to run, unpruned and pruned by a plan."""
+
+    task = "fits"
+
+    plan: PrunePlan | None = None  # None: only the unpruned model
+
+
 # ---- results ---------------------------------------------------------------------------------
 
 
@@ -245,6 +255,14 @@ class GraphResult(WrittenModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitsResult(JobResult):
+    """Result of ``FitsRequest``."""
+
+    unpruned: FitReport | None = None
+    pruned: FitReport | None = None  # None without a plan
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult(WrittenModel):
     """Result of ``FinetuneRequest``; ``path`` is the best epoch's model."""
 
@@ -268,5 +286,6 @@ TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
         (ExportRequest, ExportResult),
         (GraphRequest, GraphResult),
         (FinetuneRequest, FinetuneResult),
+        (FitsRequest, FitsResult),
     )
 }

@@ -38,6 +38,8 @@ from ui.model.fronts import Overview
 from ui.model.predictor import Predictor
 from ui.model.sweeps import SweepView
 
+_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "fits")
+
 
 @st.cache_resource(show_spinner=False)
 def open_store() -> Store:
@@ -402,7 +404,7 @@ def job_model(job: Job) -> str:
 def job_images(job: Job) -> str:
     """Describe the images of a job; empty for jobs that use none."""
     subject = job.subject
-    if subject is None or job.task in ("summary", "inspect", "check_data", "export", "graph"):
+    if subject is None or job.task in _WITHOUT_IMAGES:
         return ""
     card = provenance.source_card(subject.model)
     data = subject.data or (card.data if card else "")

@@ -31,6 +31,7 @@ TASKS = {
     "pareto": TaskText("Front measurement", "Measuring plans"),
     "export": TaskText("Export", "Exporting"),
     "graph": TaskText("ONNX export", "Writing and checking the ONNX file"),
+    "fits": TaskText("Memory count", "Counting the memory that the network needs"),
     "recovery": TaskText("Recovery", "Recovering"),
     "finetune": TaskText("Fine-tuning", "Fine-tuning"),
     "summary": TaskText("Model description", "Reading the model", "Could not read this model."),
