@@ -94,7 +94,8 @@ def test_a_network_counted_by_hand() -> None:
     assert at.energy_pj == pytest.approx(4.6 * 576 + 1.25 * 116_240)
 
 
-@pytest.mark.parametrize(("row", "reads"), [(4, 18), (0, 12)])  # 3 x 3 or 2 x 3, for 2 outputs
+#: A spike inside meets 3 x 3 weights, one at the border 2 x 3, for each of 2 outputs.
+@pytest.mark.parametrize(("row", "reads"), [(4, 18), (0, 12)])
 def test_a_spike_reads_the_weights_that_it_meets(row: int, reads: int) -> None:
     model = quiet()
     before = count_memory_access(model, blank(1))

@@ -15,20 +15,13 @@ from psvit_core.jobs.client import Job
 from psvit_core.metrics.devices import DEVICES, own_device
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
-from psvit_core.records import (
-    FitReport,
-    PositionBytes,
-    PrunePlan,
-    Schedule,
-    SpikeExpansion,
-    Subject,
-)
+from psvit_core.records import PrunePlan, Subject
 from psvit_core.records.jobs import FitsRequest, FitsResult
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace, count_fits, find_fits
 from tests.patience import JOB_MS, PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled
-from tests.ui.example import summary
+from tests.ui.example import fit_report, summary
 from ui.charts.needs import needs_chart
 from ui.model import drafts, fits, loaders
 from ui.model.fits import Need
@@ -37,33 +30,6 @@ ROOT = Path(__file__).parents[2]
 MODEL = summary("sdt_v1_digits")
 PLAN = plan_from_ratios(MODEL, {g.group_id: 0.5 for g in MODEL.groups}, criterion="l2")
 NBSP = "\N{NO-BREAK SPACE}"
-
-
-def report(activations: int, state: int = 0, levels: int = 0) -> FitReport:
-    """A report of two positions; the second one needs half of the first."""
-    places = (("patch_embed", activations), ("", activations // 2))
-    schedule = Schedule(
-        name="all steps",
-        steps=4,
-        state_bytes=state,
-        peak_activation_bytes=activations,
-        positions=tuple(PositionBytes(position=name, bytes=n) for name, n in places),
-    )
-    spikes = SpikeExpansion(
-        T=2, levels=4, steps=8, values={"a": 1000}, level_bits=24_000, spike_bits=32_000
-    )
-    return FitReport(
-        model=MODEL.model,
-        weights_hash=MODEL.weights_hash,
-        weights="float32",
-        arithmetic=False,
-        weight_bytes=1,
-        layers={},
-        schedules=(schedule,),
-        schedule="all steps",
-        expansion=spikes if levels else None,
-        fits=(),
-    )
 
 
 @pytest.fixture
@@ -109,7 +75,7 @@ def test_counting_is_asked_for_once(store: Store) -> None:
 
 def test_a_plan_that_fits_beside_a_network_that_does_not(store: Store) -> None:
     drafts.save_draft(store, MODEL, drafts.draft_of(MODEL, PLAN))
-    put_job(store, FitsResult(unpruned=report(300_000), pruned=report(100_000)), PLAN)
+    put_job(store, FitsResult(unpruned=fit_report(300_000), pruned=fit_report(100_000)), PLAN)
     app = export_page()  # the Pico: 264 KiB = 270,336 bytes of RAM
     shown = text(app)
     assert "**Current plan** :green[:material/check_circle:] fits" in shown
@@ -137,7 +103,7 @@ def test_a_plan_that_fits_beside_a_network_that_does_not(store: Store) -> None:
 
 
 def test_own_numbers(store: Store) -> None:
-    put_job(store, FitsResult(unpruned=report(300_000, levels=4)), None)
+    put_job(store, FitsResult(unpruned=fit_report(300_000, levels=4)), None)
     app = export_page()
     app.selectbox(key="fits-device").set_value(fits.OWN).run()
     app.text_input(key="fits-ram").set_value("300KB").run()
@@ -156,10 +122,10 @@ def test_own_numbers(store: Store) -> None:
 def test_which_job_counts_for_a_plan(store: Store) -> None:
     workspace = Workspace(Subject(), store)
     assert find_fits(workspace, None) is None
-    put_job(store, FitsResult(unpruned=report(1)), None)
+    put_job(store, FitsResult(unpruned=fit_report(1)), None)
     assert find_fits(workspace, None) is not None
     assert find_fits(workspace, PLAN) is None
-    put_job(store, FitsResult(unpruned=report(1), pruned=report(1)), PLAN)
+    put_job(store, FitsResult(unpruned=fit_report(1), pruned=fit_report(1)), PLAN)
     assert find_fits(workspace, PLAN) is not None
     assert find_fits(workspace, None) is not None  # it counted the unpruned model, too
     other = plan_from_ratios(MODEL, {MODEL.groups[0].group_id: 0.5}, criterion="l2")
@@ -182,8 +148,8 @@ def test_the_worker_counts(fresh_server: Server, open_page: OpenPage) -> None:
 
 
 def test_the_state_belongs_to_every_position() -> None:
-    full = fits.needs(MODEL, None, report(1000, state=200), "float32")
-    small = fits.needs(MODEL, PLAN, report(400, state=50), "float32")
+    full = fits.needs(MODEL, None, fit_report(1000, state=200), "float32")
+    small = fits.needs(MODEL, PLAN, fit_report(400, state=50), "float32")
     assert full.positions == {"patch_embed": 1200, fits.BETWEEN: 700}
     found = fits.position_needs(full, small)
     assert found == [Need("patch_embed", 1200, 450, 50), Need(fits.BETWEEN, 700, 250, 50)]
@@ -202,7 +168,7 @@ def test_the_state_belongs_to_every_position() -> None:
 
 def test_layers_add_up_in_every_precision() -> None:
     for precision in fits.PRECISIONS:
-        found = fits.needs(MODEL, PLAN, report(1), precision)
+        found = fits.needs(MODEL, PLAN, fit_report(1), precision)
         assert found.weight_bytes == plan_size(MODEL, PLAN, precision).bytes
 
 
