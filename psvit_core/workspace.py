@@ -38,6 +38,7 @@ from psvit_core.records.jobs import (
     ExportRequest,
     FinetuneRequest,
     FinetuneResult,
+    FitsRequest,
     GraphRequest,
     InspectRequest,
     JobRequest,
@@ -375,3 +376,26 @@ def write_report(
     if files is not None:
         write_files(found, files)
     return write_page(found, place)
+
+
+def find_fits(workspace: Workspace, plan: PrunePlan | None) -> Job | None:
+    """Return the newest job that counts what a plan needs, on whatever images; None without one.
+
+    Args:
+        workspace: The unpruned model.
+        plan: The plan; None: the unpruned model, which every such job counts.
+    """
+    for job in client.list_jobs(workspace.store):
+        request = job.request
+        if not isinstance(request, FitsRequest):
+            continue
+        counted = plan is None or (request.plan is not None and request.plan.kept == plan.kept)
+        if counted and workspace._matcher.same_model(job.subject, job.stamps):
+            return job
+    return None
+
+
+def count_fits(workspace: Workspace, plan: PrunePlan | None) -> Job:
+    """Count in the background what the model needs to run, unpruned and under a plan."""
+    request = FitsRequest(plan=plan)
+    return workspace._submit(f"Memory needs of {workspace.subject.model}", request)

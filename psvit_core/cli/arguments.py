@@ -162,6 +162,12 @@ def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
         metavar="PJ",
         help="pJ per accumulate, instead of the energy model's",
     )
+    command.add_argument(
+        "--energy-byte",
+        type=float,
+        metavar="PJ",
+        help="pJ per byte of memory access, instead of the energy model's; 0: arithmetic only",
+    )
 
 
 def _sweep_arguments(command: argparse.ArgumentParser) -> None:

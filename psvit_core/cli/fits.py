@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 from psvit_core.cli.options import add_model_arguments, parse_path
 from psvit_core.cli.session import Result, make_session
 from psvit_core.errors import InvalidSizeError
-from psvit_core.metrics.devices import DEVICES, find_devices, own_device
+from psvit_core.metrics.devices import (
+    DEVICES,
+    NEUROMORPHIC,
+    find_devices,
+    own_device,
+    parse_size,
+)
 from psvit_core.records import (
     Fit,
     FitReport,
@@ -21,12 +26,7 @@ from psvit_core.records import (
 
 #: As they are typed, and as ``plan.size`` names them.
 WEIGHTS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
-_UNITS = {"": 1, "K": 1, "M": 2, "G": 3}
 _SHOWN = 8  # layers and positions that the text lists
-_NEUROMORPHIC = (
-    "Neuromorphic chips: a fit by bytes does not mean that the chip has the operations. Attention "
-    "multiplies two signals, and cores limit neurons, weights and connections."
-)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -61,24 +61,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="precision of the weights (default fp32); the sizes of fp16 and int8 are arithmetic, "
         "nothing is quantized",
     )
-
-
-def parse_size(text: str) -> int:
-    """Parse a number of bytes, alone or with KB, MB, GB (thousands) or KiB, MiB, GiB (1,024).
-
-    Raises:
-        InvalidSizeError: If it is none.
-    """
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip(), re.IGNORECASE)
-    size = 0
-    if found and (found[2] or not found[3]):
-        base = 1024 if found[3] else 1000
-        size = int(float(found[1]) * base ** (_UNITS[found[2].upper()] if found[2] else 0))
-    if not 1 <= size < 1 << 63:
-        raise InvalidSizeError(
-            f"--flash and --ram need a size such as 524288, 512KiB or 2MB; got {text!r}."
-        )
-    return size
 
 
 def fits(options: argparse.Namespace) -> tuple[Result, str]:
@@ -130,7 +112,7 @@ def _text(report: FitReport) -> str:
     width = max(len(fit.device.name) for fit in report.fits)
     lines += [_fit_line(fit, width) for fit in report.fits]
     if any(fit.device.kind == "neuromorphic" for fit in report.fits):
-        lines.append(_NEUROMORPHIC)
+        lines.append(NEUROMORPHIC)
     return "\n".join(lines)
 
 

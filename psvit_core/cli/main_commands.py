@@ -122,7 +122,9 @@ def _refused_line(name: str, reason: str) -> str:
 
 def evaluate(options: argparse.Namespace) -> tuple[Result, str]:
     """Measure a model or a plan; compare the model with its published accuracy, if there is one."""
-    energy = energy_model(options.energy, options.energy_mac, options.energy_ac)
+    energy = energy_model(
+        options.energy, options.energy_mac, options.energy_ac, options.energy_byte
+    )
     plan = PrunePlan.load(options.plan) if options.plan else None
     if plan is None and options.recover is not None:
         raise PsvitError(
@@ -133,7 +135,9 @@ def evaluate(options: argparse.Namespace) -> tuple[Result, str]:
     if plan is not None:
         plan.check(session.description.groups, session.description.weights_hash)
         follow_recovery(session, options.recover)
-    result = at_energy(evaluation.evaluate(session, plan, profile=options.profile), energy)
+    memory = evaluation.count_memory(session, plan) if energy.byte_pj else None
+    found = evaluation.evaluate(session, plan, profile=options.profile)
+    result = at_energy(dataclasses.replace(found, memory=memory), energy)
     published = evaluation.compare_published(session.card, result) if plan is None else None
     document = result.to_dict()
     if published:

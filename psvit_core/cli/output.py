@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from psvit_core.pareto import ParetoArchive, PlanOrigin
-from psvit_core.records import Interval, Measurement, Profile, RecoveryReport, Size, Sizing
+from psvit_core.records import (
+    Interval,
+    Measurement,
+    MemoryAccess,
+    Profile,
+    RecoveryReport,
+    Size,
+    Sizing,
+)
 from psvit_core.zoo.sizing import choice_text
 
 
@@ -50,6 +58,8 @@ def measurement_text(m: Measurement) -> str:
         f"size      {size_text(m.size)}, memory saving {m.memory_saving:.2%}",
         f"compute   {m.sops:,.0f} SOPs per image, theoretical {energy} ({m.energy_model.name})",
     ]
+    if m.memory is not None:
+        lines.append(_memory_line(m.memory))
     if m.top5 is not None:
         lines.insert(1, f"top-5     {percent(m.top5)} (95 %)")
     if m.drop is not None:
@@ -57,6 +67,14 @@ def measurement_text(m: Measurement) -> str:
     if m.profile is not None:
         lines += _profile_lines(m.profile)
     return "\n".join(lines)
+
+
+def _memory_line(memory: MemoryAccess) -> str:
+    read, written = memory.bytes - memory.state_write_bytes, memory.state_write_bytes
+    return (
+        f"memory    {read:,.0f} bytes read per image ({memory.weight_bytes:,.0f} of weights), "
+        f"{written:,} written"
+    )
 
 
 def _recovery_note(m: Measurement) -> str:

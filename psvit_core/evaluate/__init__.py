@@ -21,6 +21,7 @@ from psvit_core.evaluate.inference import (
     place,
     predict,
 )
+from psvit_core.evaluate.memory import count_memory_access
 from psvit_core.groups import find_groups, summarize
 from psvit_core.incremental.joint import JointRunner, firing_rates, joint_runner, sops_of
 from psvit_core.kernels.ops import UnsupportedError
@@ -60,6 +61,7 @@ __all__ = [
     "Prediction",
     "check_labels",
     "conditions_of",
+    "count_memory_access",
     "measure",
     "outcome_of",
     "place",
@@ -176,6 +178,7 @@ def measure(  # noqa: PLR0913  # public signature
     summary: ModelSummary | None = None,
     result: SpikingModel | None = None,
     profile: bool = False,
+    memory: bool = False,
     tick: Tick = keep_going,
     partial: Callable[[Partial], None] | None = None,
 ) -> Measurement:
@@ -194,6 +197,8 @@ def measure(  # noqa: PLR0913  # public signature
         summary: ``groups.summarize(model, ...)`` if the caller has it.
         result: The plan's pruned model with other weights, recovered or trained.
         profile: Also measure run-time memory and latency on this machine.
+        memory: Also count memory accesses, for energy models that include them
+            (``metrics.energy.at_energy``). The images run once more.
         tick: Called before each batch; may raise to stop.
         partial: Called with the result so far after the first batch, then up to ten times a second.
 
@@ -221,6 +226,10 @@ def measure(  # noqa: PLR0913  # public signature
                 store.put(key, found.to_dict())
     if profile:
         found = dataclasses.replace(found, profile=_profiled(request))
+    if memory:
+        subject = result or request.subject()
+        accessed = count_memory_access(subject, data, run=run, tick=tick)
+        found = dataclasses.replace(found, memory=accessed)
     return found
 
 

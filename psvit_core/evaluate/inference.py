@@ -32,6 +32,8 @@ class Prediction:
     logits: Array  # (n_images, num_classes)
     sops: Array  # (n_images,) float64
     firing: dict[str, float]  # neuron layer -> firing rate
+    # Reader -> SOPs, the mean over images; None if they were not counted by reader.
+    by_reader: dict[str, float] | None = None
 
 
 def place(model: SpikingModel, run: Run) -> SpikingModel:
@@ -104,6 +106,7 @@ def predict(
         logits=torch.cat(logits).numpy(),
         sops=torch.cat(count.sops).cpu().numpy(),
         firing=count.firing_rates(),
+        by_reader=count.sops_by_reader(),
     )
 
 

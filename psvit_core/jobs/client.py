@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 #: Tasks that run between two batches of a long job.
-SHORT = ("measure", "export", "graph", "report", "summary", "inspect", "check_data")
+SHORT = ("measure", "export", "graph", "report", "fits", "summary", "inspect", "check_data")
 KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
 ACTIVE = ("queued", "running")
 _PREFIX = "job/"

@@ -26,6 +26,8 @@ from psvit_core.records.jobs import (
     ExportResult,
     FinetuneRequest,
     FinetuneResult,
+    FitsRequest,
+    FitsResult,
     GraphRequest,
     GraphResult,
     InspectRequest,
@@ -50,6 +52,7 @@ from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
+from psvit_core.tasks.fits import count_needs
 from psvit_core.tasks.inspect import check_data, inspect_entries
 from psvit_core.tasks.matching import Matcher
 from psvit_core.tasks.pareto import run_pareto
@@ -109,6 +112,7 @@ class JobRun:
             GraphRequest: self._graph,
             ReportRequest: self._report,
             FinetuneRequest: self._finetune,
+            FitsRequest: self._fits,
         }
         return runs[type(request)](session, request)
 
@@ -273,6 +277,10 @@ class JobRun:
             sha256=_sha256(path),
             missing=found.missing,
         )
+
+    def _fits(self, session: Session, request: FitsRequest) -> FitsResult:
+        unpruned, pruned = count_needs(session, request.plan)
+        return FitsResult(unpruned=unpruned, pruned=pruned)
 
     def _out_path(self, file_name: str) -> Path:
         """Return the path of the file to write: in the job's own folder, whatever the name."""

@@ -7,14 +7,22 @@ source states as a number are left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from psvit_core.errors import InvalidSizeError, UnknownNameError
-from psvit_core.records import TargetDevice
+from psvit_core.records import Fit, Limit, TargetDevice
 
 _K, _M = 1 << 10, 1 << 20
+_UNITS = {"": 1, "K": 1, "M": 2, "G": 3}
 _ZEPHYR = "https://docs.zephyrproject.org"
 _ON_CHIP = "Memory of all cores together; a layer that is larger than one core's must be divided. "
+
+#: What a fit on a neuromorphic chip does not mean.
+NEUROMORPHIC = (
+    "Neuromorphic chips: a fit by bytes does not mean that the chip has the operations. Attention "
+    "multiplies two signals, and cores limit neurons, weights and connections."
+)
 
 #: Devices by name.
 DEVICES: dict[str, TargetDevice] = {
@@ -198,3 +206,40 @@ def own_device(flash_bytes: int | None, ram_bytes: int) -> TargetDevice:
         ram_bytes=ram_bytes,
         source="given by the user",
     )
+
+
+def fit(device: TargetDevice, weight_bytes: int, ram_bytes: int) -> Fit:
+    """Compare needed bytes with one device.
+
+    Args:
+        device: The device; without flash, weights share its RAM.
+        weight_bytes: Bytes of the weights.
+        ram_bytes: Bytes of everything else.
+    """
+    if device.flash_bytes is None:
+        needs = [("RAM", weight_bytes + ram_bytes, device.ram_bytes)]
+    else:
+        needs = [("flash", weight_bytes, device.flash_bytes), ("RAM", ram_bytes, device.ram_bytes)]
+    limits = tuple(Limit(memory=m, need_bytes=n, available_bytes=a) for m, n, a in needs)
+    return Fit(
+        device=device,
+        fits=all(limit.spare_bytes >= 0 for limit in limits),
+        binds=max(limits, key=lambda limit: limit.use).memory,
+        limits=limits,
+    )
+
+
+def parse_size(text: str) -> int:
+    """Parse a number of bytes, alone or with KB, MB, GB (thousands) or KiB, MiB, GiB (1,024).
+
+    Raises:
+        InvalidSizeError: If it is none.
+    """
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip(), re.IGNORECASE)
+    size = 0
+    if found and (found[2] or not found[3]):
+        base = 1024 if found[3] else 1000
+        size = int(float(found[1]) * base ** (_UNITS[found[2].upper()] if found[2] else 0))
+    if not 1 <= size < 1 << 63:
+        raise InvalidSizeError(f"Memories need a size such as 524288, 512KiB or 2MB; got {text!r}.")
+    return size

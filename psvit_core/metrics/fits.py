@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from psvit_core.groups import shape_table
 from psvit_core.kernels import lif
-from psvit_core.metrics.devices import DEVICES, find_devices
+from psvit_core.metrics.devices import DEVICES, find_devices, fit
 from psvit_core.metrics.profile import LiveBytes, state_bytes
 from psvit_core.neurons import IntegerLIF
 from psvit_core.plan.size import bytes_by_layer
 from psvit_core.records import (
-    Fit,
     FitReport,
-    Limit,
     PositionBytes,
     Schedule,
     SpikeExpansion,
@@ -71,27 +69,6 @@ def check_fit(
         schedule=chosen.name,
         expansion=spike_expansion(model),
         fits=tuple(fit(device, total, chosen.bytes) for device in targets or DEVICES.values()),
-    )
-
-
-def fit(device: TargetDevice, weight_bytes: int, ram_bytes: int) -> Fit:
-    """Compare needed bytes with one device.
-
-    Args:
-        device: The device; without flash, weights share its RAM.
-        weight_bytes: Bytes of the weights.
-        ram_bytes: Bytes of everything else.
-    """
-    if device.flash_bytes is None:
-        needs = [("RAM", weight_bytes + ram_bytes, device.ram_bytes)]
-    else:
-        needs = [("flash", weight_bytes, device.flash_bytes), ("RAM", ram_bytes, device.ram_bytes)]
-    limits = tuple(Limit(memory=m, need_bytes=n, available_bytes=a) for m, n, a in needs)
-    return Fit(
-        device=device,
-        fits=all(limit.spare_bytes >= 0 for limit in limits),
-        binds=max(limits, key=lambda limit: limit.use).memory,
-        limits=limits,
     )
 
 

@@ -51,6 +51,14 @@ class SpikeCount:
         scaled = ([t * self.fan_out[n] for t in parts] for n, parts in self.reached.items())
         return [torch.stack(batch).sum(0) for batch in zip(*scaled, strict=True)]
 
+    def sops_by_reader(self) -> dict[str, float]:
+        """Return the synaptic operations by reader: the mean over images, all time steps."""
+        images = sum(self.batches)
+        sums = {
+            name: sum(float(part.sum()) for part in parts) for name, parts in self.reached.items()
+        }
+        return {name: total * self.fan_out[name] / images for name, total in sums.items()}
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Count nothing during the block, in which the model may run for something else."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from psvit_core.errors import RecordError
 from psvit_core.records._base import Interval, Record
+from psvit_core.records.fits import FitReport
 from psvit_core.records.model import ModelSummary, PrunePlan
 from psvit_core.records.reports import DataReport, FileReport
 from psvit_core.records.results import Measurement
@@ -154,6 +155,15 @@ class ReportRequest(JobRequest):
     recovery: str | None = None  # of the numbers; None: as ``report.collect`` chooses
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitsRequest(JobRequest):
+    """Count the bytes that the model needs to run, unpruned and pruned by a plan."""
+
+    task = "fits"
+
+    plan: PrunePlan | None = None  # None: only the unpruned model
+
+
 # ---- results ---------------------------------------------------------------------------------
 
 
@@ -263,6 +273,14 @@ class ReportResult(WrittenModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FitsResult(JobResult):
+    """Result of ``FitsRequest``."""
+
+    unpruned: FitReport | None = None
+    pruned: FitReport | None = None  # None without a plan
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneResult(WrittenModel):
     """Result of ``FinetuneRequest``; ``path`` is the best epoch's model."""
 
@@ -287,5 +305,6 @@ TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
         (GraphRequest, GraphResult),
         (ReportRequest, ReportResult),
         (FinetuneRequest, FinetuneResult),
+        (FitsRequest, FitsResult),
     )
 }

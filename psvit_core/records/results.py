@@ -46,12 +46,38 @@ class Conditions(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyModel(Record):
-    """Energy per operation: arithmetic only, without memory access."""
+    """Energy per operation and, in some models, per byte of memory access."""
 
     name: str
     mac_pj: float  # multiply-accumulate of a layer that reads real values, pJ
     sop_pj: float  # accumulate triggered by a spike, pJ
     source: str = ""
+    byte_pj: float = 0.0  # a byte read or written (``MemoryAccess``), pJ; 0: arithmetic only
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, as older versions wrote it where memory access is excluded."""
+        data = super().to_dict()
+        return data if self.byte_pj else {k: v for k, v in data.items() if k != "byte_pj"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryAccess(Record):
+    """Bytes that one image reads and writes, over all time steps, in fp32.
+
+    Every use of a weight or bias reads it, and every neuron reads and writes its potential at each
+    time step. Activations, operands of attention products, shortcuts, BatchNorms and caches are not
+    counted.
+    """
+
+    weight_bytes: float  # read by the spikes and MACs of convolutions and linear layers
+    bias_bytes: int  # read
+    state_read_bytes: int
+    state_write_bytes: int
+
+    @property
+    def bytes(self) -> float:
+        """All of them."""
+        return self.weight_bytes + self.bias_bytes + self.state_read_bytes + self.state_write_bytes
 
 
 ENERGY_45NM = EnergyModel(
@@ -127,6 +153,7 @@ class Measurement(Record):
     baseline_top5: Interval | None = None  # fraction, on the same images
     energy_model: EnergyModel = ENERGY_45NM
     profile: Profile | None = None  # measured on request
+    memory: MemoryAccess | None = None  # counted on request
     warnings: tuple[str, ...] = ()  # why the numbers may be wrong; not stored with results
     recovered_by: str = ""  # method that ``auto`` chose, or that was asked for; empty: no recovery
     # With ``conditions.recovery``: the plan measured without it, on the same images, itself without

@@ -7,9 +7,17 @@ from collections.abc import Callable
 
 from psvit_core.callbacks import Tick, keep_going
 from psvit_core.pareto import PlanOrigin, add_point
-from psvit_core.records import Interval, Measurement, Partial, PrunePlan, RecoverySettings
+from psvit_core.records import (
+    Interval,
+    Measurement,
+    MemoryAccess,
+    Partial,
+    PrunePlan,
+    RecoverySettings,
+)
 from psvit_core.storage.frozen import freeze_prediction
 from psvit_core.tasks.cautions import with_warnings
+from psvit_core.tasks.prune import prune_model
 from psvit_core.tasks.recover import measure_recovered
 from psvit_core.tasks.session import Session
 from psvit_core.zoo.cards import ModelCard
@@ -75,6 +83,25 @@ def evaluate(
     result, chance = with_warnings(result, session.warnings, session.model.num_classes)
     session.caution(chance)
     return result
+
+
+def count_memory(session: Session, plan: PrunePlan | None, tick: Tick = keep_going) -> MemoryAccess:
+    """Count the memory accesses of the network that ``evaluate`` measures.
+
+    The images run for it, and under a session's recovery the plan is recovered for it.
+
+    Args:
+        session: The model and its images.
+        plan: The plan; None: the unpruned model.
+        tick: Called before each batch; may raise to stop.
+
+    Raises:
+        InvalidEnergyError: If the model is a network of a user's own.
+    """
+    from psvit_core.evaluate import count_memory_access
+
+    model = prune_model(session, plan, session.recovery, tick)[0] if plan else session.model
+    return count_memory_access(model, session.data, run=session.run, tick=tick)
 
 
 def compare_published(card: ModelCard, measured: Measurement) -> tuple[str, bool] | None:

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from psvit_core.cli import main
-from psvit_core.cli.fits import parse_size
 from psvit_core.errors import InvalidSizeError
-from psvit_core.metrics.devices import DEVICES
+from psvit_core.metrics.devices import DEVICES, parse_size
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
 from psvit_core.zoo.cards import shipped_summary

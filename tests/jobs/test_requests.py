@@ -17,6 +17,7 @@ from psvit_core.records.jobs import (
     ExportRequest,
     ExportResult,
     FileStamps,
+    FitsRequest,
     GraphRequest,
     InspectRequest,
     JobRequest,
@@ -54,6 +55,7 @@ def test_every_task_has_a_request_and_a_result() -> None:
         ExportRequest(plan=PLAN, file_name="x", recovery=RecoverySettings(method="bn")),
         GraphRequest(path="x.safetensors", file_name="x.onnx"),
         ReportRequest(plan=PLAN, file_name="x.html", recovery="lsq"),
+        FitsRequest(plan=PLAN),
     ],
 )
 def test_a_submitted_request_is_read_back(

@@ -62,6 +62,7 @@ TORCH_FREE = (
     "psvit_core.pareto",
     "psvit_core.tasks.evaluate",
     "psvit_core.tasks.finetune",
+    "psvit_core.tasks.fits",
     "psvit_core.tasks.inspect",
     "psvit_core.tasks.pareto",
     "psvit_core.tasks.plan",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, ConsoleMessage, Request
 
 from psvit_core.records import Subject
 from psvit_core.report import collect, write_page
 from psvit_core.storage.shipped import DemoStore
 from psvit_core.zoo.cards import shipped_summary
+
+
+def _note_url(asked: list[str], request: Request) -> None:
+    asked.append(request.url)
+
+
+def _note_text(said: list[str], message: ConsoleMessage) -> None:
+    said.append(message.text)
 
 
 def test_a_page_opens_alone_and_can_be_read(browser: Browser, tmp_path: Path) -> None:
@@ -25,8 +34,8 @@ def test_a_page_opens_alone_and_can_be_read(browser: Browser, tmp_path: Path) ->
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         asked: list[str] = []
         said: list[str] = []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
-        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("request", partial(_note_url, asked))
+        page.on("console", partial(_note_text, said))
         page.goto(path.as_uri())
         figure = page.get_by_role("img", name="Measured plans: accuracy against memory")
         assert figure.is_visible()

@@ -11,9 +11,13 @@ from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
 from psvit_core.records import (
     ChannelGroup,
+    FitReport,
     Interval,
     ModelSummary,
+    PositionBytes,
+    Schedule,
     SensitivityRow,
+    SpikeExpansion,
     n_pruned,
 )
 from psvit_core.sensitivity.spec import SweepSpec, save_spec
@@ -111,3 +115,30 @@ def put_sweep(
                 drop = cost(group) * ratio**2
                 write(spec.cell(group, ratio).key, 2 + round(drop * n_images / 100), drop / 20)
     return spec
+
+
+def fit_report(activations: int, state: int = 0, levels: int = 0) -> FitReport:
+    """A report of two positions; the second one needs half of the first."""
+    places = (("patch_embed", activations), ("", activations // 2))
+    schedule = Schedule(
+        name="all steps",
+        steps=4,
+        state_bytes=state,
+        peak_activation_bytes=activations,
+        positions=tuple(PositionBytes(position=name, bytes=n) for name, n in places),
+    )
+    spikes = SpikeExpansion(
+        T=2, levels=4, steps=8, values={"a": 1000}, level_bits=24_000, spike_bits=32_000
+    )
+    return FitReport(
+        model="sdt_v1_digits",
+        weights_hash=summary("sdt_v1_digits").weights_hash,
+        weights="float32",
+        arithmetic=False,
+        weight_bytes=1,
+        layers={},
+        schedules=(schedule,),
+        schedule="all steps",
+        expansion=spikes if levels else None,
+        fits=(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,11 +25,12 @@ from psvit_core.records import (
     PrunePlan,
     Subject,
 )
+from psvit_core.records.jobs import FitsRequest, FitsResult
 from psvit_core.storage.shipped import SWITCH_ENV, DemoStore, shipped_bundles
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server, settled, start_server
-from tests.ui.example import CONDITIONS, summary
+from tests.ui.example import CONDITIONS, fit_report, summary
 from ui.model import drafts, saved_plans
 
 MODEL = summary("sdt_v1_digits")
@@ -63,6 +65,7 @@ def work(store: Store) -> None:
     saved_plans.save_plan(store, MODEL, first, "Small")
     saved_plans.save_plan(store, MODEL, second, "Smaller")
     trained(store, first)
+    counted(store, first)
     for state, more in (
         ("failed", {"error": "[Errno 28] No space left."}),
         ("cancelled", {"done": 40, "total": 100}),
@@ -107,6 +110,16 @@ def put(store: Store, job_id: str, task: str, state: str, *, model: str, **more:
         **more,
     )
     return client.save(store, job)
+
+
+def counted(store: Store, plan: PrunePlan) -> None:
+    """Store what the network needs to run, unpruned and pruned."""
+    result = FitsResult(
+        unpruned=fit_report(300_000, state=90_000), pruned=fit_report(100_000, state=50_000)
+    )
+    params = FitsRequest(plan=plan).to_dict()
+    job = put(store, "fits", "fits", "done", model=MODEL.model, params=params)
+    client.save(store, dataclasses.replace(job, result=result.to_dict()))
 
 
 def trained(store: Store, plan: PrunePlan) -> None:
@@ -241,6 +254,11 @@ def popovers(page: Page) -> None:
     expect(page.locator("input[type=file]")).to_be_attached()
 
 
+def needs(page: Page) -> None:
+    page.get_by_text("Weights by layer, activations by position").click()
+    expect(page.get_by_text("the 12 largest of 83")).to_be_visible()
+
+
 def log(page: Page) -> None:
     page.get_by_text("Log of the worker on cpu").click()
     expect(page.get_by_text("last line")).to_be_visible()
@@ -265,6 +283,7 @@ def test_expanded_parts_of_pages(server: Server, open_page: OpenPage, theme: str
         "tune#": bytes_wide,
         "compare": popovers,
         "finetune": settings,
+        "export": needs,
         "jobs": log,
         "open": folder,
     }

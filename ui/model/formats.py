@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from psvit_core.records import Conditions, Interval, Measurement, SensitivityRow
+from psvit_core.records import Conditions, EnergyModel, Interval, Measurement, SensitivityRow
 
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"
@@ -151,6 +151,16 @@ def relative_change(part: float, whole: float) -> str:
 def energy(picojoules: float) -> str:
     """Format a theoretical energy in microjoules."""
     return f"{picojoules / 1e6:.2f}{NBSP}µJ"
+
+
+def energy_note(model: EnergyModel) -> str:
+    """Say what an energy model counts, with its name and constants."""
+    memory = f", {model.byte_pj:g} pJ per byte of memory access" if model.byte_pj else ""
+    only = "" if memory else " arithmetic only"
+    return (
+        f"Energy by {model.name} counts{only} ({model.mac_pj:g} pJ per MAC, "
+        f"{model.sop_pj:g} pJ per SOP{memory})."
+    )
 
 
 # ---- times ---------------------------------------------------------------------------------------

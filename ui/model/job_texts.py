@@ -30,6 +30,7 @@ _PAGES = {  # of a finished job's result
     "export": "Export",
     "graph": "Export",
     "report": "Export",
+    "fits": "Export",
     "finetune": "Fine-tune",
     "summary": "Open",
     "check_data": "Open",
@@ -50,7 +51,7 @@ def about(store: Store, job: Job) -> str:
     if plan is None:
         if isinstance(request, PlanRequest):
             return settings_line(request.settings)
-        return "unpruned" if job.task == "measure" else ""
+        return "unpruned" if job.task in ("measure", "fits") else ""
     summary = Workspace(job.subject, store).summary() if job.subject else None
     if summary is None or summary.weights_hash != plan.weights_hash:
         return POLICY_NAMES.get(plan.policy, plan.policy)

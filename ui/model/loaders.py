@@ -38,6 +38,8 @@ from ui.model.fronts import Overview
 from ui.model.predictor import Predictor
 from ui.model.sweeps import SweepView
 
+_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "fits")
+
 
 @st.cache_resource(show_spinner=False)
 def open_store() -> Store:

@@ -31,6 +31,7 @@ from ui.model import (
 from ui.model.drafts import Draft
 from ui.model.foreign import in_markdown
 from ui.model.provenance import source_card
+from ui.panels.fits import fits_panel
 from ui.panels.frame import boot
 from ui.panels.job import follow_job
 from ui.panels.measurement import measurement_line
@@ -55,6 +56,9 @@ def export_page() -> None:
             measurement_line(page.workspace, draft.plan, key="measure")
             loss_panel(page.workspace, page.summary, draft.plan)
             export_panel(page.workspace, page.summary, draft.plan, key="export")
+        st.header("Does it fit?", anchor=False)
+        plan = None if draft.empty else draft.plan
+        fits_panel(page.workspace, page.summary, plan, key="fits", dark=page.dark)
         st.header("Files", anchor=False)
         exports_panel(page.workspace, page.summary, key="file")
     with right:

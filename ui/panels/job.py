@@ -32,6 +32,7 @@ TASKS = {
     "export": TaskText("Export", "Exporting"),
     "graph": TaskText("ONNX export", "Writing and checking the ONNX file"),
     "report": TaskText("Report", "Writing the report"),
+    "fits": TaskText("Memory count", "Counting the memory that the network needs"),
     "recovery": TaskText("Recovery", "Recovering"),
     "finetune": TaskText("Fine-tuning", "Fine-tuning"),
     "summary": TaskText("Model description", "Reading the model", "Could not read this model."),

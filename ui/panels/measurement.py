@@ -89,7 +89,7 @@ def measured_table(m: Measurement, *, baseline: Measurement | None = None) -> No
     conditions = in_markdown(formats.conditions_line(m.conditions))
     st.caption(
         f"Measured on {conditions}. Brackets are 95 % intervals. "
-        "Energy counts arithmetic only (4.6 pJ per MAC, 0.9 pJ per SOP)."
+        f"{formats.energy_note(m.energy_model)}"
     )
 
 
