@@ -31,6 +31,7 @@ from psvit_core.plan.size import memory_saving, plan_size, real_macs
 from psvit_core.records import (
     Conditions,
     Measurement,
+    MemoryAccess,
     ModelSummary,
     Partial,
     Profile,
@@ -197,8 +198,7 @@ def measure(  # noqa: PLR0913  # public signature
         summary: ``groups.summarize(model, ...)`` if the caller has it.
         result: The plan's pruned model with other weights, recovered or trained.
         profile: Also measure run-time memory and latency on this machine.
-        memory: Also count memory accesses, for energy models that include them
-            (``metrics.energy.at_energy``). The images run once more.
+        memory: Also count memory accesses, for ``at_energy``; the images run once more.
         tick: Called before each batch; may raise to stop.
         partial: Called with the result so far after the first batch, then up to ten times a second.
 
@@ -227,9 +227,7 @@ def measure(  # noqa: PLR0913  # public signature
     if profile:
         found = dataclasses.replace(found, profile=_profiled(request))
     if memory:
-        subject = result or request.subject()
-        accessed = count_memory_access(subject, data, run=run, tick=tick)
-        found = dataclasses.replace(found, memory=accessed)
+        found = dataclasses.replace(found, memory=request.memory(result))
     return found
 
 
@@ -270,6 +268,11 @@ class _Request:
     def subject(self) -> SpikingModel:
         """Return the model itself, or the pruned model that the plan makes of it."""
         return apply_plan(self.model, self.plan) if self.plan else self.model
+
+    def memory(self, result: SpikingModel | None) -> MemoryAccess:
+        """Return the memory accesses of ``result``, or of the subject."""
+        model = result or self.subject()
+        return count_memory_access(model, self.data, run=self.run, tick=self.tick)
 
     def measurement_key(self, result: SpikingModel | None) -> str:
         """Return the store key; ``result`` is a pruned model with other weights, or None."""

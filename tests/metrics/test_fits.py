@@ -14,12 +14,11 @@ from torch import Tensor, nn
 import psvit_core as psvit
 from psvit_core.errors import InvalidSizeError, UnknownNameError
 from psvit_core.groups import find_groups, shape_table
-from psvit_core.metrics.devices import DEVICES, find_devices, own_device
+from psvit_core.metrics.devices import DEVICES, find_devices, fit, own_device
 from psvit_core.metrics.fits import (
     ALL_STEPS,
     ONE_STEP,
     find_schedules,
-    fit,
     peaks_by_position,
     runs_step_by_step,
     spike_expansion,
