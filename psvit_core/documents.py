@@ -17,7 +17,6 @@ from psvit_core.errors import ConfigError
 from psvit_core.files import expand
 
 if TYPE_CHECKING:
-    from yaml import Event
     from yaml.events import ScalarEvent
 
 MAX_BYTES = 64_000
@@ -110,7 +109,6 @@ class _Reader:
     def read(self, text: str) -> Document:
         import yaml
 
-        # Each open collection is (its data, the place of the collection, the key that waits).
         try:
             events = yaml.parse(text, Loader=yaml.SafeLoader)
             return Document(self._path, self._build(events), self._lines)

@@ -118,7 +118,7 @@ def _text(done: RunOutcome) -> str:
     result = done.result
     final = Measurement.from_dict((result["tuned"] or result["pruned"])["measurement"])
     lines = [f"{done.folder / result['checkpoint']}: saves {final.memory_saving:.2%} of the memory"]
-    lines.append(_measured("planned", final))
+    lines += [_network(result), _measured("planned", final)]
     if result["test"] is not None:
         lines.append(_measured("test", Measurement.from_dict(result["test"]["measurement"])))
     lines += [judged_text(judged) for judged in done.targets]
@@ -131,5 +131,15 @@ def _measured(name: str, m: Measurement) -> str:
     c = m.conditions
     return (
         f"{name:7} accuracy {percent(m.accuracy)}, drop {drop_text(m.drop)} paired "
-        f"({c.data} {c.split}, {c.n_images} images, T={c.T}, recovery {c.recovery})"
+        f"({c.data} {c.split}, {c.n_images} images, T={c.T})"
     )
+
+
+def _network(result: Result) -> str:
+    """Return what followed pruning, as a line of text."""
+    recovery, training = result["pruned"]["recovery"], result["tuned"]
+    parts = [f"pruned by {result['plan']['policy']}"]
+    parts.append(f"recovered by {recovery['used']}" if recovery else "not recovered")
+    if training:
+        parts.append(f"trained, best after {training['training']['best_epoch']:g} epochs")
+    return f"network {', '.join(parts)}"

@@ -176,8 +176,7 @@ def _judge(work: Work, done: Mapping[str, StageRecord]) -> list[Judged]:
     records = (done["test"], done["test"]) if "test" in done else (done["baseline"], final)
     keys = ("baseline", "measurement") if "test" in done else ("measurement", "measurement")
     base, found = (
-        Measurement.from_dict(record.result[key])
-        for record, key in zip(records, keys, strict=True)
+        Measurement.from_dict(record.result[key]) for record, key in zip(records, keys, strict=True)
     )
     latency = done["latency"].result["saving"] if "latency" in done else None
     target = work.config.plan_settings().target

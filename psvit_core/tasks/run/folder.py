@@ -123,7 +123,7 @@ class RunFolder:
         return [
             f"{name}: {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
+            if before.get(name) != now.get(name) and name != "out"  # a folder may be moved
         ]
 
     def save_config(self, config: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -56,20 +57,20 @@ def _one_of(what: str, known: tuple[str, ...]) -> AfterValidator:
     def check(name: str | None) -> str | None:
         if name is not None and name not in known:
             text = str(UnknownNameError(what, name, known)).replace("{", "(").replace("}", ")")
-            raise PydanticCustomError("unknown_name", text)  # type: ignore[arg-type]
+            raise PydanticCustomError("unknown_name", text)
         return name
 
     return AfterValidator(check)
 
 
-def _section(name: str, record: type, fields: tuple[str, ...], **checks: AfterValidator) -> Any:
+def _section(name: str, record: type, fields: tuple[str, ...], **checks: Any) -> Any:
     """Return a section with fields of a record.
 
     Args:
         name: Of the class.
         record: The record.
         fields: Names of its fields.
-        checks: Validator by field.
+        checks: Validator or limits by field.
     """
     hints = typing.get_type_hints(record)
     found: dict[str, Any] = {}
@@ -78,8 +79,9 @@ def _section(name: str, record: type, fields: tuple[str, ...], **checks: AfterVa
             kind = hints[field.name]
             if field.name in checks:
                 kind = Annotated[kind, checks[field.name]]
-            has_factory = field.default_factory is not dataclasses.MISSING
-            default = Field(default_factory=field.default_factory) if has_factory else field.default
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = Field(default_factory=field.default_factory)
             found[field.name] = (kind, default)
     return create_model(name, __base__=_Section, **found)
 
@@ -128,7 +130,12 @@ Sweep = _section(
     mode=_one_of("sweep mode", MODES),
 )
 Targets = _section(
-    "Targets", PlanSettings, _LIMITS, resource=_one_of("resource", RESOURCES)
+    "Targets",
+    PlanSettings,
+    _LIMITS,
+    memory_saving=Field(gt=0, lt=1),
+    max_drop=Field(gt=0, lt=1),
+    resource=_one_of("resource", RESOURCES),
 )
 Plan = _section(
     "Plan",
@@ -175,7 +182,7 @@ class RunConfig(_Section):
         arguments = {n: m.pop(n) for n in SIZE_ARGUMENTS}
         plugin = m.pop("plugin")
         return Subject(
-            model=_place(m.pop("name")),
+            model=str(_place(m.pop("name"))),
             checkpoint=_place(m.pop("checkpoint")),
             data=expand_spec(self.data.spec) if self.data.spec else None,
             split=self.data.split,
@@ -199,18 +206,29 @@ class RunConfig(_Section):
 
     def finetune_settings(self) -> FinetuneSettings | None:
         """Return the settings of the training; None without one."""
-        return FinetuneSettings(**self.finetune.model_dump()) if self.finetune else None  # type: ignore[attr-defined]
+        return FinetuneSettings(**self.finetune.model_dump()) if self.finetune else None
 
-    def checks(self) -> Iterator[tuple[str, Callable[[], object]]]:
-        """Yield each field with a check of its values that needs no model."""
-        yield "sweep", self.sweep_settings
-        yield "targets", lambda: self.plan_settings().target
+    def checks(self) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
+        """Yield the place of each field with a check of its values that needs no model."""
+        yield ("sweep", "ratios"), self.sweep_settings
+        yield ("targets",), lambda: self.plan_settings().target
         plan = self.plan_settings()
-        yield "plan", lambda: check_counts(round_to=plan.round_to, budget=plan.budget_evaluations)
+        yield (
+            ("plan",),
+            lambda: check_counts(round_to=plan.round_to, budget=plan.budget_evaluations),
+        )
         if settings := self.finetune_settings():
+            yield ("data", "split"), self._check_split
             from psvit_core.finetune import check_settings  # imports torch
 
-            yield "finetune", lambda: check_settings(settings)
+            yield ("finetune",), lambda: check_settings(settings)
+
+    def _check_split(self) -> None:
+        if self.data.split != "val":
+            raise ConfigError(
+                f"Training chooses its best epoch on the split val; got {self.data.split}. Use "
+                "val, or omit finetune."
+            )
 
 
 def load_run_config(path: str | Path) -> RunConfig:
@@ -227,12 +245,19 @@ def load_run_config(path: str | Path) -> RunConfig:
         config = RunConfig.model_validate_json(json.dumps(document.data))
     except ValidationError as error:
         raise _config_error(document, error) from error
-    for name, check in config.checks():
+    for place, check in config.checks():
         try:
             check()
         except PsvitError as error:
-            raise document.error((name,), str(error)) from error
+            raise document.error(_nearer(document, place, str(error)), str(error)) from error
     return config
+
+
+def _nearer(document: Document, place: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Return the place of the field of a section that an error names, if the file has it."""
+    given = document.data.get(place[0]) if len(place) == 1 else None
+    named = [name for name in given or () if re.search(rf"\b{re.escape(name)}\b", text)]
+    return (*place, *named[:1])
 
 
 def _place(name: str | None) -> str | None:

@@ -235,9 +235,7 @@ def _finetune(work: Work) -> Result:
     place = work.folder.place
     settings = work.config.finetune_settings()
     assert settings is not None
-    task = FinetuneTask(
-        settings=settings, out=place / TUNED, plan=work.plan, pruned=place / PRUNED
-    )
+    task = FinetuneTask(settings=settings, out=place / TUNED, plan=work.plan, pruned=place / PRUNED)
     done = run_finetune(
         work.session, task, FinetuneCallbacks(progress=work.progress, tick=work.tick)
     )
