@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from psvit_core.cli.options import add_download_argument, parse_path
+from psvit_core.cli.options import add_download_argument, add_plugin_argument, parse_path
 from psvit_core.cli.output import drop_text, percent
-from psvit_core.cli.session import Result, ensure_images
+from psvit_core.cli.session import Result, absolute_path, ensure_images
 from psvit_core.records import Measurement
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace results of other settings in the configuration's folder",
     )
+    add_plugin_argument(command)
     add_download_argument(command)
     command.set_defaults(data=None)  # known once the configuration is read
 
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> tuple[Result, str]:
     with _Bars() as bars:
         done = run_config(
             config,
+            plugin=absolute_path(options.plugin),
             replace=options.replace,
             callbacks=RunCallbacks(stage=bars.stage, progress=bars.progress, say=_say),
         )

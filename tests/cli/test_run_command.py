@@ -81,7 +81,7 @@ def test_a_target_missed_on_test_is_exit_status_3(
 def test_a_killed_run_goes_on_and_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = {"recovery": "lsq", "limit": 60, "test": "true"}
+    fields: dict[str, Any] = {"recovery": "lsq", "limit": 60, "test": "true"}
     command = [sys.executable, "-m", "psvit_core", "run", str(written(tmp_path, **fields))]
     records = tmp_path / "out" / ".run"
     for stage in ("sweep", "plan"):  # killed twice, after another stage each time

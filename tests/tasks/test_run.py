@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -171,6 +172,26 @@ def test_lost_files_are_made_again_and_altered_ones_stay(
         run()
     assert (out / "plan.json").read_text() == "{}"
     assert run(replace=True).reused == ("baseline", "sweep", "pruned")
+
+
+def test_what_follows_a_lost_plan_is_made_again_if_the_new_one_is_another(
+    run: Runner, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / "plan.json").unlink()
+    planned = stages_module.run_plan
+
+    def other(session: Any, table: Any, settings: Any, *more: Any) -> Any:
+        # as a plan by latency may differ from time to time
+        return planned(session, table, dataclasses.replace(settings, memory_saving=0.4), *more)
+
+    monkeypatch.setattr(stages_module, "run_plan", other)
+    done = run()
+    assert done.result["plan"]["memory_saving"] >= 0.4
+    assert done.result["pruned"]["measurement"]["memory_saving"] >= 0.4
+    assert load_model(out / "pruned.safetensors").provenance["plans"] == [
+        PrunePlan.load(out / "plan.json").to_dict()
+    ]
 
 
 @pytest.mark.slow

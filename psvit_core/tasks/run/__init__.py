@@ -20,6 +20,7 @@ from psvit_core.storage.store import ENGINE_VERSION, Store
 from psvit_core.tasks.run.folder import RESULT, RunFolder, StageRecord
 from psvit_core.tasks.run.schema import RunConfig, load_run_config
 from psvit_core.tasks.run.stages import (
+    CHOICES,
     Stage,
     Work,
     check_possible,
@@ -65,6 +66,7 @@ def run_config(
     config: RunConfig | str | Path,
     *,
     store: Store | None = None,
+    plugin: str | None = None,
     replace: bool = False,
     callbacks: RunCallbacks | None = None,
 ) -> RunOutcome:
@@ -73,6 +75,7 @@ def run_config(
     Args:
         config: The configuration, or its file.
         store: Store of results; that of the default folder when None.
+        plugin: File or module that registers custom models; its code runs.
         replace: Replace files of other settings in the folder of the results.
         callbacks: Called meanwhile.
 
@@ -89,7 +92,7 @@ def run_config(
     calls, store = callbacks or RunCallbacks(), store or Store()
     folder = RunFolder(config.folder)
     with folder.opened((*file_names(config), RESULT)), store.using():
-        session = Session(config.subject(), store, warn=calls.say)
+        session = Session(config.subject(plugin), store, warn=calls.say)
         _ = session.recovery  # warns if it is not possible, before anything runs
         work = Work(config, session, folder, calls.progress, calls.tick)
         stages = make_stages(config, session)
@@ -103,9 +106,12 @@ def run_config(
             if stage.name in done:
                 continue
             calls.stage(stage.name, number, len(stages))
-            result = stage.run(work)
+            before, result = folder.find(stage.name), stage.run(work)
             warnings = tuple(session.warnings)
-            done[stage.name] = folder.save(stage.name, stage.key, result, stage.files, *warnings)
+            record = folder.save(stage.name, stage.key, result, stage.files, *warnings)
+            if before and stage.name in CHOICES and before.files != record.files:
+                done = {s.name: done[s.name] for s in stages[:number] if s.name in done}
+            done[stage.name] = record
         targets = _judge(work, done)
         result = _result(work, {s.name: done[s.name] for s in stages}, targets)
         folder.save_result(result)

@@ -118,7 +118,10 @@ class RunFolder:
         path = self._records / _CONFIG
         if not path.is_file():
             return []
-        before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        try:
+            before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        except ValueError as error:
+            raise RecordError(f"{path} is not a JSON document ({error}). Remove it.") from error
         now = dict(_flat(config))
         return [
             f"{name}: {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}"

@@ -101,7 +101,6 @@ class Model(_Section):
     batch_coupled: bool | None = None
     chunk_size: int | None = None
     levels: int | None = None
-    plugin: str | None = None
 
 
 class Data(_Section):
@@ -176,11 +175,15 @@ class RunConfig(_Section):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def subject(self) -> Subject:
-        """Return the model and the images, as the other commands take them."""
+    def subject(self, plugin: str | None = None) -> Subject:
+        """Return the model and the images, as the other commands take them.
+
+        Args:
+            plugin: File or module that registers custom models. A configuration cannot name it,
+                because its code runs.
+        """
         m = self.model.model_dump()
         arguments = {n: m.pop(n) for n in SIZE_ARGUMENTS}
-        plugin = m.pop("plugin")
         return Subject(
             model=str(_place(m.pop("name"))),
             checkpoint=_place(m.pop("checkpoint")),
@@ -188,7 +191,7 @@ class RunConfig(_Section):
             split=self.data.split,
             limit=self.data.limit,
             bad_images=self.data.bad_images,
-            plugin=str(expand(plugin).resolve()) if str(plugin).endswith(".py") else plugin,
+            plugin=plugin,
             recovery=self.recovery,
             arguments={n: value for n, value in arguments.items() if value is not None},
             **m,

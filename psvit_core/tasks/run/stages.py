@@ -39,6 +39,10 @@ _EXPORTED = {
 }
 _CHECK_IMAGES = 64  # that an exported graph is compared with torch on
 
+#: Stages that others build on by their files. If one of these was lost and the new one is another,
+#: as a plan by latency may be, all later stages run again.
+CHOICES = ("sweep", "plan")
+
 Result = dict[str, Any]
 
 
@@ -97,7 +101,7 @@ def make_stages(config: RunConfig, session: Session) -> list[Stage]:
     data = config.model_dump(mode="json")
     base = _base_key(session)
     add("baseline", _baseline, (), base)
-    swept = add("sweep", _sweep, (SWEEP,), base, config.recovery, data["sweep"])
+    swept = add("sweep", _sweep, (SWEEP,), base, _recovery_key(session), data["sweep"])
     planned = add("plan", _plan, (PLAN,), swept, data["targets"], data["plan"])
     final = add("pruned", _prune, (PRUNED,), planned)
     if "latency" in config.plan_settings().target.all_savings:
@@ -126,6 +130,15 @@ def _base_key(session: Session) -> str:
     weights = session.description.weights_hash
     conditions = conditions_of(session.model, session.data, session.run)
     return digest([ENGINE_VERSION, VERSION, weights, conditions.to_dict()])
+
+
+def _recovery_key(session: Session) -> str:
+    """Return the hash of the recovery that is possible here, and of its images."""
+    recovery = session.recovery
+    images = (
+        [] if recovery.method == "none" else session.calib(recovery.n_images, recovery.seed).ids
+    )
+    return digest([recovery.to_dict(), list(images)])
 
 
 def check_possible(work: Work, pending: set[str]) -> None:
