@@ -63,7 +63,7 @@ def test_checking_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_target_missed_on_test_is_exit_status_3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # 20 validation images do not see the loss that 750 test images show
+    # 8 validation images do not see the loss that 750 test images show
     path = written(tmp_path, targets="{memory_saving: 0.3, max_drop: 0.001}", test="true", limit=8)
     assert main(["run", str(path), "--json"]) == 3
     result = json.loads(capsys.readouterr().out)
@@ -81,7 +81,7 @@ def test_a_target_missed_on_test_is_exit_status_3(
 def test_a_killed_run_goes_on_and_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields: dict[str, Any] = {"recovery": "lsq", "limit": 60, "test": "true"}
+    fields: dict[str, Any] = {"recovery": "lsq", "limit": 30, "test": "true"}
     command = [sys.executable, "-m", "psvit_core", "run", str(written(tmp_path, **fields))]
     records = tmp_path / "out" / ".run"
     for stage in ("sweep", "plan"):  # killed twice, after another stage each time

@@ -28,6 +28,7 @@ from psvit_core.records import (
     Target,
 )
 from psvit_core.storage.store import Store
+from psvit_core.tasks.plan import run_plan
 from psvit_core.tasks.run import RunCallbacks, RunConfig, RunOutcome, run_config
 from psvit_core.tasks.run import stages as stages_module
 from psvit_core.tasks.run.targets import judge
@@ -179,7 +180,7 @@ def test_what_follows_a_lost_plan_is_made_again_if_the_new_one_is_another(
 ) -> None:
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "plan.json").unlink()
-    planned = stages_module.run_plan
+    planned = run_plan
 
     def other(session: Any, table: Any, settings: Any, *more: Any) -> Any:
         # as a plan by latency may differ from time to time
