@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from psvit_core.sensitivity.sweep import sweep
     from psvit_core.storage.store import Store
     from psvit_core.surgery import apply_plan, silenced
+    from psvit_core.tasks.run import run_config
     from psvit_core.workspace import Workspace, write_report
     from psvit_core.zoo.cards import list_models, model_card
     from psvit_core.zoo.checkpoint import load_model
@@ -61,6 +62,7 @@ _HOMES = {
     "model_card": "zoo.cards",
     "plan_from_kept": "groups",
     "register_model": "custom",
+    "run_config": "tasks.run",
     "save_pruned": "zoo.pruned",
     "silenced": "surgery",
     "sweep": "sensitivity.sweep",
@@ -94,6 +96,7 @@ __all__ = [
     "model_card",
     "plan_from_kept",
     "register_model",
+    "run_config",
     "save_pruned",
     "silenced",
     "sweep",

@@ -1,7 +1,8 @@
 """Errors that a user can cause. Each message gives the rule, the value and a way out.
 
 All derive from ``PsvitError``, whose ``exit_code`` is the exit status of the command line
-(2: bad input, 1: failed while running, 130: cancelled).
+(2: bad input, 1: failed while running, 130: cancelled). 3 is no error: ``run`` is done, and a
+target was missed on the test split.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ class InvalidPlanError(PsvitError):
 
 class RecordError(PsvitError):
     """A JSON document that is not a valid record of the expected type."""
+
+
+class ConfigError(PsvitError):
+    """A configuration file that cannot be used. The message names file, line and field."""
 
 
 class ModelError(PsvitError):

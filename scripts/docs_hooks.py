@@ -44,9 +44,9 @@ psvit evaluate tuned.safetensors --data digits --split test
 - Every command but `app` accepts `--json`: it prints one JSON object on stdout and nothing else.
   Progress goes to stderr.
 - Exit status: 0 done, 1 failed while running, 2 bad input (one line on stderr says what to do),
-  130 cancelled.
-- An interrupted `sweep`, `pareto`, `finetune` or `train` continues where it stopped when you start
-  it again.
+  3 done, but a target was missed on the test split ([`run`](batch.md)), 130 cancelled.
+- An interrupted `run`, `sweep`, `pareto`, `finetune` or `train` continues where it stopped when you
+  start it again.
 - `plan` without MODEL plans from the sensitivity table alone. Its result is labelled predicted.
 - A pruned file is a model: you can evaluate, sweep and prune it again.
 

@@ -2,8 +2,8 @@
 
 With --json, a command prints one JSON object on stdout and nothing else. Progress goes to stderr,
 as do notes on a checkpoint's tensors, which the JSON object repeats.
-Exit status: 0 success, 1 failure while running, 2 bad input (a message on stderr), 130 cancelled,
-141 if the output pipe was closed.
+Exit status: 0 success, 1 failure while running, 2 bad input (a message on stderr), 3 done but a
+target was missed on the test split (run), 130 cancelled, 141 if the output pipe was closed.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     if session is not None and session.notes:
         result = {**result, "notes": list(session.notes)}
     print(json.dumps(result) if options.json else text)
-    return 0
+    status: int = getattr(options, "exit_status", 0)
+    return status
 
 
 __all__ = ["main"]

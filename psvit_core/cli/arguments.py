@@ -114,7 +114,7 @@ def _add_main_commands(add: AddCommand) -> None:
     writing.add_finetune_arguments(
         add("finetune", main_commands.finetune, "train a pruned model; can resume")
     )
-    train.add_arguments(add("train", train.train, "train a new model; can resume"))
+    train.add_commands(add)
     export.add_arguments(
         add("export", export.export, "write a model that runs without this program")
     )

@@ -32,7 +32,7 @@ def make_session(options: argparse.Namespace) -> Session:
     subject = Subject(
         **chosen
         | {
-            "plugin": _absolute_path(options.plugin),
+            "plugin": absolute_path(options.plugin),
             "arguments": {name: value for name, value in given.items() if value is not None},
         }
     )
@@ -134,6 +134,6 @@ def given_options(options: argparse.Namespace, *others: str) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in given)
 
 
-def _absolute_path(plugin: str | None) -> str | None:
+def absolute_path(plugin: str | None) -> str | None:
     """Return a plugin file's absolute path, for other processes; leave a module's name as it is."""
     return str(Path(plugin).resolve()) if plugin and Path(plugin).suffix == ".py" else plugin

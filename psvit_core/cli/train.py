@@ -1,14 +1,19 @@
-"""The command ``train``: a network from the beginning, by a configuration file."""
+"""The command ``train``: a network from the beginning, by a configuration file.
+
+``add_commands`` adds it and ``run``: the commands that a configuration file describes.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
+from psvit_core.cli import run
 from psvit_core.cli.options import add_download_argument, parse_path
 from psvit_core.cli.output import percent
 from psvit_core.files import expand_spec
@@ -17,10 +22,22 @@ from psvit_core.tasks.train import TrainCallbacks, load_config, run_train
 Result = dict[str, Any]
 
 
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that a configuration file describes.
+
+    Args:
+        add: Adds a command by name, function and help, and returns its parser.
+    """
+    add_arguments(add("train", train, "train a new model; can resume"))
+    run.add_arguments(
+        add("run", run.run, "sweep, plan, prune, train and export by a file; can resume")
+    )
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     command.add_argument(
-        "config", type=parse_path, metavar="CONFIG", help="configuration, .json or .toml"
+        "config", type=parse_path, metavar="CONFIG", help="configuration, .json, .toml or .yaml"
     )
     command.add_argument(
         "--out",
@@ -63,7 +80,7 @@ def train(options: argparse.Namespace) -> tuple[Result, str]:
     config = dataclasses.replace(config, settings=dataclasses.replace(config.settings, **given))
     if options.data is not None:
         config = dataclasses.replace(config, data=expand_spec(options.data))
-    run = Run(device=options.device, batch=config.batch, workers=options.workers)
+    settings = Run(device=options.device, batch=config.batch, workers=options.workers)
     with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
 
         def progress(done: int, total: int, what: str) -> None:
@@ -74,7 +91,7 @@ def train(options: argparse.Namespace) -> tuple[Result, str]:
         done = run_train(
             config,
             options.out,
-            run,
+            settings,
             resume=options.resume,
             test=options.test,
             callbacks=TrainCallbacks(progress=progress, log=_log),

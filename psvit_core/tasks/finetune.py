@@ -23,7 +23,7 @@ from psvit_core.records import (
 )
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.prune import prune_model
-from psvit_core.tasks.recover import measure_trained
+from psvit_core.tasks.recover import load_written, measure_trained
 from psvit_core.tasks.session import Session
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class FinetuneTask:
     settings: FinetuneSettings
     out: str | Path  # file for the best epoch's model; the last one's is NAME.last.SUFFIX
     plan: PrunePlan | None = None  # pruned by first; None: the session's model is pruned already
+    pruned: Path | None = None  # file that ``plan`` was written to, so that nothing is pruned again
     recovery: RecoverySettings | None = None  # between pruning and training
     resume: bool = True  # continue a stopped training with the same settings
 
@@ -144,6 +145,8 @@ def _prepare(session: Session, task: FinetuneTask, tick: Tick) -> _Start:
     """Prune and recover the model that training starts from, and measure both steps."""
     if task.plan is None:
         return _Start(small=session.model)
+    if task.pruned is not None:
+        return _Start(small=load_written(session, task.pruned))
     plain = evaluate(session, task.plan, tick)
     small, report = prune_model(session, task.plan, task.recovery, tick)
     recovered = None

@@ -146,7 +146,7 @@ def run_plan(
         total = planners.most_measured(table, settings)[0]
         measure = _candidate_measurer(session, origin, total, progress, tick)
         if "latency" in settings.target.all_savings:
-            cost = _latency_timer(session, tick)
+            cost = latency_timer(session, tick)
     plan = planners.make_plan(
         table,
         settings.policy,
@@ -277,7 +277,7 @@ def _candidate_measurer(
     return measure
 
 
-def _latency_timer(session: Session, tick: Tick) -> Callable[[PrunePlan], float]:
+def latency_timer(session: Session, tick: Tick) -> Callable[[PrunePlan], float]:
     """Return a function that times a plan on this device, relative to the unpruned model.
 
     Plans with equal widths are timed once.

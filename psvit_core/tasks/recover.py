@@ -188,12 +188,17 @@ def measure_file(
         tick: Called before each batch; may raise to stop.
         plain: The plan's measurement without recovery.
     """
+    return measure_trained(session, load_written(session, path), session.model, plan, tick, plain)
+
+
+def load_written(session: Session, path: Path) -> SpikingModel:
+    """Load a pruned file, with the provenance in it and the time steps of the session's model."""
     from psvit_core.zoo.checkpoint import load_model
 
-    small = load_model(path)  # with the provenance that the file contains
+    small = load_model(path)
     if "T" in small.arguments:
         small.set_time_steps(session.model.T)
-    return measure_trained(session, small, session.model, plan, tick, plain)
+    return small
 
 
 def since_pruning(model: SpikingModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psvit_core.callbacks import Progress, Stop, Tick, ignore_progress, keep_going, never_stop
+from psvit_core.documents import read_yaml
 from psvit_core.errors import CheckpointError, DataError, ModelError, OutputError, RecordError
 from psvit_core.files import check_writable, expand, write_atomic, write_text
 from psvit_core.records import FinetuneReport, TrainConfig, Transform
@@ -50,12 +51,16 @@ class Trained:
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Load a configuration file, JSON or TOML (``.toml``).
+    """Load a configuration file, JSON, TOML (``.toml``) or YAML (``.yaml``).
 
     Raises:
+        ConfigError: If the file is not YAML; the message names the line.
         RecordError: If the file is missing or not such a document.
     """
-    if Path(path).suffix.lower() != ".toml":
+    suffix = Path(path).suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        return TrainConfig.from_dict(read_yaml(path).data)
+    if suffix != ".toml":
         return TrainConfig.load(path)
     try:
         data = tomllib.loads(expand(path).read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ def record_measurement(path: str | Path, measurement: Measurement) -> Path:
     path = check_model_file(path)
     model = load_pruned(path)
     header = read_header(path)
-    new = dataclasses.replace(_short(measurement), weights_hash=weights_hash(model))
+    new = dataclasses.replace(without_details(measurement), weights_hash=weights_hash(model))
     others = [m for m in recorded_measurements(model) if m.conditions != new.conditions]
     header = {
         **header,
@@ -54,7 +54,7 @@ def recorded_measurements(model: SpikingModel) -> tuple[Measurement, ...]:
     return tuple(m for m in model.recorded if m.weights_hash == present)
 
 
-def _short(measurement: Measurement) -> Measurement:
+def without_details(measurement: Measurement) -> Measurement:
     """Return a measurement without what is long or is in the file anyway."""
     before = measurement.unrecovered
     return dataclasses.replace(
@@ -64,5 +64,5 @@ def _short(measurement: Measurement) -> Measurement:
         per_class=None,
         confusions=None,
         firing={},
-        unrecovered=_short(before) if before else None,
+        unrecovered=without_details(before) if before else None,
     )

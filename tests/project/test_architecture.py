@@ -23,7 +23,7 @@ CORE = ROOT / "psvit_core"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "callbacks"),
-    ("files", "stats", "kernels", "neurons", "runtime"),
+    ("files", "documents", "stats", "kernels", "neurons", "runtime"),
     ("records",),
     ("plan", "data", "zoo"),
     ("groups", "selection", "storage"),
@@ -68,6 +68,7 @@ TORCH_FREE = (
     "psvit_core.tasks.plan",
     "psvit_core.tasks.prune",
     "psvit_core.tasks.recover",
+    "psvit_core.tasks.run",
     "psvit_core.tasks.session",
     "psvit_core.tasks.sweep",
     "psvit_core.report",

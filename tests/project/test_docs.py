@@ -42,6 +42,7 @@ COMMANDS = {
         "link",
         "open-link",
         "export",
+        "run",
         "fits",
         "report",
         "compare",

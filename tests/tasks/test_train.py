@@ -205,3 +205,12 @@ def test_configuration_files(tmp_path: Path) -> None:
         load_config(toml)
     with pytest.raises(RecordError, match="Cannot read"):
         load_config(tmp_path / "none.toml")
+
+
+def test_yaml_configurations_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(SMALL.to_dict()))  # JSON is YAML
+    assert load_config(path) == SMALL
+    path.write_text("name: a\nname: b\n")
+    with pytest.raises(PsvitError, match="line 2: name is given a second time"):
+        load_config(path)
