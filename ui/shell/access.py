@@ -170,4 +170,7 @@ def _address(host: str) -> str:
     scheme = "https" if st.get_option("server.sslCertFile") else "http"
     folder = str(st.get_option("server.baseUrlPath") or "").strip("/")
     host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{st.get_option('server.port')}{f'/{folder}' if folder else ''}"
+    # A server such as uvicorn has its own port, which Streamlit does not know.
+    own = (config._server_mode or "").startswith("starlette-app")
+    port = st.get_option("server.port") if own else "PORT"
+    return f"{scheme}://{host}:{port}{f'/{folder}' if folder else ''}"
