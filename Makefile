@@ -1,4 +1,4 @@
-# make run | test | test-portable | test-slow | lint | docs | clean
+# make run | test | test-portable | test-slow | lint | docs | lock | hostile | clean
 # Tests run in two processes: make test WORKERS=0 for one.
 # Arguments go through: make test ARGS="-k wilson", make run ARGS="--server.port 8600".
 # Another interpreter: make run PYTHON=python3.12 (for the first call, which creates .venv).
@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test test-portable test-slow lint docs clean
+.PHONY: run test test-portable test-slow lint docs lock hostile clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m streamlit run app.py $(ARGS)
@@ -39,6 +39,14 @@ lint: $(VENV)/installed-dev
 # The documentation site, into site/. A warning is an error.
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+# Exact versions with hashes, into requirements.lock; make lock ARGS=--upgrade takes newer ones.
+lock: | $(BIN)/python
+	$(BIN)/python scripts/write_lock.py $(ARGS)
+
+# Hostile inputs and outcomes, into docs/hostile.md.
+hostile: $(VENV)/installed-dev
+	$(BIN)/python scripts/write_hostile_table.py
 
 # What was installed and what tools left behind; results under cache/ stay.
 clean:

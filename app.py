@@ -1,8 +1,8 @@
 """Entry point of the app: ``streamlit run app.py``.
 
 Adds to Streamlit what a page cannot provide: routes for downloads and for the progress of jobs, the
-check of the Host header and headers for security, a worker that is ready before it is needed, the
-restart of waiting jobs, and one handler for errors.
+login and headers for security, a worker that is ready before it is needed, the restart of waiting
+jobs, and one handler for errors.
 The screens are in ``pages/``.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 
 import streamlit as st
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.routing import Route
 
 from psvit_core.errors import StoreError
@@ -26,12 +25,13 @@ from psvit_core.storage.store import Store
 from ui.model import recovery
 from ui.model.loaders import WARM_ENV
 from ui.panels import live
+from ui.shell.access import announce, current_access, start_access
 from ui.shell.downloads import ROUTE, send_file
 from ui.shell.errors import show_error
+from ui.shell.gate import Gate
 from ui.shell.headers import SecurityHeaders
 
 log = logging.getLogger(__name__)
-HOSTS = ["localhost", "127.0.0.1"]  # the same as in config.toml, for websockets
 
 
 @asynccontextmanager
@@ -50,16 +50,15 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
                 workers.ensure_worker(store, warm=Subject(recovery=recovery.default()))
         except StoreError as error:  # a full disk, for example, of which every page tells
             log.error("%s", error)
+        announce(current_access())
         yield {}
 
 
 app = st.App(
     "ui/shell/main.py",
     routes=[Route(ROUTE, send_file), Route(live.ROUTE, live.send_progress)],
-    middleware=[
-        Middleware(SecurityHeaders),
-        Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
-    ],
+    middleware=[Middleware(SecurityHeaders), Middleware(Gate)],
     lifespan=lifespan,
     on_script_error=show_error,
 )
+start_access()  # after st.App, which finds the settings that lie beside this file

@@ -47,6 +47,8 @@ class Server:
     demo: bool = False  # show the shipped results
     drag: bool = False  # measure every edit on the Tune page; each starts a worker
     script: str = "app.py"
+    options: tuple[str, ...] = ()  # of ``streamlit run``
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -62,7 +64,10 @@ class Server:
         command = [sys.executable, "-m", "streamlit", "run", self.script]
         with (self.cache / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--server.port", str(self.port), "--server.headless", "true"],
+                [
+                    *(*command, "--server.port", str(self.port), "--server.headless", "true"),
+                    *self.options,
+                ],
                 cwd=ROOT,
                 env={
                     **os.environ,
@@ -70,6 +75,7 @@ class Server:
                     "PSVIT_WARM": str(int(self.warm)),
                     "PSVIT_DEMO": str(int(self.demo)),
                     "PSVIT_DRAG": str(int(self.drag)),
+                    **self.environment,
                 },
                 stdout=log,
                 stderr=log,
@@ -106,11 +112,22 @@ def start_server(
     demo: bool = False,
     drag: bool = False,
     script: str = "app.py",
+    options: tuple[str, ...] = (),
+    **environment: str,
 ) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(cache=cache, port=port, warm=warm, demo=demo, drag=drag, script=script)
+    server = Server(
+        cache=cache,
+        port=port,
+        warm=warm,
+        demo=demo,
+        drag=drag,
+        script=script,
+        options=options,
+        environment=environment,
+    )
     server.start()
     return server
 

@@ -142,7 +142,7 @@ def test_a_tilde_in_fields_and_environment(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PSVIT_MODELS", "~/models")
     assert open_files.models_folder(store) == tmp_path / "home" / "models"
-    assert open_files.data_spec("folder", "~/images") == f"folder:{tmp_path}/home/images"
+    assert open_files.data_spec(store, "folder", "~/images") == f"folder:{tmp_path}/home/images"
     app = open_page(models_source="folder", models_folder="~/models")
     assert not app.exception and not app.error
     assert [box.label for box in app.selectbox if "model file" in box.label] == ["1 model file"]

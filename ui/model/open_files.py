@@ -20,10 +20,10 @@ from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.sizing import format_arguments
-from ui.model import consent, formats, loaders, provenance, state
+from ui.model import consent, formats, loaders, provenance, roots, state
+from ui.model.roots import MODELS_ENV
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")  # in lower case
-MODELS_ENV = "PSVIT_MODELS"
 _RESERVE = 50_000_000  # bytes of the disk that an upload must leave free
 _BLOCK = 1 << 20  # bytes read at once
 _MAX_NAME = 120  # bytes; longer names leave no space for the numbers and suffixes of results
@@ -146,7 +146,12 @@ def remove_upload(store: Store, name: str) -> None:
 
 
 def inspect_file(store: Store, file: str, entry: str | None = None) -> None:
-    """Start a job that inspects a file, or one of its state dicts."""
+    """Start a job that inspects a file, or one of its state dicts.
+
+    Raises:
+        OutsideError: If the file lies outside the folders that users may name.
+    """
+    roots.check_path(store, file)
     Workspace(Subject(), store).inspect_file(file, entry)
 
 
@@ -190,10 +195,15 @@ def fitting_kind(workspace: Workspace, summary: ModelSummary) -> str:
     return "digits" if summary.num_classes == 10 and channels == 1 else "folder"
 
 
-def data_spec(kind: str, place: str) -> str | None:
-    """Return the specification of a kind of data; None if it still needs a place."""
+def data_spec(store: Store, kind: str, place: str) -> str | None:
+    """Return the specification of a kind of data; None if it still needs a place.
+
+    Raises:
+        PsvitError: If the place lies outside the folders that users may name, or has no name.
+    """
     if kind == "digits":
         return kind
+    roots.check_path(store, place)
     return expand_spec(f"{kind}:{place}") if place else None
 
 
@@ -204,7 +214,12 @@ def with_data(workspace: Workspace, spec: str) -> Workspace:
 
 
 def check_data(workspace: Workspace, spec: str) -> None:
-    """Start a job that checks images for a model."""
+    """Start a job that checks images for a model.
+
+    Raises:
+        OutsideError: If they lie outside the folders that users may name.
+    """
+    roots.check_spec(workspace.store, spec)
     with_data(workspace, spec).check_data()
 
 

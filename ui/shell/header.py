@@ -6,17 +6,18 @@ the user leaves that page.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from html import escape
 from typing import Any
 
 import streamlit as st
 
-from psvit_core.errors import ModelError
+from psvit_core.errors import ModelError, PsvitError
 from psvit_core.files import expand, expand_spec
 from psvit_core.records import DEFAULT_MODEL
 from psvit_core.zoo.cards import ModelCard, list_models, model_card
 from psvit_core.zoo.sizing import parse_arguments
-from ui.model import consent, loaders, recovery, state
+from ui.model import consent, loaders, recovery, roots, state
 from ui.model.foreign import in_markdown
 from ui.model.loaders import Choice
 from ui.shell import links
@@ -78,7 +79,12 @@ def draw_header(title: str, subtitle: str) -> None:
             if _has_value(state.DATA):
                 _ask_for_images("digits")
     state.remember_values(state.MODEL, state.IMAGES, state.RECOVERY, *_FIELDS)
-    _use_recovery()
+    try:
+        _check_places()
+        _use_recovery()
+    except PsvitError as error:  # a path that this app does not open, or that is none
+        st.error(in_markdown(str(error)), icon=":material/error:")
+        st.stop()
 
 
 def _recovery_control() -> None:
@@ -107,6 +113,20 @@ def _use_recovery() -> None:
             "Recovery: none, because these images have no calibration split. Numbers are of "
             "networks as pruned."
         )
+
+
+def _check_places() -> None:
+    """Check the files and images in use before anything looks at them.
+
+    Raises:
+        OutsideError: If one lies outside the folders that users may name.
+    """
+    store, model = loaders.open_store(), state.get(state.MODEL) or DEFAULT_MODEL
+    for key in (state.FILE, state.CHECKPOINT):
+        roots.check_path(store, _value(key))
+    roots.check_spec(store, _value(state.DATA))
+    if model != loaders.OPEN_FILE and model not in list_models():
+        roots.check_path(store, model)
 
 
 def choice() -> Choice:
@@ -183,7 +203,9 @@ def _forget_files() -> None:
 
 def _consent(key: str) -> None:
     """Note that the user typed a path, and did not follow a link to it."""
-    consent.give(expand_spec(_value(key)) if key == state.DATA else _path(key))
+    with suppress(PsvitError):  # the header says what is wrong, when it is drawn
+        _check_places()
+        consent.give(expand_spec(_value(key)) if key == state.DATA else _path(key))
 
 
 def _ask_for_model_file() -> None:

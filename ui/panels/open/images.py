@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
+from psvit_core.errors import PsvitError
 from psvit_core.jobs.client import Job
 from psvit_core.records import ModelSummary
 from psvit_core.records.jobs import CheckDataResult
+from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from ui.model import open_files, state, tables
 from ui.model.foreign import in_markdown
@@ -40,7 +42,7 @@ def images_panel(workspace: Workspace, summary: ModelSummary, *, key: str) -> No
     )
     with st.container(horizontal=True, vertical_alignment="bottom", key=key):
         _preselect_kind(workspace, summary, now, key=key)
-        spec = _spec_fields(now, key=key)
+        spec = _spec_fields(workspace.store, now, key=key)
         action_button(
             "Check these images",
             open_files.check_data,
@@ -65,7 +67,7 @@ def _preselect_kind(workspace: Workspace, summary: ModelSummary, now: str, *, ke
     state.set_default(f"{key}-kind", fitting)
 
 
-def _spec_fields(now: str, *, key: str) -> str | None:
+def _spec_fields(store: Store, now: str, *, key: str) -> str | None:
     """Draw the kind and place of the images; return their specification, None if incomplete."""
     path = now.partition(":")[2]
     chosen = st.segmented_control(
@@ -83,7 +85,11 @@ def _spec_fields(now: str, *, key: str) -> str | None:
         name = f"{key}-place-{chosen}"
         state.set_default(name, path)
         place = st.text_input(label, key=name, placeholder=example, persist_state="session").strip()
-    return open_files.data_spec(chosen or "digits", place)
+    try:
+        return open_files.data_spec(store, chosen or "digits", place)
+    except PsvitError as error:
+        st.error(in_markdown(str(error)))
+        return None
 
 
 def _report(workspace: Workspace, summary: ModelSummary, spec: str, *, key: str) -> None:

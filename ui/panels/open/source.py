@@ -12,7 +12,7 @@ from psvit_core.records import FileReport, NearestModel
 from psvit_core.records.jobs import InspectRequest, InspectResult
 from psvit_core.storage.store import Store, digest
 from psvit_core.zoo.cards import list_models, model_card
-from ui.model import formats, loaders, open_files, state
+from ui.model import formats, loaders, open_files, roots, state
 from ui.model.foreign import in_markdown
 from ui.model.loaders import Choice
 from ui.panels.job import follow_job
@@ -80,6 +80,7 @@ def _folder(store: Store, *, key: str) -> str | None:
         "Nothing is copied.",
     )
     try:
+        roots.check_path(store, (place or "").strip() or ".")
         folder = expand((place or "").strip())
         found = open_files.model_files(folder)
     except OSError as error:
