@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psvit_core.cli import app, cache, export, fits, main_commands, other_commands, train, writing
+from psvit_core.cli import (
+    app,
+    cache,
+    export,
+    fits,
+    main_commands,
+    other_commands,
+    quantize,
+    train,
+    writing,
+)
 from psvit_core.cli.options import (
     add_calib_arguments,
     add_condition_argument,
@@ -103,6 +113,9 @@ def _add_main_commands(add: AddCommand) -> None:
     )
     writing.add_finetune_arguments(
         add("finetune", main_commands.finetune, "train a pruned model; can resume")
+    )
+    quantize.add_arguments(
+        add("quantize", quantize.quantize, "write a model with weights in fewer bits")
     )
     train.add_arguments(add("train", train.train, "train a new model; can resume"))
     export.add_arguments(

@@ -42,6 +42,7 @@ COMMANDS = {
         "link",
         "open-link",
         "export",
+        "quantize",
         "fits",
         "compare",
         "inspect",
