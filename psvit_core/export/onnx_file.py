@@ -71,7 +71,7 @@ def export_onnx(
 
     Raises:
         MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
-        ModelError: If images of a batch influence each other, it cannot be traced or is not float32.
+        ModelError: If the images of a batch are coupled, it cannot be traced or is not float32.
         CheckpointError: If the model has no usable weights.
         ExportError: If the file computes something else than the model.
         OutputError: If the file cannot be written, or would replace one that no export wrote.
