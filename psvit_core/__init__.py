@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from psvit_core.zoo.cards import list_models, model_card
     from psvit_core.zoo.checkpoint import load_model
     from psvit_core.zoo.pruned import save_pruned
+    from psvit_core.zoo.quantized import quantize_weights
     from psvit_core.zoo.registry import build_model
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
     "measure": "evaluate",
     "model_card": "zoo.cards",
     "plan_from_kept": "groups",
+    "quantize_weights": "zoo.quantized",
     "register_model": "custom",
     "run_config": "tasks.run",
     "save_pruned": "zoo.pruned",
@@ -95,6 +97,7 @@ __all__ = [
     "measure",
     "model_card",
     "plan_from_kept",
+    "quantize_weights",
     "register_model",
     "run_config",
     "save_pruned",

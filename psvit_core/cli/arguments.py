@@ -15,6 +15,7 @@ from psvit_core.cli import (
     fits,
     main_commands,
     other_commands,
+    quantize,
     report,
     train,
     writing,
@@ -115,6 +116,9 @@ def _add_main_commands(add: AddCommand) -> None:
         add("finetune", main_commands.finetune, "train a pruned model; can resume")
     )
     train.add_commands(add)
+    quantize.add_arguments(
+        add("quantize", quantize.quantize, "write a model with weights in fewer bits")
+    )
     export.add_arguments(
         add("export", export.export, "write a model that runs without this program")
     )

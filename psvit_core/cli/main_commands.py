@@ -56,6 +56,7 @@ from psvit_core.tasks.plan import (
     run_plan,
 )
 from psvit_core.tasks.prune import write_pruned
+from psvit_core.tasks.quantize import as_stored
 from psvit_core.tasks.session import Session, refused_groups, summarize_model
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
@@ -138,6 +139,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Result, str]:
     memory = evaluation.count_memory(session, plan) if energy.byte_pj else None
     found = evaluation.evaluate(session, plan, profile=options.profile)
     result = at_energy(dataclasses.replace(found, memory=memory), energy)
+    if plan is None:
+        result = as_stored(result, session.model)
     published = evaluation.compare_published(session.card, result) if plan is None else None
     document = result.to_dict()
     if published:

@@ -52,6 +52,7 @@ def measurement_text(m: Measurement) -> str:
     c = m.conditions
     energy = f"{m.energy_pj / 1e6:.2f} uJ"
     run = f"T={c.T}, batch {c.batch or 'mixed'}, {c.precision}, {c.device}"
+    run += "" if c.weights == "float32" else f", weights {c.weights}"
     lines = [
         f"accuracy  {percent(m.accuracy)} (95 %)",
         f"measured  {c.data} {c.split}, {c.n_images} images, {run}",

@@ -36,6 +36,7 @@ from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import CUSTOM_FAMILY
 from psvit_core.zoo.header import read_header, read_metadata
 from psvit_core.zoo.pruned import check_values, load_pruned
+from psvit_core.zoo.quantized import stored_state
 
 __all__ = [
     "TorchExport",
@@ -65,6 +66,7 @@ def export_torch(
 
     The Python file defines the network at its present widths and says where it comes from. It needs
     torch and safetensors only; ``load()`` in it returns the network. Its logits equal the model's.
+    Quantized weights are stored as they are in the model's file, and ``load()`` makes them float32.
 
     Args:
         model: A pruned model, or any model of a known family with weights.
@@ -92,7 +94,7 @@ def export_torch(
         )
     check_values(model)
     text = torch_source(model, code.stem, spikingjelly=spikingjelly)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = stored_state(model)
     if _is_same_file(weights, model.name):
         _check_equal(tensors, weights)
     else:

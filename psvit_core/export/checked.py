@@ -41,6 +41,8 @@ class TracedExport:
     agreement: Agreement
     torch_ms: float  # median latency of one image, one thread, as this program runs the network
     export_ms: float  # that of the file, by turns with it
+    weights: str = "float32"  # in the file; another kind of those that are not float32
+    n_stored: int = 0  # number of weights of that other kind
 
 
 def check_traced_path(path: str | Path, suffix: str, source: str | Path = "") -> Path:
@@ -166,6 +168,8 @@ def as_result(done: TracedExport) -> dict[str, Any]:
         "out": str(done.path),
         "bytes": done.bytes,
         "needs": list(done.needs),
+        "weights": done.weights,
+        "n_stored": done.n_stored,
         "agreement": dataclasses.asdict(done.agreement),
         "latency_ms": {"torch": done.torch_ms, "export": done.export_ms, "batch": 1, "threads": 1},
     }
@@ -179,6 +183,8 @@ def as_text(done: TracedExport, runtime: str) -> str:
         runtime: What ran the file.
     """
     file = f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}"
+    if done.n_stored:
+        file += f"; {done.n_stored} weights in {done.weights}"
     return f"{file}\n{report_text(done, runtime)}"
 
 

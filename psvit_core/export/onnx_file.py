@@ -36,6 +36,7 @@ from psvit_core.export.traced import (
 )
 from psvit_core.files import write_atomic
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.quantized import FLOAT32, weights_kind
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -70,8 +71,7 @@ def export_onnx(
 
     Raises:
         MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
-        ModelError: If the images of a batch influence each other, the network cannot be traced, or
-            it is not in float32.
+        ModelError: If the images of a batch are coupled, it cannot be traced or is not float32.
         CheckpointError: If the model has no usable weights.
         ExportError: If the file computes something else than the model.
         OutputError: If the file cannot be written, or would replace one that no export wrote.
@@ -83,6 +83,7 @@ def export_onnx(
     if images is None:
         images, what = random_images(model, RANDOM_IMAGES), "random, seeded"
     proto = traced_proto(model, network, images)
+    n_stored = store_weights(proto, model)
     layers = compare_layers(WithSpikes(network), layers_of(proto), images)
     finish(proto, model)
     found: list[TracedExport] = []
@@ -105,6 +106,8 @@ def export_onnx(
                 agreement=agreement,
                 torch_ms=torch_ms,
                 export_ms=export_ms,
+                weights=weights_kind(model) if n_stored else FLOAT32,
+                n_stored=n_stored,
             )
         )
 
@@ -173,6 +176,17 @@ def traced_proto(model: SpikingModel, network: nn.Module, images: Tensor) -> Mod
     onnx_graph.name_batch(proto)
     onnx_graph.write_out_neurons(proto)
     return proto
+
+
+def store_weights(proto: ModelProto, model: SpikingModel) -> int:
+    """Store a graph's weights as its model's file does (``onnx_weights``), in place.
+
+    Returns:
+        Number of weights that are in fewer bits.
+    """
+    from psvit_core.export import onnx_weights
+
+    return onnx_weights.store_weights(proto, model)
 
 
 def finish(proto: ModelProto, model: SpikingModel) -> None:

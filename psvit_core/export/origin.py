@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from psvit_core.records import FinetuneReport, Interval, Measurement, PrunePlan, RecoveryReport
-from psvit_core.surgery import stored_bytes
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import card_of
+from psvit_core.zoo.quantized import FLOAT32, weights_bytes, weights_kind
 from psvit_core.zoo.recorded import recorded_measurements
 
 _LONGEST = 300  # characters of a text from a file
@@ -64,7 +64,7 @@ def facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
         note = f"; {plan.note}" if plan.note else ""
         yield "Pruned", f"by policy {plan.policy}, criterion {plan.criterion}{note}"
     if provenance:
-        before, after = int(provenance["origin_bytes"]), stored_bytes(model)
+        before, after = int(provenance["origin_bytes"]), weights_bytes(model)
         yield (
             "Saves",
             f"{1 - after / before:.2%} of the weights' bytes: {after:,} of {before:,} stay",
@@ -73,6 +73,9 @@ def facts(model: SpikingModel) -> Iterator[tuple[str, str]]:
         yield "Recovered", _recovery(RecoveryReport.from_dict(record))
     for record in provenance.get("finetunes", ()):
         yield "Fine-tuned", _finetuning(FinetuneReport.from_dict(record))
+    if (kind := weights_kind(model)) != FLOAT32:
+        each = " with a scale per output channel" if kind == "int8" else ""
+        yield "Quantized", f"weights of convolutions and linear layers to {kind}{each}"
     recorded = recorded_measurements(model)
     for measured in recorded:
         yield "Accuracy", _accuracy(measured)
@@ -101,10 +104,11 @@ def _finetuning(report: FinetuneReport) -> str:
 
 def _accuracy(m: Measurement) -> str:
     c = m.conditions
+    stored = "" if c.weights == FLOAT32 else f", weights {c.weights}"
     before = f", {_percent(m.baseline_accuracy)} before" if m.baseline_accuracy else ""
     return (
         f"{_percent(m.accuracy)}{before}, measured on {c.n_images} images of {c.data} "
-        f"({c.split}), T = {c.T}, {c.precision}, {c.device}"
+        f"({c.split}), T = {c.T}, {c.precision}, {c.device}{stored}"
     )
 
 

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from psvit_core.quantize import unpacked
+
 ARGUMENTS: dict[str, Any] = {}
 WIDTHS: dict[str, int] = {}
 WEIGHTS = ""
@@ -58,7 +60,7 @@ def load(weights: str | Path | None = None) -> Network:
     """
     network = build()
     tensors = load_file(Path(__file__).with_name(WEIGHTS) if weights is None else weights)
-    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict(unpacked(tensors), assign=True)
     return network.eval()
 
 

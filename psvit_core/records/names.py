@@ -51,5 +51,8 @@ def counting_of(family: str) -> int:
     return _COUNTING.get(family, 1)
 
 
+#: Forms of weights with fewer bits than float32; see ``psvit_core.quantize``.
+STORED_WEIGHTS = ("int8", "float16", "bfloat16")
+
 #: Horizontal axes of a Pareto front; less is better. Units: bytes, MACs, pJ, SOPs, ms, bytes.
 AXES = ("bytes", "macs", "energy", "sops", "latency", "peak")

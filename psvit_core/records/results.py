@@ -37,10 +37,11 @@ class Conditions(Record):
     images: str = ""  # digest of the image ids; empty in older results
     counting: int = 1  # rule by which MACs and SOPs are counted (``names.counting_of``)
     recovery: str = "none"  # method of the recovery after pruning, one of ``names.RECOVERIES``
+    weights: str = "float32"  # as stored, or one of ``names.STORED_WEIGHTS``; run in ``precision``
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, without the values that older results imply."""
-        implied = {"counting": 1, "recovery": "none"}
+        implied = {"counting": 1, "recovery": "none", "weights": "float32"}
         return {k: v for k, v in super().to_dict().items() if k not in implied or v != implied[k]}
 
 

@@ -207,7 +207,7 @@ def _load_teacher(
     if settings.teacher == "original" and small is not session.model:
         return session.model
     if settings.teacher == "original":
-        teacher = _load_original(session, small)
+        teacher = load_original(session, small)
         if teacher is None:
             session.warn(
                 f"Training runs without distillation: the weights of "
@@ -228,7 +228,7 @@ def _load_teacher(
     return teacher
 
 
-def _load_original(session: Session, small: SpikingModel) -> SpikingModel | None:
+def load_original(session: Session, small: SpikingModel) -> SpikingModel | None:
     """Load the model that ``small`` was pruned from; None if its weights are not available."""
     from psvit_core.zoo.checkpoint import load_origin, weights_hash
 

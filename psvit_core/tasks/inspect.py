@@ -70,6 +70,8 @@ def inspect_file(
         header = read_header(Path(path))
         origin = header["provenance"]["origin"]
         recorded = tuple(Measurement.from_dict(m) for m in header.get("measurements", ()))
+        if kind := header.get("weights"):
+            notes = (f"the weights of convolutions and linear layers are stored as {kind}",)
     else:
         fits, notes = _fitting_models(Path(path), tensors, ema=ema, entry=entry)
         sizings = tuple(find_sizings(tensors))

@@ -147,10 +147,31 @@ def measure_trained(
         tick: Called before each batch; may raise to stop.
         plain: The plan's measurement without recovery, if it is known.
     """
+    plan = plan or provenance_plan(trained)
+    measured = compare_trained(session, trained, base, plan, tick, plain)
+    origin = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since_pruning(trained))
+    add_point(
+        session.store,
+        measured,
+        origin,
+        batch_coupled=trained.batch_coupled,
+        weights_hash=plan.weights_hash,
+    )
+    return measured
+
+
+def compare_trained(
+    session: Session,
+    trained: SpikingModel,
+    base: SpikingModel | None,
+    plan: PrunePlan,
+    tick: Tick = keep_going,
+    plain: Measurement | None = None,
+) -> Measurement:
+    """Measure as ``measure_trained``, without adding to the archive."""
     from psvit_core.evaluate import measure
     from psvit_core.zoo.checkpoint import weights_hash
 
-    plan = plan or _provenance_plan(trained)
     data, run, store = session.data, session.run, session.store
     if base is not None and weights_hash(base) == plan.weights_hash:
         measured = measure(base, data, plan, result=trained, run=run, store=store, tick=tick)
@@ -161,14 +182,6 @@ def measure_trained(
     if recoveries and not trained.provenance.get("finetunes"):
         last = RecoveryReport.from_dict(recoveries[-1])
         measured = recovered_by(measured, last.method, last.used, plain)
-    origin = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since_pruning(trained))
-    add_point(
-        store,
-        measured,
-        origin,
-        batch_coupled=trained.batch_coupled,
-        weights_hash=plan.weights_hash,
-    )
     return measured
 
 
@@ -229,7 +242,7 @@ def _training_text(report: FinetuneReport) -> str:
     return f"{epochs}{best}, lr {s.lr:g}{teacher}"
 
 
-def _provenance_plan(small: SpikingModel) -> PrunePlan:
+def provenance_plan(small: SpikingModel) -> PrunePlan:
     """Return the plan from the unpruned ancestor to a pruned model, from its provenance."""
     origin, last = small.provenance, PrunePlan.from_dict(small.provenance["plans"][-1])
     return PrunePlan(

@@ -92,6 +92,7 @@ class SpikingModel(nn.Module):
         self.name = self.family
         self.provenance: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()  # what its user should know, each in one sentence
+        self.stored_weights = "float32"  # as in its file; ``zoo.quantized`` checks it
         self.recorded: tuple[Measurement, ...] = ()  # of its file; ``zoo.recorded`` checks them
         self._specs = tuple(specs)
         self.widths = _resolve_widths(specs, widths or {})

@@ -4,7 +4,8 @@ A pruned file is a ``.safetensors`` file whose metadata entry ``psvit`` is JSON 
 ``format``, ``family``, ``arguments`` (original constructor arguments), ``widths`` (present widths),
 ``provenance`` (origin, its weights hash and size, kept indices of the origin's units, all plans,
 recoveries and fine-tuning runs) and ``versions``. Since format 2 also ``licence`` (of the first
-ancestor's weights) and ``measurements`` (of the network in the file). It is untrusted input.
+ancestor's weights) and ``measurements`` (of the network in the file). Format 3, which only files
+with quantized weights have, adds ``weights``, one of ``STORED_WEIGHTS``. It is untrusted input.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from psvit_core.errors import CheckpointError, RecordError
-from psvit_core.records import FinetuneReport, Measurement, PrunePlan, RecoveryReport
+from psvit_core.records import (
+    STORED_WEIGHTS,
+    FinetuneReport,
+    Measurement,
+    PrunePlan,
+    RecoveryReport,
+)
 from psvit_core.zoo.cards import CUSTOM_FAMILY, list_models, model_card
 from psvit_core.zoo.file_kind import SAFETENSORS, checkpoint_kind
 
 METADATA_KEY = "psvit"
-PRUNED_FORMAT = 2  # that is written
-READABLE_FORMATS = (1, 2)
+PRUNED_FORMAT = 2  # that is written with float weights
+QUANTIZED_FORMAT = 3  # that is written with others
+READABLE_FORMATS = (1, 2, 3)
 
 # Limits on arguments, because time and memory grow with them before any tensor is read.
 _MAX_ARGUMENT = 100_000  # larger than any width
@@ -75,19 +83,19 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     header = _parse_header(path)
     try:
-        newer = type(header["format"]) is int and header["format"] > PRUNED_FORMAT
+        newer = type(header["format"]) is int and header["format"] > QUANTIZED_FORMAT
         fault = fault_of_header(header)
     except _MALFORMED as error:
         raise _invalid(path, error) from error
     if newer:
         raise CheckpointError(
             f"{path} has format {header['format']!r:.40}; this version reads formats up to "
-            f"{PRUNED_FORMAT}. Update psvit-explorer."
+            f"{QUANTIZED_FORMAT}. Update psvit-explorer."
         )
     if fault:
-        formats = " or ".join(str(number) for number in READABLE_FORMATS)
+        formats = ", ".join(str(number) for number in READABLE_FORMATS)
         raise CheckpointError(
-            f"The metadata of {path} is inconsistent or not of format {formats}: {fault}. "
+            f"The metadata of {path} is inconsistent or not of the formats {formats}: {fault}. "
             "Prune the model again."
         )
     name = header["arguments"].get("name")
@@ -180,12 +188,17 @@ def fault_of_header(header: Mapping[str, Any]) -> str:
         return "its widths are not whole numbers"
     if not _is_provenance(header["provenance"], header["widths"]):
         return "its provenance does not fit its widths"
-    if header["format"] == 1:
-        return ""
+    return "" if header["format"] == 1 else _fault_of_later(header)
+
+
+def _fault_of_later(header: Mapping[str, Any]) -> str:
+    """Return what is wrong with the fields that format 1 lacks; raise as ``fault_of_header``."""
     if not isinstance(header["licence"], str):
         return f"its licence is {header['licence']!r:.40}"
     for record in header["measurements"]:
         Measurement.from_dict(record)
+    if header["format"] == QUANTIZED_FORMAT and header["weights"] not in STORED_WEIGHTS:
+        return f"its weights are {header['weights']!r:.40}"
     return ""
 
 
@@ -232,6 +245,7 @@ def _is_provenance(provenance: Mapping[str, Any], widths: Mapping[str, int]) -> 
         and type(provenance["origin_bytes"]) is int
         and provenance["origin_bytes"] >= 1
         and len(provenance["plans"]) >= 1
+        and all(kind in STORED_WEIGHTS for kind in provenance.get("quantized", []))
         and all(
             all(type(unit) is int and unit >= 0 for unit in units)
             and units == sorted(set(units))

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from psvit_core.errors import CheckpointError, PsvitError, PsvitWarning, UnknownNameError
 from psvit_core.files import check_model_file, write_atomic
+from psvit_core.quantize import fault_of_packed, unpacked
 from psvit_core.records import Measurement
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.file_cards import card_for
@@ -22,10 +23,12 @@ from psvit_core.zoo.fitting import build_empty, load_tensors
 from psvit_core.zoo.header import (
     METADATA_KEY,
     PRUNED_FORMAT,
+    QUANTIZED_FORMAT,
     fault_of_arguments,
     read_header,
     write_header,
 )
+from psvit_core.zoo.quantized import FLOAT32, layer_weights, stored_state, weights_kind
 from psvit_core.zoo.tensors import read_tensors
 
 
@@ -33,7 +36,8 @@ def save_pruned(model: SpikingModel, path: str | Path) -> Path:
     """Write a pruned model to a file, atomically.
 
     Args:
-        model: A model that ``apply_plan`` returned.
+        model: A model that ``apply_plan`` returned. If ``quantize_weights`` followed, the weights
+            are stored as it made them.
         path: Name of the file; ends in ``.safetensors``.
 
     Raises:
@@ -46,8 +50,9 @@ def save_pruned(model: SpikingModel, path: str | Path) -> Path:
         raise CheckpointError(
             f"{model.name} was not pruned; apply a plan first (an empty one removes nothing)."
         )
+    kind = weights_kind(model)
     header = {
-        "format": PRUNED_FORMAT,
+        "format": PRUNED_FORMAT if kind == FLOAT32 else QUANTIZED_FORMAT,
         "family": model.family,
         "arguments": model.arguments,
         "widths": model.widths,
@@ -55,10 +60,11 @@ def save_pruned(model: SpikingModel, path: str | Path) -> Path:
         "versions": {"torch": version("torch"), "spikingjelly": version("spikingjelly")},
         "licence": licence_of(model),
         "measurements": [],  # ``zoo.recorded`` adds them
+        **({} if kind == FLOAT32 else {"weights": kind}),
     }
     metadata = {METADATA_KEY: write_header(header, model.name), "format": "pt"}
     check_values(model)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = stored_state(model)
     return write_atomic(path, lambda part: save_file(tensors, part, metadata=metadata))
 
 
@@ -106,6 +112,11 @@ def load_pruned(path: Path) -> SpikingModel:
     except PsvitError as error:
         raise CheckpointError(f"No model fits the metadata of {path}: {error}") from error
     tensors = read_tensors(path).tensors
+    kind = header["weights"] if header["format"] == QUANTIZED_FORMAT else FLOAT32
+    if kind != FLOAT32:
+        if fault := fault_of_packed(tensors, layer_weights(model), kind):
+            raise CheckpointError(f"{path} is damaged: {fault} Quantize the network again.")
+        tensors = unpacked(tensors)
     if all(t.dtype == torch.float64 for t in tensors.values() if t.is_floating_point()):
         model = model.double()  # at another precision the weights hash would differ
     changed = model.changed_since(tensors)
@@ -118,5 +129,6 @@ def load_pruned(path: Path) -> SpikingModel:
         warnings.warn(model.notes[0], PsvitWarning, stacklevel=3)
     model.name = str(path)
     model.provenance = header["provenance"]
+    model.stored_weights = kind
     model.recorded = tuple(Measurement.from_dict(m) for m in header.get("measurements", ()))
     return model

@@ -37,7 +37,7 @@ def record_measurement(path: str | Path, measurement: Measurement) -> Path:
     others = [m for m in recorded_measurements(model) if m.conditions != new.conditions]
     header = {
         **header,
-        "format": PRUNED_FORMAT,
+        "format": max(PRUNED_FORMAT, header["format"]),
         "licence": header.get("licence") or licence_of(model),
         "measurements": [m.to_dict() for m in (*others, new)],
     }

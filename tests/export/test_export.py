@@ -29,6 +29,7 @@ from psvit_core.groups import find_groups, plan_from_kept
 from psvit_core.kernels import lif
 from psvit_core.neurons import IntegerLIF
 from psvit_core.records import (
+    STORED_WEIGHTS,
     EpochRecord,
     FinetuneReport,
     FinetuneSettings,
@@ -41,6 +42,7 @@ from psvit_core.runtime import Run
 from psvit_core.surgery import apply_plan
 from psvit_core.zoo import cards
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.quantized import quantize_weights
 from tests import own_models
 from tests.patience import JOB
 from tests.tiny import NAMES, QUICK_NAMES, tiny_data, tiny_input, tiny_model
@@ -50,6 +52,8 @@ KINDS = ("pruned", "twice", "recovered", "spikingjelly")
 #: Batches influence each other, halves are rounded up, firing rates scale the attention.
 SPECIAL_NAMES = ("qkformer_cifar", "sdt_v3_large_base", "spikingresformer_cifar")
 TOLERANCE = 1e-9
+#: Kinds in single precision.
+SINGLE = ("single", *STORED_WEIGHTS)
 #: Runs exports in a process in which this package cannot be imported.
 RUNNER = """
 import importlib, json, sys, torch
@@ -91,9 +95,11 @@ def random_plan(model: SpikingModel, seed: int) -> PrunePlan:
 
 def build(name: str, kind: str) -> SpikingModel:
     """Return a model of a kind: pruned, pruned twice, recovered, or pruned in single precision."""
-    original = tiny_model(name, torch.float32 if kind == "single" else torch.float64)
+    original = tiny_model(name, torch.float32 if kind in SINGLE else torch.float64)
     plan = random_plan(original, 0)
     small = apply_plan(original, plan)
+    if kind in STORED_WEIGHTS:
+        return quantize_weights(small, kind)
     if kind == "twice":
         return apply_plan(small, random_plan(small, 1))
     if kind == "recovered":
@@ -138,7 +144,7 @@ def run_exports(models: list[tuple[str, str]], folder: Path) -> dict[str, Outcom
     expected = {}
     for name, kind in models:
         model, key = build(name, kind), f"{name}_{kind}"
-        x = tiny_input(name, torch.float32 if kind == "single" else torch.float64)
+        x = tiny_input(name, torch.float32 if kind in SINGLE else torch.float64)
         export_torch(model, folder / f"{key}.py", spikingjelly=kind == "spikingjelly")
         save_file({"x": x.contiguous()}, folder / f"{key}.input")
         with torch.inference_mode():
@@ -174,6 +180,18 @@ def test_every_family_runs_alone_with_the_same_logits(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("torch_only")
 def test_single_precision_has_the_same_bits(tmp_path: Path) -> None:
     assert_equal_bits(run_exports(cases(QUICK_NAMES, ("single",)), tmp_path))
+
+
+@pytest.mark.usefixtures("torch_only")
+def test_quantized_weights_have_the_same_bits(tmp_path: Path) -> None:
+    """The weights' file has as many bytes as the numbers need, and ``load`` makes them float32."""
+    models = [("sdt_v3", "int8"), *cases(("sdt_v1_cifar",), STORED_WEIGHTS)]
+    assert_equal_bits(run_exports(models, tmp_path))
+    for kind in STORED_WEIGHTS:
+        tensors = load_file(tmp_path / f"sdt_v1_cifar_{kind}.safetensors")
+        stored = tensors["block.0.mlp.fc1_conv.weight"]
+        assert str(stored.dtype) == f"torch.{kind}"
+        assert ("block.0.mlp.fc1_conv.weight.scale" in tensors) == (kind == "int8")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "callbacks"),
     ("files", "documents", "stats", "kernels", "neurons", "runtime"),
     ("records",),
-    ("plan", "data", "zoo"),
+    ("plan", "data", "quantize", "zoo"),
     ("groups", "selection", "storage"),
     ("importance", "metrics", "pareto", "surgery", "estimates"),
     ("incremental", "evaluate", "planners", "custom", "export"),

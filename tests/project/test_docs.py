@@ -43,6 +43,7 @@ COMMANDS = {
         "open-link",
         "export",
         "run",
+        "quantize",
         "fits",
         "report",
         "compare",

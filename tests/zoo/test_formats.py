@@ -17,7 +17,7 @@ from psvit_core.export.origin import origin_comment
 from psvit_core.records import Measurement, PrunePlan
 from psvit_core.surgery import silenced
 from psvit_core.zoo.checkpoint import card_of, load_model, weights_hash
-from psvit_core.zoo.header import METADATA_KEY, PRUNED_FORMAT
+from psvit_core.zoo.header import METADATA_KEY, PRUNED_FORMAT, QUANTIZED_FORMAT
 from psvit_core.zoo.pruned import save_pruned
 from psvit_core.zoo.recorded import record_measurement, recorded_measurements
 from tests.tiny import tiny_data, tiny_input, tiny_model
@@ -125,7 +125,8 @@ def test_a_file_of_an_older_format_gets_a_measurement(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": PRUNED_FORMAT + 1}, "reads formats up to 2. Update"),
+        ({"format": PRUNED_FORMAT + 1}, "its weights are|damaged"),
+        ({"format": QUANTIZED_FORMAT + 1}, "reads formats up to 3. Update"),
         ({"format": True}, "its format is True"),
         ({"format": 0}, "its format is 0"),
         ({"licence": 3}, "its licence is 3"),

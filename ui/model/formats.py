@@ -221,6 +221,8 @@ def conditions_line(conditions: Conditions) -> str:
         f"{c.data}, {c.split} split · {c.n_images:,} images · T = {c.T} · batch "
         f"{c.batch or 'mixed'} · {c.precision} · {c.device}"
     )
+    if c.weights != "float32":
+        line += f" · weights {c.weights}"
     return line if c.recovery == "none" else f"{line} · {recovery_text(c.recovery)}"
 
 
