@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from psvit_core.groups import find_groups, plan_from_kept
     from psvit_core.metrics.fits import check_fit
     from psvit_core.pareto import ParetoArchive
+    from psvit_core.picture import network_svg
     from psvit_core.planners import make_plan
     from psvit_core.records import ChannelGroup, Measurement, PrunePlan, SensitivityTable
     from psvit_core.runtime import Run
@@ -59,6 +60,7 @@ _HOMES = {
     "make_plan": "planners",
     "measure": "evaluate",
     "model_card": "zoo.cards",
+    "network_svg": "picture",
     "plan_from_kept": "groups",
     "register_model": "custom",
     "save_pruned": "zoo.pruned",
@@ -91,6 +93,7 @@ __all__ = [
     "make_plan",
     "measure",
     "model_card",
+    "network_svg",
     "plan_from_kept",
     "register_model",
     "save_pruned",

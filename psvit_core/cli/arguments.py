@@ -8,7 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from psvit_core.cli import app, cache, export, fits, main_commands, other_commands, train, writing
+from psvit_core.cli import (
+    app,
+    cache,
+    export,
+    fits,
+    main_commands,
+    other_commands,
+    picture,
+    train,
+    writing,
+)
 from psvit_core.cli.options import (
     add_calib_arguments,
     add_condition_argument,
@@ -109,6 +119,7 @@ def _add_main_commands(add: AddCommand) -> None:
         add("export", export.export, "write a model that runs without this program")
     )
     fits.add_arguments(add("fits", fits.fits, "compare a model's bytes with devices"))
+    picture.add_arguments(add("picture", picture.picture, "draw a model's channel groups as SVG"))
 
 
 def _app_arguments(command: _Parser) -> None:

@@ -43,6 +43,7 @@ COMMANDS = {
         "open-link",
         "export",
         "fits",
+        "picture",
         "compare",
         "inspect",
         "check-data",
