@@ -82,7 +82,8 @@ def test_bars_are_as_long_as_groups_have_channels(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_everything_lies_inside_the_picture(name: str) -> None:
-    for values in (None, {}):
+    empty: dict[str, float] = {}
+    for values in (None, empty):
         root = ET.fromstring(network_svg(summary(name), None, values))
         _, _, width, height = map(float, root.attrib["viewBox"].split())
         assert width == WIDTH

@@ -16,7 +16,8 @@ from psvit_core.records import ChannelGroup
 _HERE = Path(__file__).parent
 _component = st.components.v2.component(
     "psvit_picture",
-    html='<div class="pic"><div class="pic-card"></div><div class="pic-net"></div></div>',
+    html='<div class="pic"><div class="pic-card" role="region" aria-label="Layers of the group">'
+    '</div><div class="pic-net"></div></div>',
     css=(_HERE / "picture.css").read_text(encoding="utf-8"),
     js=(_HERE / "picture.js").read_text(encoding="utf-8"),
 )

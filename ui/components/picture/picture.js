@@ -97,6 +97,9 @@ class Picture {
         return box;
       }),
     );
+    // On a phone it scrolls; then the keyboard must reach it.
+    if (this.card.scrollHeight > this.card.clientHeight + 1) this.card.tabIndex = 0;
+    else this.card.removeAttribute("tabindex");
   }
 
   choose(i) {
