@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from psvit_core.groups import find_groups, plan_from_kept
     from psvit_core.metrics.fits import check_fit
     from psvit_core.pareto import ParetoArchive
+    from psvit_core.picture import network_svg
     from psvit_core.planners import make_plan
     from psvit_core.records import ChannelGroup, Measurement, PrunePlan, SensitivityTable
     from psvit_core.runtime import Run
@@ -61,6 +62,7 @@ _HOMES = {
     "make_plan": "planners",
     "measure": "evaluate",
     "model_card": "zoo.cards",
+    "network_svg": "picture",
     "plan_from_kept": "groups",
     "quantize_weights": "zoo.quantized",
     "register_model": "custom",
@@ -96,6 +98,7 @@ __all__ = [
     "make_plan",
     "measure",
     "model_card",
+    "network_svg",
     "plan_from_kept",
     "quantize_weights",
     "register_model",

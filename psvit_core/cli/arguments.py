@@ -15,6 +15,7 @@ from psvit_core.cli import (
     fits,
     main_commands,
     other_commands,
+    picture,
     quantize,
     report,
     train,
@@ -124,6 +125,7 @@ def _add_main_commands(add: AddCommand) -> None:
     )
     fits.add_arguments(add("fits", fits.fits, "compare a model's bytes with devices"))
     report.add_arguments(add("report", report.report, "write a run as one HTML page"))
+    picture.add_arguments(add("picture", picture.picture, "draw a model's channel groups as SVG"))
 
 
 def _app_arguments(command: _Parser) -> None:

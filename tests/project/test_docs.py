@@ -46,6 +46,7 @@ COMMANDS = {
         "quantize",
         "fits",
         "report",
+        "picture",
         "compare",
         "inspect",
         "check-data",

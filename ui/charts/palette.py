@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from psvit_core.picture.colours import HEAT_DARK, HEAT_LIGHT
 from psvit_core.sensitivity.spec import TOO_MUCH
 
 #: End of the heat scale. Drop: percentage points, above which a sweep stops measuring a cell more
@@ -41,7 +42,7 @@ LIGHT = Palette(
     mark="rgba(28,37,43,0.55)",
     accent="#0a6683",
     band="rgba(11,107,136,0.16)",
-    heat=("#ffffff", "#fef1df", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000"),
+    heat=HEAT_LIGHT,
     policies={"optimal": "#0a6683", "psvit": "#c05600", "prime": "#8a4f9e", "uniform": "#76828a"},
 )
 DARK = Palette(
@@ -51,7 +52,7 @@ DARK = Palette(
     mark="rgba(227,233,236,0.65)",
     accent="#58bfda",
     band="rgba(88,191,218,0.20)",
-    heat=("#12171b", "#2c1542", "#63186c", "#b23459", "#f07c22", "#fcf3a1"),
+    heat=HEAT_DARK,
     policies={"optimal": "#58bfda", "psvit": "#f29d4b", "prime": "#cfa0e0", "uniform": "#8b9aa3"},
 )
 

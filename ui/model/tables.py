@@ -76,29 +76,6 @@ def group_rows(summary: ModelSummary) -> pd.DataFrame:
     )
 
 
-def coupled_layers(group: ChannelGroup) -> tuple[list[str], list[str]]:
-    """Return the layers that write a group's units, and those that read them."""
-    writers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.writers)
-    readers = dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in group.readers)
-    return list(writers), list(readers)
-
-
-def firing_rates(group: ChannelGroup, firing: Mapping[str, float]) -> dict[str, float]:
-    """Return the firing rates of the neurons next to a group's layers, by their short names.
-
-    A residual stream passes through nearly all modules, so it gets no rates.
-    """
-    if group.is_stream:
-        return {}
-    layers = [layer for side in coupled_layers(group) for layer in side]
-    parents = {layer.rpartition(".")[0] for layer in layers}
-    return {
-        name.rpartition(".")[2]: rate
-        for name, rate in firing.items()
-        if name.rpartition(".")[0] in parents
-    }
-
-
 def split_rows(report: DataReport) -> pd.DataFrame:
     """Return one row per split of the data: images, classes, images per class, problem."""
     return pd.DataFrame(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from psvit_core.picture.values import coupled_layers
 from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
 from ui.charts.palette import DARK, HEAT_END, LIGHT
 from ui.model import formats, tables
@@ -92,7 +93,7 @@ def short_title(title: str) -> str:
 
 def _coupled_layers(group: ChannelGroup) -> list[str]:
     """Return the layers that write a group's units, at most ``_MOST_LAYERS`` lines."""
-    layers, _ = tables.coupled_layers(group)
+    layers, _ = coupled_layers(group)
     if len(layers) <= _MOST_LAYERS:
         return layers
     shown = layers[: _MOST_LAYERS - 1]

@@ -81,6 +81,23 @@ class Equalizer extends EqualizerView {
     box.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
+  /** Show the column of a group that was chosen in the picture, where the focus stays. */
+  pointAt(i) {
+    if (i === undefined) return;
+    this.columns[this.current].box.tabIndex = -1;
+    this.current = i;
+    const { box } = this.columns[i];
+    box.tabIndex = 0;
+    box.scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.show(i);
+  }
+
+  /** Tell the picture of the network which group is edited. */
+  tellGroup(i) {
+    const detail = { id: this.data.columns[i].id, from: "equalizer" };
+    globalThis.dispatchEvent(new CustomEvent("psvit-group", { detail }));
+  }
+
   listen() {
     const at = (event) => {
       const box = event.target.closest?.(".column");
@@ -101,6 +118,7 @@ class Equalizer extends EqualizerView {
     grid.addEventListener("keydown", (event) => this.keydown(event, at(event)));
     grid.addEventListener("focusin", (event) => {
       const i = at(event);
+      if (i >= 0) this.tellGroup(i);
       if (i >= 0 && this.columns[i].box.matches(":focus-visible")) this.show(i);
     });
     grid.addEventListener("focusout", () => {

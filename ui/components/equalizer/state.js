@@ -18,6 +18,10 @@ class EqualizerState {
       if (this.figures && this.progress.job === this.data.live) this.drawDrops();
     };
     globalThis.addEventListener("psvit-progress", this.hear);
+    this.hearGroup = (event) => {
+      if (event.detail.from === "picture" && this.grid) this.pointAt(this.index.get(event.detail.id));
+    };
+    globalThis.addEventListener("psvit-group", this.hearGroup);
     this.watcher = new ResizeObserver(() => this.layout());
     this.motion = matchMedia("(prefers-reduced-motion: reduce)");
     this.coarse = matchMedia("(pointer: coarse)");
@@ -28,6 +32,7 @@ class EqualizerState {
     this.flushKeys();
     this.watcher.disconnect();
     globalThis.removeEventListener("psvit-progress", this.hear);
+    globalThis.removeEventListener("psvit-group", this.hearGroup);
     cancelAnimationFrame(this.frame);
     clearTimeout(this.cardTimer);
     clearTimeout(this.resend);

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import streamlit as st
 
-from ui.model import loaders
+from ui.model import loaders, sweeps
 from ui.model.foreign import in_markdown
-from ui.panels.frame import boot, show_message
+from ui.model.sweeps import SweepView
+from ui.panels.frame import Frame, boot, show_message
 from ui.panels.measurement import measure_panel, published_panel
 from ui.panels.model import bytes_panel
 from ui.panels.open.found import found_panel
 from ui.panels.open.images import images_panel
 from ui.panels.open.source import source_panel
+from ui.panels.picture import picture_panel
 from ui.shell import header
 
 
@@ -40,3 +42,19 @@ def open_page() -> None:
         st.header("Baseline", anchor=False)
         measure_panel(page.workspace, None, key="baseline")
         published_panel(page.workspace)
+    _picture(page)
+
+
+def _picture(page: Frame) -> None:
+    """Draw the picture of the network; choosing a group in it draws nothing else again."""
+
+    def find_sweep() -> SweepView | None:
+        return sweeps.current_sweep(sweeps.list_sweeps(page.store, page.summary))
+
+    @st.fragment
+    def drawn() -> None:
+        picture_panel(
+            page.workspace, page.summary, None, find_sweep, key="open-picture", dark=page.dark
+        )
+
+    drawn()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import streamlit as st
 
+from psvit_core.picture.values import coupled_layers, firing_rates
 from psvit_core.plan.size import plan_size
 from psvit_core.records import ChannelGroup, ModelSummary, SensitivityRow
 from psvit_core.storage.store import Store
@@ -140,7 +141,7 @@ def _use(store: Store, summary: ModelSummary, group_id: str, ratio: float, crite
 
 def _coupled_layers(workspace: Workspace, group: ChannelGroup, *, key: str) -> None:
     """Draw the layers that shrink with a group, and their neurons' firing rates if measured."""
-    writers, readers = tables.coupled_layers(group)
+    writers, readers = coupled_layers(group)
     title = f"Coupled: {len(writers)} layers write its units, {len(readers)} read them"
     with st.expander(title, key=key):
         read_by = _named(readers) or "no layer: its units meet in an attention product"
@@ -148,7 +149,7 @@ def _coupled_layers(workspace: Workspace, group: ChannelGroup, *, key: str) -> N
         measured = loaders.measurement(workspace, None)
         if measured is None:
             st.caption("Measure the baseline on the Open page to see firing rates.")
-        elif rates := tables.firing_rates(group, measured.firing):
+        elif rates := firing_rates(group, measured.firing):
             st.markdown(
                 "**Firing rates in these modules** "
                 + ", ".join(

@@ -6,7 +6,7 @@ import streamlit as st
 
 from psvit_core.records import ModelSummary
 from ui.charts.heatmap import HeatmapSettings, cell_of, sensitivity_heatmap
-from ui.model import formats, state, sweeps, tables
+from ui.model import formats, picked, state, sweeps, tables
 from ui.model.foreign import in_markdown
 from ui.model.sweeps import SweepView
 from ui.panels.sweep_choice import select_shown_sweep
@@ -125,6 +125,7 @@ def heatmap_panel(view: SweepView, settings: HeatmapSettings, *, key: str, dark:
 def _selected_cell(view: SweepView, key: str) -> tuple[str, float]:
     """Return the selected (group_id, prune_ratio); by default of the most sensitive group."""
     groups = [g.group_id for g in view.summary.groups]
+    picked.fill_field(view.summary)
     worst = tables.most_sensitive_first(view.summary, view.rows, "drop")[0].group_id
     state.ensure_option(f"{key}-group", groups, worst)
     state.ensure_option(f"{key}-ratio", list(view.ratios), view.ratios[len(view.ratios) // 2])

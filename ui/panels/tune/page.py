@@ -24,6 +24,7 @@ from ui.model.measured import MeasuredPlan
 from ui.model.predictor import Predictor
 from ui.model.sweeps import SweepView
 from ui.panels.frame import boot, show_message
+from ui.panels.picture import picture_panel
 from ui.panels.sweep_choice import select_used_sweep
 from ui.panels.tune.equalizer import Results, equalizer_panel
 from ui.panels.tune.history import history_panel
@@ -50,6 +51,7 @@ class _Page:
     summary: ModelSummary  # with the ranking by the sweep's criterion
     view: SweepView | None
     sweep_job: Job | None  # while it is active
+    dark: bool  # theme of this browser
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,7 @@ def _load() -> _Page:
         summary=summary,
         view=view,
         sweep_job=sweep_job if sweep_job is not None and sweep_job.active else None,
+        dark=page.dark,
     )
 
 
@@ -132,6 +135,7 @@ def _draw(page: _Page) -> None:
     )
     if not as_columns:
         table_panel(store, summary, setup)
+    picture_panel(workspace, summary, draft.plan, lambda: view, key="tune-picture", dark=page.dark)
     left, right = st.columns(2, gap="large")
     with left:
         st.header("Measured and predicted drop", anchor=False)
