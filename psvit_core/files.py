@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from psvit_core.errors import OutputError, PsvitError
+from psvit_core.errors import DataError, OutputError, PsvitError
 
+DATA_ENV = "PSVIT_DATA"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PLACELESS = ("cifar10", "cifar10-jpeg")  # data whose images are known by their content
 READING = "2-"  # begins the digest of images that versions up to 0.2 read differently
@@ -364,3 +365,25 @@ def _names_before(root: Path) -> list[str]:
 
 def _has_leftovers(folder: Path) -> bool:
     return any((folder / name).is_dir() for name in ("@eaDir", "__MACOSX"))  # lists no images
+
+
+def data_folder() -> Path:
+    """Return the folder of downloaded data: ``$PSVIT_DATA``, or one in the user's data directory.
+
+    Raises:
+        DataError: If the account has no home folder.
+    """
+    if chosen := os.environ.get(DATA_ENV):
+        return expand(chosen)
+    from platformdirs import user_data_path
+
+    try:
+        folder = user_data_path("psvit", appauthor=False)
+    except RuntimeError:
+        folder = Path("~")
+    if not folder.is_absolute():
+        raise DataError(
+            "This account has no home folder to keep images in. "
+            f"Set {DATA_ENV} to a folder that you can write to."
+        )
+    return folder

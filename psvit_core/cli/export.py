@@ -10,14 +10,12 @@ from psvit_core.cli.options import add_model_arguments, parse_path
 from psvit_core.cli.session import Result, make_session
 from psvit_core.errors import OutputError
 from psvit_core.files import expand_spec
+from psvit_core.tasks.graph import CHECK_IMAGES, images_to_check
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from psvit_core.tasks.session import Session
+    pass
 
 FORMATS = ("torch", "onnx", "pt2")
-_CHECK_IMAGES = 64
 _RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch"}
 
 
@@ -48,7 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--limit",
         type=int,
         metavar="N",
-        help=f"with --data: a stratified subset of N images (default {_CHECK_IMAGES})",
+        help=f"with --data: a stratified subset of N images (default {CHECK_IMAGES})",
     )
     command.add_argument(
         "--out",
@@ -115,18 +113,10 @@ def _traced(options: argparse.Namespace) -> tuple[Result, str]:
     if options.format == "onnx":
         check_onnx_packages()
     write = export_onnx if options.format == "onnx" else export_pt2
-    options.limit = options.limit or _CHECK_IMAGES
+    options.limit = options.limit or CHECK_IMAGES
     session = make_session(options)
-    images = None if session.subject.data is None else _images(session)
-    what = f"{session.data.name}, {session.data.split}" if images is not None else ""
+    given = session.subject.data is not None
+    images, what = images_to_check(session, options.limit) if given else (None, "")
     done = write(session.model, options.out, images, what=what)
     result = {"format": options.format, **as_result(done)}
     return result, as_text(done, _RUNTIMES[options.format])
-
-
-def _images(session: Session) -> Tensor:
-    """Return the images to check on."""
-    import torch
-
-    data, parameters = session.data, session.model.parameters()
-    return torch.cat(list(data.batches(len(data), next(parameters).dtype)))

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from psvit_core.errors import DataError
-from psvit_core.files import expand
+from psvit_core.files import data_folder
 
-DATA_ENV = "PSVIT_DATA"
 #: CIFAR-10 as torchvision knows it: where it is, and its checksum.
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
 MEGABYTES = 170
 _FOLDER = "cifar-10-batches-py"  # in the archive
-
-
-def data_folder() -> Path:
-    """Return the folder of downloaded data: ``$PSVIT_DATA``, or one in the user's data directory.
-
-    Raises:
-        DataError: If the account has no home folder.
-    """
-    if chosen := os.environ.get(DATA_ENV):
-        return expand(chosen)
-    from platformdirs import user_data_path
-
-    try:
-        folder = user_data_path("psvit", appauthor=False)
-    except RuntimeError:
-        folder = Path("~")
-    if not folder.is_absolute():
-        raise DataError(
-            "This account has no home folder to keep images in. "
-            f"Set {DATA_ENV} to a folder that you can write to."
-        )
-    return folder
 
 
 def cifar10_folder() -> Path | None:

@@ -53,6 +53,7 @@ from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
 from psvit_core.tasks.fits import count_needs
+from psvit_core.tasks.graph import write_graph
 from psvit_core.tasks.inspect import check_data, inspect_entries
 from psvit_core.tasks.matching import Matcher
 from psvit_core.tasks.pareto import run_pareto
@@ -244,16 +245,10 @@ class JobRun:
         )
 
     def _graph(self, session: Session, request: GraphRequest) -> GraphResult:
-        from psvit_core.export import export_onnx
-        from psvit_core.export.checked import report_text
-        from psvit_core.zoo.checkpoint import load_model
-
-        done = export_onnx(load_model(request.path), self._out_path(request.file_name))
+        out = self._out_path(request.file_name)
+        report = write_graph(session, request.path, out)
         return GraphResult(
-            path=str(done.path),
-            bytes=done.bytes,
-            sha256=_sha256(done.path),
-            report=report_text(done, "onnxruntime"),
+            path=str(out), bytes=out.stat().st_size, sha256=_sha256(out), report=report
         )
 
     def _report(self, session: Session, request: ReportRequest) -> ReportResult:

@@ -17,6 +17,7 @@ import pytest
 from psvit_core.cli import main
 from psvit_core.data import download, load_data
 from psvit_core.errors import DataError
+from psvit_core.files import DATA_ENV
 from tests.data.test_cifar10 import CIFAR, TEST_LABELS, write_python
 
 COMMAND = ("check-data", "sdt_v1_cifar10", "--data", "cifar10")
@@ -29,7 +30,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(download.DATA_ENV, str(tmp_path / "data"))
+    monkeypatch.setenv(DATA_ENV, str(tmp_path / "data"))
     return tmp_path / "data" / "cifar-10-batches-py"
 
 

@@ -116,7 +116,9 @@ def test_four_clicks_to_an_onnx_file(server: Server, open_page: OpenPage, tmp_pa
     assert facts["model"].startswith("sdt_v1_digits: ")
     assert "by policy" in facts["pruned"]
     expect(
-        page.get_by_text(re.compile("ONNX: checked with onnxruntime on 8 images"))
+        page.get_by_text(
+            re.compile("ONNX: checked with onnxruntime on 16 images \\(digits, val\\)")
+        )
     ).to_be_visible()
     assert server.process is not None
     maps = Path(f"/proc/{server.process.pid}/maps")

@@ -38,8 +38,6 @@ from ui.model.fronts import Overview
 from ui.model.predictor import Predictor
 from ui.model.sweeps import SweepView
 
-_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "fits")
-
 
 @st.cache_resource(show_spinner=False)
 def open_store() -> Store:
@@ -402,7 +400,7 @@ def job_model(job: Job) -> str:
 
 
 #: Tasks that read no images, or none that their result is about.
-_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "report")
+_WITHOUT_IMAGES = ("summary", "inspect", "check_data", "export", "graph", "report", "fits")
 
 
 def job_images(job: Job) -> str:

@@ -11,9 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from psvit_core.data.download import data_folder
 from psvit_core.errors import DataError, PsvitError
-from psvit_core.files import expand
+from psvit_core.files import data_folder, expand
 from psvit_core.storage.store import Store
 
 ROOTS_ENV = "PSVIT_ROOTS"

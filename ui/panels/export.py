@@ -13,9 +13,8 @@ from psvit_core.files import is_file, module_name
 from psvit_core.jobs.client import Job
 from psvit_core.plan.size import memory_saving
 from psvit_core.records import DIGITS_TRANSFORM, ModelSummary, PrunePlan
-from psvit_core.records.jobs import GraphResult
 from psvit_core.storage.store import Store
-from psvit_core.workspace import Workspace, write_onnx
+from psvit_core.workspace import Workspace
 from ui.model import (
     comparison,
     drafts,
@@ -33,6 +32,7 @@ from ui.model.foreign import in_markdown
 from ui.model.provenance import source_card
 from ui.panels.fits import fits_panel
 from ui.panels.frame import boot
+from ui.panels.graph import graph_button, graph_state
 from ui.panels.job import follow_job
 from ui.panels.measurement import measurement_line
 from ui.panels.plan import default_file_name, plan_button, plan_line, plan_uploader
@@ -171,7 +171,7 @@ def _export_entry(
             if path.is_file():
                 download_link(workspace.store, job, path)
                 _code_button(Path(written.code), key=key)
-                graph = _graph_button(workspace, summary, path, key=key)
+                graph = graph_button(workspace, summary, path, key=key)
                 st.button(
                     "Open here",
                     key=f"{key}-open",
@@ -183,7 +183,7 @@ def _export_entry(
                 graph = None
                 st.markdown("The file no longer exists. Write it again.", width="content")
         if graph is not None:
-            _graph_state(workspace, graph, key=f"{key}-graph-job")
+            graph_state(workspace, graph, key=f"{key}-graph-job")
         st.markdown(in_markdown(comparison.gain_text(job)))
         st.caption("SHA-256")
         st.code(written.sha256, language=None)
@@ -205,46 +205,6 @@ def _code_button(code: Path, *, key: str) -> None:
         help="The network's definition. With the checkpoint beside it, it runs where this program "
         "is not installed: it needs only torch and safetensors.",
     )
-
-
-def _graph_button(
-    workspace: Workspace, summary: ModelSummary, path: Path, *, key: str
-) -> Job | None:
-    """Draw the button that writes a checkpoint as an ONNX file, or the link that downloads it.
-
-    Returns:
-        The job that writes or wrote it; None without one.
-    """
-    job = loaders.graph_job(workspace, path)
-    written = job.written if job is not None else None
-    if job is not None and written is not None and is_file(written.path):
-        download_link(workspace.store, job, Path(written.path), text="ONNX file")
-        return job
-    coupled = "The images of this model's batches influence each other: an ONNX file cannot have "
-    st.button(
-        "Write ONNX",
-        key=f"{key}-graph",
-        disabled=summary.batch_coupled or (job is not None and job.active),
-        on_click=_write_onnx,
-        args=(workspace, path),
-        help=f"{coupled}a graph for every batch size."
-        if summary.batch_coupled
-        else "One file for onnxruntime and other programs. It is compared with torch, image by "
-        "image and layer by layer, before you get it; large networks take minutes.",
-    )
-    return None if written is not None else job
-
-
-def _write_onnx(workspace: Workspace, path: Path) -> None:
-    write_onnx(workspace, path)
-
-
-def _graph_state(workspace: Workspace, job: Job, *, key: str) -> None:
-    """Draw how far an ONNX file is, or how it compares with torch."""
-    if isinstance(job.outcome, GraphResult) and job.state == "done":
-        st.caption(in_markdown(f"ONNX: {job.outcome.report.replace(chr(10), '; ')}."))
-        return
-    follow_job(workspace.store, job, key=key)
 
 
 def load_examples(name: str, workspace: Workspace) -> None:

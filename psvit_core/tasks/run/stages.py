@@ -18,6 +18,7 @@ from psvit_core.records import Measurement, PrunePlan, SensitivityTable
 from psvit_core.storage.store import ENGINE_VERSION, digest
 from psvit_core.tasks import evaluate as evaluation
 from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
+from psvit_core.tasks.graph import images_to_check
 from psvit_core.tasks.plan import counting_note, latency_timer, run_plan
 from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.recover import load_written, measure_file
@@ -28,7 +29,7 @@ from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 SWEEP, PLAN, PRUNED, TUNED = "sweep.json", "plan.json", "pruned.safetensors", "tuned.safetensors"
 _TUNED_LAST = "tuned.last.safetensors"
@@ -37,7 +38,6 @@ _EXPORTED = {
     "onnx": ("network.onnx",),
     "pt2": ("network.pt2",),
 }
-_CHECK_IMAGES = 64  # that an exported graph is compared with torch on
 
 #: Stages that others build on by their files. If one of these was lost and the new one is another,
 #: as a plan by latency may be, all later stages run again.
@@ -273,7 +273,7 @@ def _export_graph(work: Work, kind: str) -> Result:
     from psvit_core.export.checked import as_result
 
     (name,) = _EXPORTED[kind]
-    model, (images, what) = load_written(work.session, work.final), _check_images(work.session)
+    model, (images, what) = load_written(work.session, work.final), images_to_check(work.session)
     write = export_onnx if kind == "onnx" else export_pt2
     found = as_result(write(model, work.folder.place / name, images, what=what))
     return {"format": kind, "file": name, **{k: v for k, v in found.items() if k != "out"}}
@@ -284,15 +284,6 @@ _EXPORTS: dict[str, Callable[[Work], Result]] = {
     "onnx": lambda work: _export_graph(work, "onnx"),
     "pt2": lambda work: _export_graph(work, "pt2"),
 }
-
-
-def _check_images(session: Session) -> tuple[Tensor, str]:
-    """Return the images that a graph is checked on, and what they are."""
-    import torch
-
-    few = session.load_images(session.subject.split, min(_CHECK_IMAGES, len(session.data)))
-    dtype = next(session.model.parameters()).dtype
-    return torch.cat(list(few.batches(len(few), dtype))), f"{few.name}, {few.split}"
 
 
 def _test(work: Work) -> Result:

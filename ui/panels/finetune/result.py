@@ -13,6 +13,7 @@ from psvit_core.workspace import Workspace
 from ui.model import comparison, consent, formats, history, loaders, state
 from ui.model.foreign import in_markdown
 from ui.model.measured import measured_plans
+from ui.panels.graph import graph_button, graph_state
 from ui.panels.widgets import download_link, facts_table
 
 
@@ -50,11 +51,11 @@ def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: 
         "intervals. The best epoch was selected on these images: use the test split for a final "
         "judgement."
     )
-    _file_row(workspace, job, key=key)
+    _file_row(workspace, summary, job, key=key)
     st.caption(in_markdown(history.provenance_line(job, recovery, report)))
 
 
-def _file_row(workspace: Workspace, job: Job, *, key: str) -> None:
+def _file_row(workspace: Workspace, summary: ModelSummary, job: Job, *, key: str) -> None:
     written = job.written
     if written is None:
         return
@@ -64,6 +65,7 @@ def _file_row(workspace: Workspace, job: Job, *, key: str) -> None:
             st.markdown(f"{in_markdown(path.name)} no longer exists. Train again to write it.")
             return
         download_link(workspace.store, job, path)
+        graph = graph_button(workspace, summary, path, key=key)
         st.markdown(f"**{in_markdown(path.name)}**  \n{written.bytes:,} bytes", width="content")
         st.button(
             "Open here",
@@ -72,6 +74,8 @@ def _file_row(workspace: Workspace, job: Job, *, key: str) -> None:
             args=(str(path),),
             help="Opens this network in the app, to measure, sweep or prune it again.",
         )
+    if graph is not None:
+        graph_state(workspace, graph, key=f"{key}-graph-job")
     st.caption("SHA-256")
     st.code(written.sha256, language=None, wrap_lines=True)
 
