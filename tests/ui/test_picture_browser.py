@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -43,7 +44,10 @@ def test_a_group_is_chosen_with_the_keyboard(server: Server, open_page: OpenPage
     expect(page.locator(".pic-card")).to_contain_text("block.0.mlp.fc1_conv (256 × 64 × 1 × 1)")
     group(page, MLP).press("Enter")
     expect(group(page, MLP)).to_have_attribute("aria-pressed", "true")
-    expect(page.get_by_role("button", name=f"Show {MLP} in the heatmap")).to_be_visible()
+    settled(page)
+    page.get_by_role("button", name=f"Show {MLP} in the heatmap").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sensitivity")
+    expect(page.get_by_label("Channel group", exact=True)).to_have_value(re.compile(MLP))
 
 
 def test_picture_and_equalizer_point_at_the_same_group(server: Server, open_page: OpenPage) -> None:

@@ -19,7 +19,7 @@ from ui.components.picture import picture
 from ui.model import loaders, picked, state
 from ui.model.foreign import in_markdown
 from ui.model.sweeps import SweepView
-from ui.panels.widgets import was_clicked
+from ui.panels.widgets import action_button
 
 _BYTES, _DROP, _FIRING = "Bytes", "Sensitivity", "Firing rate"
 
@@ -108,13 +108,11 @@ def _next_steps(
             icon=":material/download:",
             on_click="ignore",
         )
-        if (
-            chosen
-            and view
-            and was_clicked(
+        if chosen and view:
+            action_button(
                 f"Show {in_markdown(summary.by_id[chosen].label)} in the heatmap",
+                state.open_page,
+                "Sensitivity",
                 key=f"{key}-heatmap",
                 icon=":material/grid_on:",
             )
-        ):
-            state.open_page("Sensitivity")
