@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Heat from harmless to too much; the harmless end is the page's background.
@@ -26,7 +27,7 @@ class Theme:
 
     def shades(self) -> list[str]:
         """Return the heat as ``N_SHADES`` colours."""
-        return [_mix(self.heat, i / (N_SHADES - 1)) for i in range(N_SHADES)]
+        return [mix_colours(self.heat, i / (N_SHADES - 1)) for i in range(N_SHADES)]
 
 
 LIGHT = Theme(
@@ -53,8 +54,8 @@ DARK = Theme(
 )
 
 
-def _mix(stops: tuple[str, ...], at: float) -> str:
-    """Return the colour at a position, 0 to 1, of evenly spaced stops."""
+def mix_colours(stops: Sequence[str], at: float) -> str:
+    """Return the colour at a position, 0 to 1, of evenly spaced stops, as #rrggbb."""
     place = at * (len(stops) - 1)
     low = min(int(place), len(stops) - 2)
     parts = [[int(text[k : k + 2], 16) for k in (1, 3, 5)] for text in stops[low : low + 2]]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-LIGHT_HEAT = ("#ffffff", "#fef1df", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000")
-DARK_HEAT = ("#12171b", "#2c1542", "#63186c", "#b23459", "#f07c22", "#fcf3a1")
+from psvit_core.picture.colours import HEAT_DARK, HEAT_LIGHT, mix_colours
+
 HEAT_STEPS = 24  # colours of the scale
 #: Class -> (property, light value, dark value).
 _COLOURS = {
@@ -51,9 +51,9 @@ def style_sheet() -> str:
     """Return the CSS of all drawings: light, and dark on screens that ask for it."""
     light = [f".psv .{c}{{{prop}:{one}}}" for c, (prop, one, _) in _COLOURS.items()]
     dark = [f".psv .{c}{{{prop}:{two}}}" for c, (prop, _, two) in _COLOURS.items()]
-    for colours, rules in ((LIGHT_HEAT, light), (DARK_HEAT, dark)):
+    for colours, rules in ((HEAT_LIGHT, light), (HEAT_DARK, dark)):
         for step in range(HEAT_STEPS):
-            colour = _blend(colours, step / (HEAT_STEPS - 1))
+            colour = mix_colours(colours, step / (HEAT_STEPS - 1))
             rules.append(f".psv .h{step}{{fill:{colour}}}.psv .t{step}{{fill:{_on(colour)}}}")
     base = (
         f".psv text{{{_FONT};font-size:12px}}.psv .small{{font-size:10.5px}}"
@@ -61,14 +61,6 @@ def style_sheet() -> str:
         ".psv .unsure{font-style:italic}"
     )
     return f"{base}{''.join(light)}@media screen and (prefers-color-scheme:dark){{{''.join(dark)}}}"
-
-
-def _blend(colours: Sequence[str], place: float) -> str:
-    """Return the colour at a place in [0, 1] of evenly spaced ones, as #rrggbb."""
-    at = place * (len(colours) - 1)
-    i = min(int(at), len(colours) - 2)
-    pairs = zip(_rgb(colours[i]), _rgb(colours[i + 1]), strict=True)
-    return "#" + "".join(f"{round(a + (b - a) * (at - i)):02x}" for a, b in pairs)
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+from streamlit.testing.v1 import AppTest
 
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
@@ -25,6 +27,9 @@ from psvit_core.storage.predictions import Outcome, save_outcome
 from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import shipped_summary
 from tests import made
+from tests.patience import PATIENCE
+
+_ROOT = Path(__file__).parents[2]
 
 RATIOS = (0.1, 0.5, 0.9)
 CONDITIONS = dataclasses.replace(made.CONDITIONS, data="digits", n_images=64, T=1, batch=125)
@@ -142,3 +147,13 @@ def fit_report(activations: int, state: int = 0, levels: int = 0) -> FitReport:
         expansion=spikes if levels else None,
         fits=(),
     )
+
+
+def opened(page: str = "", **query: str) -> AppTest:
+    """Open a page as a link does."""
+    app = AppTest.from_file(str(_ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE)
+    if page:
+        app.switch_page(str(_ROOT / "pages" / f"{page}.py"))
+    for name, value in query.items():
+        app.query_params[name] = value
+    return app.run()

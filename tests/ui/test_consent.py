@@ -17,7 +17,7 @@ from psvit_core.records import Subject
 from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import list_models, model_card
 from tests.patience import PATIENCE
-from tests.ui.example import put_sweep, summary
+from tests.ui.example import opened, put_sweep, summary
 from ui.model import drafts, loaders, open_files, state
 
 ROOT = Path(__file__).parents[2]
@@ -31,16 +31,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_workers: None) -> 
     loaders.open_store.clear()
     yield Store()
     loaders.open_store.clear()
-
-
-def opened(page: str = "", **query: str) -> AppTest:
-    """Open a page as a link does."""
-    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE)
-    if page:
-        app.switch_page(str(ROOT / "pages" / f"{page}.py"))
-    for name, value in query.items():
-        app.query_params[name] = value
-    return app.run()
 
 
 def weights(tmp_path: Path) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from psvit_core import records
+from psvit_core.jobs import client
 from psvit_core.sensitivity.spec import TOO_MUCH
 from psvit_core.zoo.cards import list_models, shipped_summary
 from ui.charts.palette import DARK, HEAT_END, LIGHT
 from ui.model import formats, fronts, tables
+from ui.panels.job import TASKS
+from ui.shell.status import NOUNS
 
 
 def test_criteria_policies_and_recoveries_have_labels() -> None:
@@ -14,6 +17,11 @@ def test_criteria_policies_and_recoveries_have_labels() -> None:
     assert set(formats.CRITERION_NAMES) == criteria
     assert set(formats.POLICY_NAMES) == set(records.POLICIES)
     assert set(formats.RECOVERY_NAMES) == set(records.RECOVERIES)
+
+
+def test_tasks_have_labels() -> None:
+    assert set(NOUNS) == set(client.KINDS)
+    assert set(client.KINDS) <= set(TASKS)
 
 
 def test_axes_have_labels_in_the_order_of_the_engine() -> None:

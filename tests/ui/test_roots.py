@@ -18,6 +18,7 @@ from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from psvit_core.zoo.cards import list_models, model_card
 from tests.patience import PATIENCE
+from tests.ui.example import opened
 from ui.model import loaders, open_files, roots, state
 from ui.model.roots import OutsideError, check_path, check_spec
 
@@ -34,16 +35,6 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_workers: None) -> 
     loaders.open_store.clear()
     yield Store()
     loaders.open_store.clear()
-
-
-def opened(page: str = "", **query: str) -> AppTest:
-    """Open a page as a link does."""
-    app = AppTest.from_file(str(ROOT / "ui" / "shell" / "main.py"), default_timeout=PATIENCE)
-    if page:
-        app.switch_page(str(ROOT / "pages" / f"{page}.py"))
-    for name, value in query.items():
-        app.query_params[name] = value
-    return app.run()
 
 
 def refusal(store: Store, path: str) -> str:

@@ -15,7 +15,7 @@ from ui.model import editing, formats, loaders, state
 from ui.model.foreign import in_markdown
 
 _SECONDS = 3.0  # between two looks
-_NOUNS = {  # of running work, short enough for the navigation
+NOUNS = {  # of running work, short enough for the navigation
     "sweep": "sweep",
     "measure": "measuring",
     "plan": "planning",
@@ -23,6 +23,7 @@ _NOUNS = {  # of running work, short enough for the navigation
     "export": "export",
     "graph": "export",
     "report": "report",
+    "fits": "counting",
     "finetune": "training",
     "summary": "reading",
     "inspect": "reading",
@@ -59,7 +60,7 @@ def work_line(jobs: list[Job]) -> str:
     if not jobs:
         return ""
     first = jobs[0]
-    noun = _NOUNS.get(first.task, first.task)
+    noun = NOUNS.get(first.task, first.task)
     if first.state != "running":
         now = f"{noun} waits"
     elif first.total:
