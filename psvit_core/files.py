@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import keyword
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from psvit_core.durable import sync_files, sync_folders, temporary_folder
 from psvit_core.errors import DataError, OutputError, PsvitError
 
 DATA_ENV = "PSVIT_DATA"
@@ -20,6 +24,7 @@ WNID = re.compile(r"n\d{8}")  # name of a class folder of ImageNet
 MODEL_SUFFIX = ".safetensors"  # files with any other suffix are read as pickles
 _NEEDED_BY_EXPORTS = {"torch", "safetensors", "spikingjelly", "numpy", "psvit_core"}
 _TAIL_BYTES = 32_000  # read from the end of a file
+_PART_BYTES = 256_000  # read from a part of a file
 #: Folders that systems and tools leave among the class folders of a data set, in lower case.
 _LEFTOVERS = frozenset(
     (
@@ -162,6 +167,8 @@ def _reason(error: Exception) -> str:
 def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write a file in one step: readers see the old content or the new, never a part.
 
+    Once this returns, a power cut leaves the new content, too.
+
     Args:
         path: Destination; an existing file is replaced.
         write: Fills the temporary file whose path it receives; that file then replaces ``path``.
@@ -173,18 +180,40 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         OutputError: If the path cannot be written. No temporary file is left behind.
     """
     path = check_writable(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".psvit-", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    write_all_atomic({path: write}, path.parent)
+    return path
+
+
+def write_all_atomic(files: Mapping[Path, Callable[[Path], object]], folder: Path) -> None:
+    """Write files like ``write_atomic``; together they take little longer than one.
+
+    Each file is whole, but after a kill or power cut some may be new and others old.
+
+    Args:
+        files: By destination, what fills the temporary file.
+        folder: Where the temporary files are; on the disk of all destinations.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    if not files:
+        return
+    path = next(iter(files))  # what an error is about
+    parts = {}
     try:
-        write(part)
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
+        with temporary_folder(folder) as temporary:
+            for number, (path, write) in enumerate(files.items()):
+                place = temporary / str(number)
+                place.mkdir()
+                parts[path] = place / path.name
+                write(parts[path])
+                parts[path].chmod(0o666 & ~_umask())
+            sync_files([*parts.values()])
+            for path, part in parts.items():
+                part.replace(path)
+            sync_folders(path.parent for path in parts)
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {_reason(error)}.") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -206,6 +235,38 @@ def last_lines(path: Path, n_lines: int) -> list[str]:
         text = file.read(_TAIL_BYTES).decode("utf-8", errors="replace")
     lines = text.splitlines()
     return lines[1 if start else 0 :][-n_lines:] if n_lines > 0 else []
+
+
+def lines_between(path: Path, start: int, end: int | None, n_lines: int) -> list[str]:
+    """Return up to ``n_lines`` lines from the end of a part of a text file.
+
+    Reads at most 256 kB.
+
+    Args:
+        path: The file.
+        start: First byte of the part.
+        end: Byte after the part; None: the end of the file.
+        n_lines: Number of lines.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size if end is None else min(end, size)
+        first = max(start, end - _PART_BYTES)
+        file.seek(first)
+        text = file.read(max(end - first, 0)).decode("utf-8", errors="replace")
+    lines = text.splitlines()
+    return lines[1 if first > start else 0 :][-n_lines:] if n_lines > 0 else []
+
+
+@functools.cache
+def program_version() -> str:
+    """Return the version of the installed package, or of the checkout that runs."""
+    try:
+        return version("psvit-explorer")
+    except PackageNotFoundError:
+        project = Path(__file__).resolve().parents[1] / "pyproject.toml"
+        stated = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+        return f"{stated}, from a checkout"
 
 
 # ---- split and class folders ---------------------------------------------------------------------

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from filelock import Timeout
 
 from psvit_core.errors import PsvitError
@@ -53,21 +52,6 @@ def size_limit() -> int | None:
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 
-def process_started(pid: int) -> float | None:
-    """Return the start time of a live process (seconds since the epoch), or None."""
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return None
-
-
-def is_same_process(pid: int, started: float) -> bool:
-    """Return whether a process still lives; another one may have got its number."""
-    now = process_started(pid)
-    return now is not None and abs(now - started) < 1.0
-
-
 @dataclass(frozen=True, kw_only=True)
 class Evicted:
     """What was removed to keep a store within its bound."""
@@ -98,7 +82,7 @@ def evict(folder: Path, limit: int, used_since: float) -> Evicted:
     removable = sorted(
         (used, size, path)
         for path, (used, size) in sizes.items()
-        if path.suffix == ".npz" and path.is_relative_to(arrays)
+        if path.suffix == ".npz" and path.parent.parent == arrays  # others are being written
     )
     n_files, n_bytes = 0, 0
     for _, size, path in removable:

@@ -18,10 +18,17 @@ from typing import Any
 
 import diskcache
 
+from psvit_core.durable import make_folder, sync_files, sync_folders
+
 log = logging.getLogger(__name__)
 
+SYNC_ALL, SYNC_LATER = 2, 1  # SQLite's FULL and NORMAL: on the disk at once, or with the next one
 #: Settings of every index; they replace those in the file.
-SETTINGS: dict[str, Any] = {**diskcache.DEFAULT_SETTINGS, "eviction_policy": "none"}
+SETTINGS: dict[str, Any] = {
+    **diskcache.DEFAULT_SETTINGS,
+    "eviction_policy": "none",
+    "sqlite_synchronous": SYNC_LATER,  # ``Store`` sets it for each of its changes
+}
 
 _COUNTERS = ("count", "size", "hits", "misses")
 _RAW, _BINARY = 1, 2  # modes: value in the row; value in a file
@@ -60,6 +67,15 @@ class JSONOnlyDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no ty
         if read:
             raise TypeError("the store takes JSON values, not files")
         return super().store(_pack(value), False, key=key)
+
+    def _write(self, full_path: Any, iterator: Any, mode: Any, encoding: Any = None) -> Any:
+        """Write a value's file; return its size. It is on the disk before the row that names it."""
+        path = Path(full_path)
+        make_folder(path.parent)
+        size = super()._write(full_path, iterator, mode, encoding)
+        sync_files([path])
+        sync_folders([path.parent])
+        return size
 
     def fetch(self, mode: Any, filename: Any, value: Any, read: bool) -> Any:
         """Return the value of a row.

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from psvit_core.storage.disk import SYNC_ALL, SYNC_LATER
 from psvit_core.storage.faults import StoreLock
+from psvit_core.storage.processes import boot
 
 _TIMEOUT = 60.0  # seconds to wait for another process's change
 _LAST = "\U0010ffff"  # sorts after every other character
@@ -38,20 +40,28 @@ class KeyIndex:
         if mode != "wal":
             with StoreLock(path.with_suffix(".lock")):  # two processes cannot switch at once
                 self._sql.execute("PRAGMA journal_mode = wal")
-        self._sql.execute("PRAGMA synchronous = normal")
         self._sql.execute(
             "CREATE TABLE IF NOT EXISTS Keys "
             "(number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, time REAL NOT NULL)"
         )
         self._sql.execute("CREATE TABLE IF NOT EXISTS Unlisted (n INTEGER)")
+        # Syncing every change here, too, would double its time. A power cut may take the last ones
+        # instead, so the keys are compared once after every start of the machine.
+        self._sql.execute("CREATE TABLE IF NOT EXISTS Compared (boot TEXT)")
+        self._boot = boot()
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def changing(self, *, durable: bool = True) -> Iterator[None]:
         """Exclude other changes, of all threads and processes, until the block ends.
 
         Entries of the block become visible at its end, and not at all if it raises.
+
+        Args:
+            durable: Whether the change of the cache is on the disk at the end of the block.
         """
+        at_once = durable and not self._boot
         with self._lock:
+            self._sql.execute(f"PRAGMA synchronous = {SYNC_ALL if at_once else SYNC_LATER}")
             self._sql.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -89,11 +99,14 @@ class KeyIndex:
             n_rows: Number of rows in the cache.
         """
         with self._lock:
-            counted = "SELECT (SELECT COUNT(*) FROM Keys) + (SELECT TOTAL(n) FROM Unlisted)"
-            (n_known,) = self._sql.execute(counted).fetchone()
-        return bool(n_known == n_rows)
+            counted = (
+                "SELECT (SELECT COUNT(*) FROM Keys) + (SELECT TOTAL(n) FROM Unlisted), "
+                "(SELECT boot FROM Compared)"
+            )
+            n_known, compared = self._sql.execute(counted).fetchone()
+        return bool(n_known == n_rows and (compared or "") == self._boot)
 
-    def rebuild(self, keys: Iterable[object], n_rows: int) -> None:
+    def rebuild(self, keys: Iterable[object], n_rows: int) -> list[str]:
         """Enter the keys of a cache that was changed without this index; within ``changing``.
 
         New keys get times in their order, before those of all later changes.
@@ -101,6 +114,9 @@ class KeyIndex:
         Args:
             keys: Keys of the cache, oldest first; keys that are not text are left out.
             n_rows: Number of rows in the cache.
+
+        Returns:
+            Keys that were entered and that the cache does not have.
         """
         found = [key for key in keys if isinstance(key, str)]
         known = self.times("")
@@ -111,6 +127,9 @@ class KeyIndex:
         )
         self._sql.execute("DELETE FROM Unlisted")
         self._sql.execute("INSERT INTO Unlisted VALUES (?)", (n_rows - len(found),))
+        self._sql.execute("DELETE FROM Compared")
+        self._sql.execute("INSERT INTO Compared VALUES (?)", (self._boot,))
+        return sorted(known.keys() - set(found))
 
     def close(self) -> None:
         """Close the file."""

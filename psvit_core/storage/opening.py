@@ -11,6 +11,7 @@ from pathlib import Path
 
 import diskcache
 
+from psvit_core.durable import make_folder
 from psvit_core.errors import StoreError
 from psvit_core.storage.aside import is_damage, mark_damaged, set_aside_damaged
 from psvit_core.storage.disk import SETTINGS, JSONOnlyDisk, check_settings
@@ -152,8 +153,29 @@ class OpenStore:
         with self.faults("write to"):
             if len(names) > 1:
                 make_private(self.folder / names[0])
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         return path
+
+    def _complete_keys(self) -> None:
+        """Make the table of keys equal to the index, within ``changing`` of that table."""
+        n_rows = len(self._cache)
+        if self._keys.is_complete(n_rows):
+            return
+        gone = self._keys.rebuild(self._cache, n_rows)
+        if len(gone) > 1:  # one: a process was killed while it deleted it
+            text = "%s has lost %d entries, such as %s: it was damaged, or the machine lost power."
+            log.warning(text, self._index, len(gone), gone[0])
+
+    def remove_unused_files(self) -> None:
+        """Remove files of values that no row names: a process was killed between the two."""
+        if self._frozen is not None:
+            return
+        with self.faults("tidy"), self._keys.changing(durable=False):  # nobody is between them now
+            rows = self._cache._sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")
+            named = {self._index / name for (name,) in rows}
+            for path in self._index.glob("??/??/*.val"):
+                if path not in named:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the index."""

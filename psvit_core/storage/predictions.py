@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from psvit_core.errors import StoreError
 from psvit_core.records import Conditions, Interval
 from psvit_core.stats import cluster_interval, paired_drop_interval, wilson_interval
 from psvit_core.storage.faults import StoreLock
-from psvit_core.storage.store import ENGINE_VERSION, Store, digest
+from psvit_core.storage.store import ENGINE_VERSION, Arrays, Store, digest
 
 TOP5_CLASSES = 20  # the smallest number of classes whose top-5 accuracy is reported
 MOST_CONFUSIONS = 200
+_TOGETHER = 64  # results that are written at once, each under a lock
 Array = np.ndarray[Any, Any]
 
 
@@ -293,7 +295,11 @@ def load_outcome(store: Store, key: str) -> Outcome | None:
 
 def save_outcome(store: Store, key: str, outcome: Outcome) -> None:
     """Store results under ``key``."""
-    store.put_arrays(key, {f.name: getattr(outcome, f.name) for f in fields(outcome)})
+    store.put_arrays(key, _arrays(outcome))
+
+
+def _arrays(outcome: Outcome) -> Arrays:
+    return {f.name: getattr(outcome, f.name) for f in fields(outcome)}
 
 
 def add_outcome(store: Store, key: str, outcome: Outcome) -> None:
@@ -301,11 +307,29 @@ def add_outcome(store: Store, key: str, outcome: Outcome) -> None:
 
     Any number of processes may add at the same time.
     """
-    with StoreLock(store.place("locks", f"outcome-{key[:2]}.lock")):
-        known = load_outcome(store, key)
-        if known is not None:
-            new = known.missing(outcome.ids.tolist())
-            if not new:
-                return
-            outcome = known.joined(outcome.select([str(outcome.ids[i]) for i in new]))
-        save_outcome(store, key, outcome)
+    add_outcomes(store, {key: outcome})
+
+
+def add_outcomes(store: Store, outcomes: Mapping[str, Outcome]) -> None:
+    """Add results under several keys (``add_outcome``); together they take little longer than one.
+
+    A process that is stopped has added all results of some keys, and none of the others.
+    """
+    keys = sorted(outcomes)  # in one order everywhere, so that no two processes wait for each other
+    for first in range(0, len(keys), _TOGETHER):
+        some = keys[first : first + _TOGETHER]
+        names = [f"outcome-{start}.lock" for start in sorted({key[:2] for key in some})]
+        with ExitStack() as locks:
+            for name in names:
+                locks.enter_context(StoreLock(store.place("locks", name)))
+            found = {key: _with_known(store, key, outcomes[key]) for key in some}
+            store.put_all_arrays({key: _arrays(o) for key, o in found.items() if o is not None})
+
+
+def _with_known(store: Store, key: str, outcome: Outcome) -> Outcome | None:
+    """Return stored results with new ones; None if there are no new ones."""
+    known = load_outcome(store, key)
+    if known is None:
+        return outcome
+    new = known.missing(outcome.ids.tolist())
+    return known.joined(outcome.select([str(outcome.ids[i]) for i in new])) if new else None

@@ -12,6 +12,8 @@ import stat
 import sys
 from pathlib import Path
 
+from psvit_core.durable import make_folder
+
 _ATTEMPTS = 10  # to create a folder that others rename meanwhile, because it is damaged
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -25,7 +27,7 @@ def make_private(folder: Path) -> None:
     """
     for attempt in range(_ATTEMPTS):
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, 0o700)
             _drop(folder, _OTHERS)
             return
         except (FileExistsError, FileNotFoundError):

@@ -14,19 +14,22 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
+from psvit_core.durable import make_folders
 from psvit_core.errors import StoreError
-from psvit_core.files import expand, write_atomic
+from psvit_core.files import expand, write_all_atomic
 from psvit_core.storage import bound
-from psvit_core.storage.bound import Bound, is_same_process, mark_used, process_started
-from psvit_core.storage.disk import RefusedRowError
+from psvit_core.storage.bound import Bound, mark_used
+from psvit_core.storage.disk import SYNC_ALL, SYNC_LATER, RefusedRowError
 from psvit_core.storage.faults import CACHE_ENV, named_faults
 from psvit_core.storage.opening import OpenStore
+from psvit_core.storage.processes import is_same_process, process_started
 from psvit_core.storage.reading import FrozenIndex
 
 log = logging.getLogger(__name__)
@@ -112,28 +115,44 @@ class Store(OpenStore):
                     f"Store({str(self.folder)!r}).delete({key!r})."
                 ) from error
 
-    def put(self, key: str, value: Any) -> None:
-        """Store a JSON value under ``key``."""
-        self._reopen()
-        with self.faults("write to"), self._keys.changing():
+    def put(self, key: str, value: Any, *, durable: bool = True) -> None:
+        """Store a JSON value under ``key``.
+
+        Args:
+            key: The key.
+            value: The value.
+            durable: Whether it is on the disk when this returns. If not, that is faster, and a
+                power cut may take it: for what only living processes need.
+        """
+        with self._changing(durable=durable):
             self._cache.set(key, value)
             self._keys.add(key)
 
     def put_new(self, key: str, value: Any) -> bool:
         """Store ``value`` unless ``key`` is taken; return whether it was free (atomic)."""
-        self._reopen()
-        with self.faults("write to"), self._keys.changing():
+        with self._changing(durable=True):
             added = bool(self._cache.add(key, value))
             if added:
                 self._keys.add(key)
         return added
 
-    def delete(self, key: str) -> None:
-        """Delete ``key`` and its value, if it exists."""
-        self._reopen()
-        with self.faults("write to"), self._keys.changing():
+    def delete(self, key: str, *, durable: bool = True) -> None:
+        """Delete ``key`` and its value, if it exists; ``durable`` as for ``put``."""
+        with self._changing(durable=durable):
             self._cache.delete(key)
             self._keys.remove(key)
+
+    @contextmanager
+    def _changing(self, *, durable: bool) -> Iterator[None]:
+        """Exclude other changes of the index during the block."""
+        self._reopen()
+        with self.faults("write to"), self._keys.changing(durable=durable):
+            # A process may have been killed between its two writes. Another one killed later would
+            # hide that, since only the numbers of keys are compared.
+            with suppress(RefusedRowError):  # told to whoever lists the keys
+                self._complete_keys()
+            self._cache._sql(f"PRAGMA synchronous = {SYNC_ALL if durable else SYNC_LATER}")
+            yield
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Return the keys that begin with ``prefix``."""
@@ -168,9 +187,7 @@ class Store(OpenStore):
         """List keys that older versions put, or a process that was killed before it listed them."""
         try:
             with self._keys.changing():
-                n_rows = len(self._cache)
-                if not self._keys.is_complete(n_rows):
-                    self._keys.rebuild(self._cache, n_rows)
+                self._complete_keys()
         except RefusedRowError as error:
             raise StoreError(
                 f"Cannot list the rows in {self._index}: {error}. This program writes no such row. "
@@ -251,17 +268,23 @@ class Store(OpenStore):
 
     def put_arrays(self, key: str, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Store arrays under ``key`` (a ``digest``), replacing existing ones."""
-        path = self._array_path(key)
+        self.put_all_arrays({key: arrays})
 
-        def write(part: Path) -> None:
+    def put_all_arrays(self, entries: Mapping[str, Arrays | Mapping[str, Any]]) -> None:
+        """Store arrays under several keys (``put_arrays``); that takes little longer than one."""
+        paths = {self._array_path(key): arrays for key, arrays in entries.items()}
+
+        def save(arrays: Mapping[str, Any], part: Path) -> None:
             with part.open("wb") as file:
-                np.savez(file, **cast(dict[str, Any], dict(arrays)))
+                np.savez(file, **dict(arrays))
 
         with self.faults("write to"):
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, write)
+            make_folders({path.parent for path in paths})
+            writers = {path: partial(save, arrays) for path, arrays in paths.items()}
+            write_all_atomic(writers, self.folder / "arrays")
         with self.optional(), self.faults("remove results from"):
-            self._bound.wrote(path.stat().st_size)
+            for path in paths:
+                self._bound.wrote(path.stat().st_size)
 
     # ---- the bound on its size (``bound``)
 
@@ -270,12 +293,12 @@ class Store(OpenStore):
         """Keep everything that is read or written from now on until the block ends."""
         key = f"{_USING}{os.getpid()}/{uuid.uuid4().hex[:8]}"
         with self.optional():
-            self.put(key, [process_started(os.getpid()), time.time()])
+            self.put(key, [process_started(os.getpid()), time.time()], durable=False)
         try:
             yield
         finally:
             with self.optional():
-                self.delete(key)
+                self.delete(key, durable=False)
 
     def used_since(self) -> float:
         """Return the time from which on results are in use, seconds since the epoch.
@@ -293,7 +316,7 @@ class Store(OpenStore):
             started, begun = noted
             if not is_same_process(int(key.split("/")[1]), started):
                 with self.optional():
-                    self.delete(key)
+                    self.delete(key, durable=False)
             elif begun > now:
                 return 0.0
             else:

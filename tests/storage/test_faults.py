@@ -320,7 +320,7 @@ def test_errors_of_the_system(
 
     monkeypatch.setattr(disk.JSONOnlyDisk, "store", fail)
     monkeypatch.setattr(np, "load", fail)
-    monkeypatch.setattr(store_module, "write_atomic", fail)
+    monkeypatch.setattr(store_module, "write_all_atomic", fail)
     for call in ("put", "put_new", "get_arrays", "put_arrays"):
         with pytest.raises(StoreError, match=f"{os.strerror(number)}\\. .*{way_out}") as caught:
             CALLS[call](store)

@@ -13,6 +13,7 @@ import pytest
 from psvit_core.cli import main
 from psvit_core.errors import StoreError
 from psvit_core.jobs import client
+from psvit_core.plan.build import plan_from_ratios
 from psvit_core.storage.opening import OpenStore
 from psvit_core.storage.reading import FrozenIndex
 from psvit_core.storage.store import Store, digest
@@ -149,6 +150,33 @@ def test_measuring_on_a_full_disk(
     if again:  # a sweep that is stored is read
         first, second = (json.loads(Path(table).read_text()) for table in tables[:2])
         assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_a_measured_plan_on_a_full_disk(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result is printed, and then one line says that it could not be kept."""
+    ratios = {"block.0.mlp.hidden": 0.5}
+    plan = plan_from_ratios(summary("sdt_v1_digits"), ratios, criterion="l2")
+    path = str(plan.save(tmp_path / "plan.json"))
+    folder = tmp_path / "cache"
+    Store(folder).close()
+    command = ["evaluate", "sdt_v1_digits", "--limit", "20", "--plan", path, "--recover", "bn"]
+    first, second = run_commands(way, folder, [command, [*command, "--json"]])
+    for status, _, said in (first, second):
+        assert status == 0
+        opened, remark = said.splitlines()
+        assert is_one_line(f"{opened}\n", way, folder)
+        assert remark.startswith("psvit: What was measured is not kept with other plans: Cannot ")
+    assert first[1].startswith("accuracy") and "not kept" not in first[1]
+    found = json.loads(second[1])
+    assert [f"psvit: {warning}" for warning in found["warnings"]] == [remark]
+    monkeypatch.setenv("PSVIT_CACHE", str(tmp_path / "other"))
+    assert main([*command, "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert {**found, "warnings": []} == {**whole, "warnings": []}
 
 
 @pytest.mark.parametrize("way", ["tmpfs", pytest.param("limit", marks=pytest.mark.slow)])
