@@ -17,9 +17,13 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from psvit_core.errors import JobError, RecordError
-from psvit_core.jobs.workers import ensure_worker, process_started, ring
+from psvit_core.files import program_version
+from psvit_core.jobs.devices import choose_device, idle_devices
+from psvit_core.jobs.workers import ensure_worker, ring
 from psvit_core.records import Measurement, Partial, PrunePlan, Record, Subject
 from psvit_core.records.jobs import TASKS, FileStamps, JobRequest, JobResult, WrittenModel
+from psvit_core.storage.faults import StoreLock
+from psvit_core.storage.processes import is_same_process
 from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import data_stamp, model_stamp
 
@@ -27,11 +31,19 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 
 #: Tasks that run between two batches of a long job.
-SHORT = ("measure", "export", "graph", "report", "fits", "summary", "inspect", "check_data")
-KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune")
+SHORT = (
+    *("measure", "export", "quantize", "graph", "report", "fits"),
+    *("summary", "inspect", "check_data"),
+)
+KINDS = (*SHORT, "sweep", "plan", "pareto", "finetune", "latency")
 ACTIVE = ("queued", "running")
-_PREFIX = "job/"
+PREFIX = "job/"  # of the keys
 _PATIENCE = 5.0  # seconds in which a killed process ends
+#: Why a job was interrupted, and what to do.
+GONE = (
+    "Its worker process ended: it was killed, or the machine shut down or ran out of memory. "
+    "Finished results are stored; resuming continues from there."
+)
 SUPERSEDED = "superseded"  # value of a cancel request that a newer job has made
 
 
@@ -48,7 +60,8 @@ class Job(Record):
     task: str  # one of KINDS
     title: str
     params: dict[str, Any]  # the subject, stamps and request
-    device: str = "cpu"
+    device: str = "cpu"  # whose worker runs it
+    devices: tuple[str, ...] = ()  # that may run it, if there are several (``devices``)
     state: str = "queued"  # queued, running, done, failed, cancelled, interrupted
     created: float = 0.0  # seconds since the epoch
     started: float | None = None
@@ -64,6 +77,10 @@ class Job(Record):
     error: str = ""
     result: dict[str, Any] = field(default_factory=dict)  # the outcome
     owner: str = ""  # whose newest plan it measures; empty: a job that nothing supersedes
+    program: str = ""  # version of the program that asked for it; empty: 0.2.0 or older
+    log_from: int | None = None  # bytes of the worker's log before it began, and when it ended
+    log_to: int | None = None
+    exit_code: int | None = None  # of an ended job, as the command line would have it
 
     @cached_property
     def subject(self) -> Subject | None:
@@ -123,12 +140,26 @@ class Job(Record):
         """True while the job waits or runs."""
         return self.state in ACTIVE
 
+    def rate(self, now: float | None = None) -> float | None:
+        """Return the steps per second of this run so far; None while there is no pace."""
+        if self.state != "running" or self.paced is None or self.fresh < 2:
+            return None
+        seconds = (now or time.time()) - self.paced
+        return (self.fresh - 1) / seconds if seconds > 0 else None
+
     def seconds_left(self, now: float | None = None) -> float | None:
         """Estimate the remaining seconds from the pace so far; None while there is no pace."""
-        if self.state != "running" or self.paced is None or self.fresh < 2 or not self.total:
-            return None
-        pace = ((now or time.time()) - self.paced) / (self.fresh - 1)
-        return pace * (self.total - self.done)
+        rate = self.rate(now) if self.total else None
+        return max(self.total - self.done, 0) / rate if rate else None
+
+    @cached_property
+    def misfit(self) -> str:
+        """Why this version of the program cannot run it; empty if it can."""
+        try:
+            self.read_request()
+        except RecordError as error:
+            return str(error)
+        return "" if self.subject else "Its model and images were described in another way."
 
 
 def _readable(kind: type[R], data: object) -> R | None:
@@ -140,17 +171,12 @@ def _readable(kind: type[R], data: object) -> R | None:
 
 
 def _alive(job: Job) -> bool:
-    started = process_started(job.pid) if job.pid is not None else None
-    return (
-        started is not None
-        and job.pid_started is not None
-        and (abs(started - job.pid_started) < 1.0)
-    )
+    return job.pid is not None and is_same_process(job.pid, job.pid_started)
 
 
 def save(store: Store, job: Job) -> Job:
-    """Store a job's state."""
-    store.put(_PREFIX + job.id, job.to_dict())
+    """Store a job's state; how far a running one is may be lost in a power cut."""
+    store.put(PREFIX + job.id, job.to_dict(), durable=job.state != "running")
     return job
 
 
@@ -160,7 +186,7 @@ def find_job(store: Store, job_id: str) -> Job:
     Raises:
         JobError: If there is no job with this id.
     """
-    data = store.get(_PREFIX + job_id)
+    data = store.get(PREFIX + job_id)
     if data is None:
         raise JobError(
             f"There is no job {job_id!r} in {store.folder}. List the jobs with psvit jobs list."
@@ -168,9 +194,9 @@ def find_job(store: Store, job_id: str) -> Job:
     job = Job.from_dict(data)
     if job.state == "running" and not _alive(job):
         # Read again: it may have ended normally in the meantime.
-        job = Job.from_dict(store.get(_PREFIX + job_id))
+        job = Job.from_dict(store.get(PREFIX + job_id))
         if job.state == "running":
-            return dataclasses.replace(job, state="interrupted")
+            return dataclasses.replace(job, state="interrupted", error=GONE)
     return job
 
 
@@ -179,7 +205,7 @@ def list_jobs(store: Store) -> list[Job]:
 
     Calls share the jobs: do not change their params and results.
     """
-    read = store.read(_PREFIX, _read_job).values()
+    read = store.read(PREFIX, _read_job).values()
     jobs = [
         find_job(store, job.id) if job.state == "running" and not _alive(job) else job
         for job in read
@@ -211,28 +237,48 @@ def submit(store: Store, title: str, subject: Subject, request: JobRequest, owne
         The new job, or an active one of the same owner with the same subject, files and request.
     """
     stamps = FileStamps(model=tuple(model_stamp(subject)), data=tuple(data_stamp(subject.data)))
-    asked = (subject, stamps, request, owner)
-    jobs = list_jobs(store)
-    for job in jobs:
-        same = job.active and (job.subject, job.stamps, job.request, job.owner) == asked
-        if same and not cancel_requested(store, job.id):  # else it is being dropped
-            reconcile(store)
-            return job
-    if owner:
-        _supersede(store, [job for job in jobs if job.owner == owner])
-    job = Job(
-        id=uuid.uuid4().hex[:12],
-        task=request.task,
-        title=title,
-        params={"subject": subject.to_dict(), "stamps": stamps.to_dict(), **request.to_dict()},
-        device=subject.device,
-        created=time.time(),
-        owner=owner,
-    )
-    save(store, job)
-    ring(store, subject.device)
-    ensure_worker(store, subject.device)
-    return job
+    short = request.task in SHORT
+    with _alone(store):  # two processes may submit the same at once
+        jobs = list_jobs(store)
+        device, devices = choose_device(subject.device, short, _loads(jobs))
+        new = Job(
+            id=uuid.uuid4().hex[:12],
+            task=request.task,
+            title=title,
+            params={"subject": subject.to_dict(), "stamps": stamps.to_dict(), **request.to_dict()},
+            device=device,
+            devices=devices,
+            created=time.time(),
+            owner=owner,
+            program=program_version(),
+        )
+        equal = [job for job in jobs if _is_equal(job, new)]
+        same = next((job for job in equal if not cancel_requested(store, job.id)), None)
+        if same is None:
+            _supersede(store, [job for job in jobs if owner and job.owner == owner])
+            save(store, new)
+    if same is not None:
+        reconcile(store)
+        return same
+    ring(store, device)
+    ensure_worker(store, device)
+    return new
+
+
+def _alone(store: Store) -> StoreLock:
+    """Return the lock of whoever decides by the list of jobs what to queue."""
+    return StoreLock(store.place("locks", "jobs.lock"))
+
+
+def _is_equal(job: Job, new: Job) -> bool:
+    """Return whether an active job does what a new one would do."""
+    ours, theirs = ((j.subject, j.stamps, j.request, j.owner) for j in (job, new))
+    return job.active and ours == theirs
+
+
+def _loads(jobs: Iterable[Job]) -> list[tuple[str, bool]]:
+    """Return the device of each active job, and whether it is short."""
+    return [(job.device, job.task in SHORT) for job in jobs if job.active]
 
 
 def _supersede(store: Store, jobs: Iterable[Job]) -> None:
@@ -254,14 +300,17 @@ def supersede(store: Store, owner: str) -> None:
 
 def forget(store: Store, job_id: str) -> None:
     """Delete a job from the store."""
-    for key in (_PREFIX + job_id, _cancel_key(job_id), _stop_key(job_id)):
+    for key in (PREFIX + job_id, _cancel_key(job_id), _stop_key(job_id), place_key(job_id)):
         store.delete(key)
 
 
-def is_queued(store: Store, job_id: str) -> bool:
-    """Return whether a job still waits: it may have been cancelled or superseded meanwhile."""
-    data = store.get(_PREFIX + job_id)
-    return data is not None and data.get("state") == "queued"
+def waits_for(store: Store, job: Job) -> bool:
+    """Return whether a job still waits for its device.
+
+    It may have been cancelled or superseded meanwhile, or another device has taken it.
+    """
+    data = store.get(PREFIX + job.id)
+    return data is not None and (data.get("state"), data.get("device")) == ("queued", job.device)
 
 
 def cancel(store: Store, job_id: str) -> Job:
@@ -270,7 +319,7 @@ def cancel(store: Store, job_id: str) -> Job:
     job = find_job(store, job_id)
     ring(store, job.device)
     if job.state in ("queued", "interrupted"):
-        job = save(store, dataclasses.replace(job, state="cancelled", ended=time.time()))
+        job = save(store, dataclasses.replace(job, state="cancelled", error="", ended=time.time()))
     return job
 
 
@@ -287,29 +336,63 @@ def stop(store: Store, job_id: str) -> Job:
 
 
 def resume(store: Store, job_id: str) -> Job:
-    """Queue a cancelled, failed or interrupted job again; it continues where it stopped."""
-    job = find_job(store, job_id)
-    if job.active or job.state == "done":
+    """Queue a cancelled, failed or interrupted job again; it continues where it stopped.
+
+    Raises:
+        JobError: If there is no such job, or another version of the program asked for it in a way
+            that this one cannot read.
+    """
+    with _alone(store):  # two processes may resume it at once
+        job = find_job(store, job_id)
+        ended = not job.active and job.state != "done"
+        if ended:
+            job = _queued_again(store, job)
+    if not ended:
         reconcile(store)
         return job
-    store.delete(_cancel_key(job_id))
-    store.delete(_stop_key(job_id))
+    ring(store, job.device)
+    ensure_worker(store, job.device, patience=_PATIENCE)
+    return job
+
+
+def _queued_again(store: Store, job: Job) -> Job:
+    if job.misfit:
+        raise JobError(
+            f"Job {job.id} was made by {made_by(job.program)} and cannot be run by this one "
+            f"({program_version()}): {job.misfit} Start the same work anew; results that are "
+            f"stored are used again. Remove the job with psvit jobs remove {job.id}."
+        )
+    for key in (_cancel_key(job.id), _stop_key(job.id), place_key(job.id)):
+        store.delete(key)
+    device, devices = job.device, job.devices
+    if job.subject:
+        short = job.task in SHORT
+        device, devices = choose_device(job.subject.device, short, _loads(list_jobs(store)))
     again = dataclasses.replace(
         job,
+        device=device,
+        devices=devices,
         state="queued",
         started=None,
         ended=None,
         pid=None,
         pid_started=None,
         error="",
+        exit_code=None,
         fresh=0,
         paced=None,
         partial=None,
     )
-    save(store, again)
-    ring(store, job.device)
-    ensure_worker(store, job.device, patience=_PATIENCE)
-    return again
+    return save(store, again)
+
+
+def made_by(program: str) -> str:
+    """Say which version of the program made something.
+
+    Args:
+        program: Its version; empty for versions that did not note it.
+    """
+    return f"version {program} of this program" if program else "an older version of this program"
 
 
 def cancel_requested(store: Store, job_id: str) -> bool:
@@ -329,6 +412,8 @@ def save_ended(store: Store, job: Job) -> None:
         forget(store, job.id)
         return
     save(store, job)
+    with store.optional():
+        store.delete(place_key(job.id))
     if superseded:
         store.delete(_cancel_key(job.id))
 
@@ -336,6 +421,11 @@ def save_ended(store: Store, job: Job) -> None:
 def stop_requested(store: Store, job_id: str) -> bool:
     """Return whether the user asked to end this fine-tuning with its best epoch."""
     return bool(store.get(_stop_key(job_id)))
+
+
+def place_key(job_id: str) -> str:
+    """Return the key of a waiting job's place in the queue (``queue.move``)."""
+    return f"place/{job_id}"
 
 
 def _stop_key(job_id: str) -> str:
@@ -353,5 +443,7 @@ def reconcile(store: Store) -> None:
     """
     jobs = [job for job in list_jobs(store) if job.task in KINDS]
     busy = {job.device for job in jobs if job.state == "running"}
-    for device in {job.device for job in jobs if job.state == "queued"} - busy:
+    wanted = {job.device for job in jobs if job.state == "queued"}
+    others = idle_devices((job.devices for job in jobs if job.state == "queued"), busy | wanted)
+    for device in (wanted - busy) | others:
         ensure_worker(store, device)

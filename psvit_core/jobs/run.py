@@ -34,12 +34,16 @@ from psvit_core.records.jobs import (
     InspectResult,
     JobRequest,
     JobResult,
+    LatencyRequest,
+    LatencyResult,
     MeasureRequest,
     MeasureResult,
     ParetoRequest,
     ParetoResult,
     PlanRequest,
     PlanResult,
+    QuantizeRequest,
+    QuantizeResult,
     ReportRequest,
     ReportResult,
     SummaryRequest,
@@ -55,10 +59,12 @@ from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finet
 from psvit_core.tasks.fits import count_needs
 from psvit_core.tasks.graph import write_graph
 from psvit_core.tasks.inspect import check_data, inspect_entries
+from psvit_core.tasks.latency import measure_latency
 from psvit_core.tasks.matching import Matcher
 from psvit_core.tasks.pareto import run_pareto
 from psvit_core.tasks.plan import run_plan
 from psvit_core.tasks.prune import write_pruned
+from psvit_core.tasks.quantize import quantize_file
 from psvit_core.tasks.session import Session, summarize_model
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
@@ -110,10 +116,12 @@ class JobRun:
             PlanRequest: self._plan,
             ParetoRequest: self._pareto,
             ExportRequest: self._export,
+            QuantizeRequest: self._quantize,
             GraphRequest: self._graph,
             ReportRequest: self._report,
             FinetuneRequest: self._finetune,
-            FitsRequest: self._fits,
+            FitsRequest: _fits,
+            LatencyRequest: self._latency,
         }
         return runs[type(request)](session, request)
 
@@ -200,25 +208,16 @@ class JobRun:
         self._save_result(SweepResult(sweep_key=sweep_key))
 
     def _plan(self, session: Session, request: PlanRequest) -> PlanResult:
-        table = self._table(request.sweep_key)
+        table = _finished_table(self.store, request.sweep_key)
         plan, measurement = run_plan(session, table, request.settings, self.progress, self.tick)
         return PlanResult(plan=plan, measurement=measurement)
 
     def _pareto(self, session: Session, request: ParetoRequest) -> ParetoResult:
-        table = self._table(request.sweep_key) if request.sweep_key else None
+        table = _finished_table(self.store, request.sweep_key) if request.sweep_key else None
         archive = run_pareto(session, request.settings, table, self.progress, self.tick)
         return ParetoResult(
             points=len(archive.points), unreached=tuple(u.to_dict() for u in archive.unreached)
         )
-
-    def _table(self, sweep_key: str) -> SensitivityTable:
-        """Return the table of a finished sweep, which may be one that ships with a model."""
-        with_shipped = DemoStore(self.store.folder)
-        table = read_table(with_shipped, load_spec(with_shipped, sweep_key))
-        with_shipped.close()
-        if table is None or not table.finished:
-            raise PsvitError("The sweep is not finished. Wait until it is, then plan.")
-        return table
 
     def _export(self, session: Session, request: ExportRequest) -> ExportResult:
         plan, out = request.plan, self._out_path(request.file_name)
@@ -243,6 +242,12 @@ class JobRun:
             file_measurement=found,
             warnings=tuple(reasons),
         )
+
+    def _quantize(self, session: Session, request: QuantizeRequest) -> QuantizeResult:
+        out = self._out_path(request.file_name)
+        done = quantize_file(session, request.path, request.kind, out, self.tick)
+        size, code = out.stat().st_size, _definition(out)
+        return dataclasses.replace(done, bytes=size, sha256=_sha256(out), code=code)
 
     def _graph(self, session: Session, request: GraphRequest) -> GraphResult:
         out = self._out_path(request.file_name)
@@ -273,9 +278,9 @@ class JobRun:
             missing=found.missing,
         )
 
-    def _fits(self, session: Session, request: FitsRequest) -> FitsResult:
-        unpruned, pruned = count_needs(session, request.plan)
-        return FitsResult(unpruned=unpruned, pruned=pruned)
+    def _latency(self, session: Session, request: LatencyRequest) -> LatencyResult:
+        table = measure_latency(session, request.batch, self.progress, self.tick)
+        return LatencyResult(table=table)
 
     def _out_path(self, file_name: str) -> Path:
         """Return the path of the file to write: in the job's own folder, whatever the name."""
@@ -312,6 +317,21 @@ class JobRun:
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)
         self._save_result(FinetuneResult(records=self._curve))
+
+
+def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
+    """Return the table of a finished sweep, which may be one that ships with a model."""
+    with_shipped = DemoStore(store.folder)
+    table = read_table(with_shipped, load_spec(with_shipped, sweep_key))
+    with_shipped.close()
+    if table is None or not table.finished:
+        raise PsvitError("The sweep is not finished. Wait until it is, then plan.")
+    return table
+
+
+def _fits(session: Session, request: FitsRequest) -> FitsResult:
+    unpruned, pruned = count_needs(session, request.plan)
+    return FitsResult(unpruned=unpruned, pruned=pruned)
 
 
 def _definition(path: Path) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from psvit_core.errors import StoreError
-from psvit_core.jobs import client
-from psvit_core.jobs.workers import process_started
+from psvit_core.jobs import client, workers
+from psvit_core.storage.leftovers import tidy
+from psvit_core.storage.processes import is_same_process, process_started
 from psvit_core.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -22,14 +23,14 @@ def register_server(store: Store) -> None:
     """Note that this process serves the app; idle workers end when no such process lives."""
     for key in list(store.keys(_SERVER_PREFIX)):
         if not _server_lives(store, key):
-            store.delete(key)
-    store.put(_server_key(), process_started(os.getpid()))
+            store.delete(key, durable=False)
+    store.put(_server_key(), process_started(os.getpid()), durable=False)
 
 
 def unregister_server(store: Store) -> None:
     """Note that this process serves the app no more."""
     with store.optional():
-        store.delete(_server_key())
+        store.delete(_server_key(), durable=False)
 
 
 def server_lives(store: Store) -> bool:
@@ -38,8 +39,7 @@ def server_lives(store: Store) -> bool:
 
 
 def _server_lives(store: Store, key: str) -> bool:
-    noted, now = store.get(key), process_started(int(key.removeprefix(_SERVER_PREFIX)))
-    return noted is not None and now is not None and abs(noted - now) < 1.0
+    return is_same_process(int(key.removeprefix(_SERVER_PREFIX)), store.get(key))
 
 
 def _server_key() -> str:
@@ -50,7 +50,7 @@ def _server_key() -> str:
 def jobs_have_workers(
     store: Store, seconds: float = _LOOK_SECONDS, *, serves: bool = False
 ) -> Iterator[None]:
-    """Start workers for waiting jobs that have none during the block.
+    """Start workers for waiting jobs that have none during the block; forget those that ended.
 
     A worker may be killed while others of its jobs wait.
 
@@ -65,9 +65,11 @@ def jobs_have_workers(
     def look() -> None:
         said = ""
         while True:
+            workers.reap()
             try:
                 if serves and not _server_lives(store, _server_key()):
                     register_server(store)
+                    tidy(store)
                 client.reconcile(store)
             except StoreError as error:  # a full disk, for example, of which every page tells
                 if str(error) != said:

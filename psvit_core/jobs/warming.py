@@ -16,7 +16,7 @@ def request_warm_up(store: Store, subject: Subject, device: str = "cpu") -> None
     takes it.
     """
     with store.optional():
-        store.put(_PREFIX + device, subject.to_dict())
+        store.put(_PREFIX + device, subject.to_dict(), durable=False)
 
 
 def take_warm_up(store: Store, device: str) -> Subject | None:
@@ -29,7 +29,7 @@ def take_warm_up(store: Store, device: str) -> Subject | None:
         return None
     taken = False
     with store.optional():
-        store.delete(_PREFIX + device)
+        store.delete(_PREFIX + device, durable=False)
         taken = True
     if not taken:
         return None

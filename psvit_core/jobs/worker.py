@@ -17,16 +17,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 from psvit_core.errors import CancelledError, PsvitError, StoreError
-from psvit_core.jobs import client, servers, workers
+from psvit_core.jobs import client, devices, logs, servers, workers
 from psvit_core.jobs.client import Job
-from psvit_core.jobs.queue import Bell, priority, waiting
+from psvit_core.jobs.queue import Bell, priority, take_over, waiting
 from psvit_core.jobs.run import JobRun
 from psvit_core.jobs.warming import request_warm_up, take_warm_up
 from psvit_core.jobs.workers import note_worker
 from psvit_core.records import Subject
-from psvit_core.sensitivity.buffer import remove_idle_locks
+from psvit_core.storage.leftovers import tidy
+from psvit_core.storage.processes import process_started
 from psvit_core.storage.store import Store, digest
 from psvit_core.tasks.fingerprints import CodeStamp, code_stamp, data_stamp, model_stamp
 from psvit_core.tasks.session import Session, warm_up
@@ -66,7 +68,8 @@ def main(arguments: list[str]) -> None:
             if not free:
                 return
             until_saved(lambda: note_worker(store, device))
-            remove_idle_locks(store)
+            log.info("%s %d on %s", logs.WORKER_BEGINS, os.getpid(), device)
+            tidy(store)
             from psvit_core.runtime import use_default_threads
 
             use_default_threads()
@@ -99,6 +102,11 @@ def until_saved(save: Callable[[], object]) -> None:
                 said = str(error)
                 log.error("cannot save, trying again: %s", said)
         time.sleep(_FAULT_SECONDS)
+
+
+def _failed(job: Job, error: str, exit_code: int = 1) -> Job:
+    """Return a job that has failed."""
+    return dataclasses.replace(job, state="failed", error=error, exit_code=exit_code)
 
 
 class Worker:
@@ -147,9 +155,13 @@ class Worker:
                 continue
             looked = time.monotonic()
             jobs = waiting(self.store, self.device, self._served)[:1]
+            if not jobs and (taken := self._take_over()):
+                jobs = [taken]
             for job in jobs:
                 if self.outdated():
                     return
+                # The app may be killed during the job, and must then have been seen before.
+                self._app_ran = self._app_ran or servers.server_lives(self.store)
                 self.run_job(job)
                 last, looked = time.monotonic(), -math.inf  # look for the next one at once
             if not jobs and self._left_alone():
@@ -157,6 +169,12 @@ class Worker:
                 return
             if not jobs and (wanted := take_warm_up(self.store, self.device)):
                 steps = self._warm_up(wanted)
+
+    def _take_over(self) -> Job | None:
+        """Take a job that waits for another device; None without one, or on a full disk."""
+        with self.store.optional():
+            return take_over(self.store, self.device)
+        return None
 
     def _left_alone(self) -> bool:
         """Return whether the app ran while this process worked, and has ended."""
@@ -185,47 +203,58 @@ class Worker:
 
     def run_job(self, job: Job) -> None:
         """Run one job and store its result or error; nothing if it was dropped meanwhile."""
-        if not client.is_queued(self.store, job.id):
+        begun = self._begin(job)
+        if begun is None:
             return
-        self._served[job.owner] = time.time()
-        job = dataclasses.replace(
-            job,
-            state="running",
-            started=time.time(),
-            pid=os.getpid(),
-            pid_started=workers.process_started(os.getpid()),
-            fresh=0,
-            paced=None,
-        )
-        try:
-            client.save(self.store, job)
-        except StoreError as error:  # a full disk, for example; the job still waits
-            if (text := f"{job.id} {job.title}: {error}") != self._said:
-                self._said = text
-                log.error("%s", text)
-            time.sleep(_FAULT_SECONDS)
-            return
+        job = begun
         run = JobRun(self.store, job, self.session, self.check)
         log.info("%s %s: start", job.id, job.title)
         try:
             with self.store.using():
                 result = run.run()
-            ended = dataclasses.replace(run.job, state="done", result=result.to_dict())
+            ended = dataclasses.replace(run.job, state="done", result=result.to_dict(), exit_code=0)
         except OutdatedError:  # queued again for the new code
             again = dataclasses.replace(run.job, state="queued", partial=None)
             until_saved(lambda: client.save(self.store, again))
             return
-        except CancelledError:
-            ended = dataclasses.replace(run.job, state="cancelled")
+        except CancelledError as error:
+            ended = dataclasses.replace(run.job, state="cancelled", exit_code=error.exit_code)
         except PsvitError as error:
-            ended = dataclasses.replace(run.job, state="failed", error=str(error))
+            ended = _failed(run.job, str(error), error.exit_code)
         except Exception as error:  # a bug or lack of memory must not end the worker
             log.error("%s", traceback.format_exc())
-            text = f"{type(error).__name__}: {error}. See the worker's log."
-            ended = dataclasses.replace(run.job, state="failed", error=text)
-        ended = dataclasses.replace(ended, ended=time.time())
-        until_saved(lambda: client.save_ended(self.store, ended))
+            ended = _failed(run.job, f"{type(error).__name__}: {error}. See the job's log.")
         log.info("%s %s: %s %s", job.id, job.title, ended.state, ended.error)
+        size = workers.log_size(self.store, self.device)
+        ended = dataclasses.replace(ended, ended=time.time(), log_to=size)
+        until_saved(lambda: client.save_ended(self.store, ended))
+
+    def _begin(self, job: Job) -> Job | None:
+        """Store a job as running; None if it was dropped meanwhile, or cannot be stored."""
+        try:
+            with workers.taking_jobs(self.store) if job.devices else nullcontext():
+                if not client.waits_for(self.store, job):
+                    return None
+                self._served[job.owner] = time.monotonic()  # which nobody sets back
+                begun = dataclasses.replace(
+                    job,
+                    state="running",
+                    started=time.time(),
+                    pid=os.getpid(),
+                    pid_started=process_started(os.getpid()),
+                    fresh=0,
+                    paced=None,
+                    log_from=workers.log_size(self.store, self.device),
+                    log_to=None,
+                )
+                return client.save(self.store, begun)
+        except StoreError as error:  # a full disk, for example; the job still waits
+            text = f"{job.id} {job.title}: {error}"
+        if text != self._said:
+            self._said = text
+            log.error("%s", text)
+        time.sleep(_FAULT_SECONDS)
+        return None
 
     def session(self, subject: Subject) -> Session:
         """Return the session of a subject; the most recent ones stay loaded.
@@ -237,7 +266,8 @@ class Worker:
 
     def _loaded(self, subject: Subject) -> Session:
         """Return the session of a subject without recovery."""
-        subject = dataclasses.replace(subject, recovery="none")
+        device = devices.placed(subject.device)
+        subject = dataclasses.replace(subject, recovery="none", device=device)
         key = digest(subject.to_dict())
         stamp = [*model_stamp(subject), *data_stamp(subject.data)]
         known = self._sessions.pop(key, None)

@@ -13,22 +13,33 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from psvit_core.jobs.devices import worker_environment
 from psvit_core.records import Subject
-from psvit_core.storage import bound
+from psvit_core.storage import processes
 from psvit_core.storage.faults import StoreLock
+from psvit_core.storage.processes import is_same_process
 from psvit_core.storage.store import Store
 
-process_started = bound.process_started  # the start time of a live process
+process_started = processes.process_started  # the start of a live process
 _PREFIX = "worker/"  # of the keys, one per device: its process
 _POLL_SECONDS = 0.01
 _CHECKS = 0.2  # seconds; longer than others that check hold the lock
 _Processes = dict[tuple[Path, str], "subprocess.Popen[bytes]"]
 _STARTED: _Processes = {}  # the last worker that this process has started, by store and device
+_CHILDREN: list[subprocess.Popen[bytes]] = []  # all of them that this process has not waited for
 
 
 def log_path(store: Store, device: str) -> Path:
     """Return the path of a device's worker log."""
     return store.place("logs", f"worker-{_file_name(device)}.log")
+
+
+def log_size(store: Store, device: str) -> int:
+    """Return the bytes of a device's worker log so far; 0 without one."""
+    try:
+        return log_path(store, device).stat().st_size
+    except OSError:
+        return 0
 
 
 def bell_path(store: Store, device: str) -> Path:
@@ -68,16 +79,26 @@ def worker_lock(store: Store, device: str, timeout: float = 0) -> Iterator[bool]
         lock.release()
 
 
+@contextmanager
+def taking_jobs(store: Store) -> Iterator[None]:
+    """Let no other worker take a job during the block: workers of several devices share some."""
+    lock = StoreLock(store.place("locks", "taking-jobs.lock"))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def note_worker(store: Store, device: str) -> None:
     """Note that this process is a device's worker, which holds the lock."""
-    store.put(_PREFIX + device, [os.getpid(), process_started(os.getpid())])
+    store.put(_PREFIX + device, [os.getpid(), process_started(os.getpid())], durable=False)
 
 
 def _noted(store: Store, device: str) -> int | None:
     """Return the process that last noted to be a device's worker, if it lives."""
     pid, started = store.get(_PREFIX + device) or (None, None)
-    now = process_started(pid) if isinstance(pid, int) else None
-    return pid if now is not None and started is not None and abs(started - now) < 1.0 else None
+    return pid if isinstance(pid, int) and is_same_process(pid, started) else None
 
 
 def _is_needed(store: Store, device: str, patience: float) -> bool:
@@ -119,11 +140,21 @@ def ensure_worker(
     with store.faults("write to"):
         output = path_of_log.open("ab")
     with output:
-        _STARTED[store.folder, device] = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**worker_environment(device, os.environ), "PYTHONPATH": path},
         )
+    _STARTED[store.folder, device] = process
+    _CHILDREN.append(process)
+
+
+def reap() -> None:
+    """Let the system forget the workers of this process that have ended.
+
+    Until then they stay in its list of processes, whoever killed them.
+    """
+    _CHILDREN[:] = [process for process in _CHILDREN if process.poll() is None]

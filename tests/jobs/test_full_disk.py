@@ -14,8 +14,8 @@ from psvit_core.jobs.client import Job
 from psvit_core.jobs.run import JobRun
 from psvit_core.jobs.worker import Worker
 from psvit_core.records.jobs import SummaryResult
-from psvit_core.sensitivity.buffer import remove_idle_locks
 from psvit_core.storage.faults import StoreLock
+from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.store import Store
 from tests.made import make_job
 
@@ -29,12 +29,12 @@ class FullDisk:
         self._put, self._state, self._times = store.put, state, times
         self.refused = 0
 
-    def __call__(self, key: str, value: Any) -> None:
+    def __call__(self, key: str, value: Any, **options: bool) -> None:
         is_meant = isinstance(value, dict) and value.get("state") == self._state
         if is_meant and self.refused < self._times:
             self.refused += 1
             raise StoreError(FULL)
-        self._put(key, value)
+        self._put(key, value, **options)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_locks_of_killed_processes_are_removed(tmp_path: Path) -> None:
     for path in left:
         path.touch()
     with StoreLock(left[0]):  # of a process that lives
-        remove_idle_locks(store)
+        tidy(store)
         assert [path.exists() for path in left] == [True, False, False]
-    remove_idle_locks(store)
+    tidy(store)
     assert not any(path.exists() for path in left)

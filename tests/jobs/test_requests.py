@@ -21,7 +21,9 @@ from psvit_core.records.jobs import (
     GraphRequest,
     InspectRequest,
     JobRequest,
+    LatencyRequest,
     MeasureRequest,
+    QuantizeRequest,
     ReportRequest,
     SummaryRequest,
     SweepRequest,
@@ -54,8 +56,10 @@ def test_every_task_has_a_request_and_a_result() -> None:
         SweepRequest(settings=SweepSettings(ratios=(0.5,))),
         ExportRequest(plan=PLAN, file_name="x", recovery=RecoverySettings(method="bn")),
         GraphRequest(path="x.safetensors", file_name="x.onnx"),
+        QuantizeRequest(path="x.safetensors", file_name="y.safetensors", kind="bfloat16"),
         ReportRequest(plan=PLAN, file_name="x.html", recovery="lsq"),
         FitsRequest(plan=PLAN),
+        LatencyRequest(batch=2),
     ],
 )
 def test_a_submitted_request_is_read_back(

@@ -12,6 +12,7 @@ import streamlit as st
 
 from ui.model import state
 from ui.model.loaders import open_store
+from ui.shell.browsers import browser_name
 from ui.shell.header import draw_header
 from ui.shell.status import watch_panel
 
@@ -44,6 +45,7 @@ page = st.navigation(
     ],
     position="top",
 )
+state.put(state.BROWSER, browser_name(state.tab_id()))
 state.run_postponed()
 draw_header(page.title, SUBTITLES[page.title])
 watch_panel(open_store())
