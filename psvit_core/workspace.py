@@ -13,7 +13,7 @@ from pathlib import Path
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
-from psvit_core.pareto import ParetoArchive
+from psvit_core.pareto import ParetoArchive, ParetoPoint
 from psvit_core.plan.build import default_criterion, plan_from_ratios
 from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.records import (
@@ -38,13 +38,13 @@ from psvit_core.records.jobs import (
     ExportRequest,
     FinetuneRequest,
     FinetuneResult,
-    FitsRequest,
     GraphRequest,
     InspectRequest,
     JobRequest,
     MeasureRequest,
     ParetoRequest,
     PlanRequest,
+    QuantizeRequest,
     ReportRequest,
     SummaryRequest,
     SummaryResult,
@@ -55,7 +55,7 @@ from psvit_core.sensitivity.spec import SweepSpec, read_table
 from psvit_core.storage.store import Store
 from psvit_core.tasks.fingerprints import file_stamp
 from psvit_core.tasks.matching import Matcher
-from psvit_core.tasks.stored import find_archive, find_sweep
+from psvit_core.tasks.stored import find_archive, find_quantized, find_sweep
 
 #: Tasks whose results depend on the subject's recovery. Export and fine-tuning name their own.
 _RECOVERED_TASKS = ("measure", "sweep", "plan", "pareto")
@@ -289,6 +289,15 @@ class Workspace:
             return None
         return find_archive(self.store, self._matcher, summary, split, improved=improved)
 
+    def quantized(self, beside: ParetoArchive | None = None) -> tuple[ParetoPoint, ...]:
+        """Return the measured networks with quantized weights, pruned from this model.
+
+        Args:
+            beside: The archive whose images they must have; None: the subject's, the most.
+        """
+        summary = self.summary()
+        return find_quantized(self.store, self._matcher, summary, beside) if summary else ()
+
     # ---- jobs --------------------------------------------------------------------------------
 
     def jobs(self, *tasks: str) -> list[Job]:
@@ -311,6 +320,19 @@ def write_onnx(workspace: Workspace, path: str | Path) -> Job:
     name = f"{Path(path).stem}.onnx"
     request = GraphRequest(path=str(path), file_name=name)
     return workspace._submit(f"Write {name}", request)
+
+
+def quantize_file(workspace: Workspace, path: str | Path, kind: str, file_name: str) -> Job:
+    """Write a pruned file's network with weights in fewer bits in the background, and measure it.
+
+    Args:
+        workspace: The model that was pruned, on its images.
+        path: The pruned file.
+        kind: One of ``STORED_WEIGHTS``.
+        file_name: Name of the .safetensors file.
+    """
+    request = QuantizeRequest(path=str(path), file_name=file_name, kind=kind)
+    return workspace._submit(f"Quantize {file_name}", request)
 
 
 def request_report(
@@ -376,26 +398,3 @@ def write_report(
     if files is not None:
         write_files(found, files)
     return write_page(found, place)
-
-
-def find_fits(workspace: Workspace, plan: PrunePlan | None) -> Job | None:
-    """Return the newest job that counts what a plan needs, on whatever images; None without one.
-
-    Args:
-        workspace: The unpruned model.
-        plan: The plan; None: the unpruned model, which every such job counts.
-    """
-    for job in client.list_jobs(workspace.store):
-        request = job.request
-        if not isinstance(request, FitsRequest):
-            continue
-        counted = plan is None or (request.plan is not None and request.plan.kept == plan.kept)
-        if counted and workspace._matcher.same_model(job.subject, job.stamps):
-            return job
-    return None
-
-
-def count_fits(workspace: Workspace, plan: PrunePlan | None) -> Job:
-    """Count in the background what the model needs to run, unpruned and under a plan."""
-    request = FitsRequest(plan=plan)
-    return workspace._submit(f"Memory needs of {workspace.subject.model}", request)

@@ -1,7 +1,7 @@
 """The command line of the PSViT explorer: everything that the app does, for a shell.
 
-With --json, a command prints one JSON object on stdout and nothing else. Progress goes to stderr,
-as do notes on a checkpoint's tensors, which the JSON object repeats.
+With --json, a command prints one JSON object on stdout and nothing else (jobs watch: one a line).
+Progress goes to stderr, as do notes on a checkpoint's tensors, which the JSON object repeats.
 Exit status: 0 success, 1 failure while running, 2 bad input (a message on stderr), 3 done but a
 target was missed on the test split (run), 130 cancelled, 141 if the output pipe was closed.
 """
@@ -85,13 +85,19 @@ def _is_closed(stream: TextIO | None) -> bool:
         return False
 
 
+def _writes_itself(options: argparse.Namespace) -> bool:
+    """Return whether a command runs no code of others, and writes to stdout itself."""
+    return getattr(options, "writes_itself", False) is True
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command, print its result or error, and return the exit status."""
     try:
         options = make_parser(__doc__).parse_args(arguments)
         command: Callable[[argparse.Namespace], tuple[Result, str]] = options.command
         with (
-            _stdout_to_stderr(active=hasattr(options, "json")),  # the app keeps its own
+            # The app keeps its own, and so does what writes lines of JSON as it goes.
+            _stdout_to_stderr(active=hasattr(options, "json") and not _writes_itself(options)),
             ExitStack() as options.running,
         ):
             ensure_images(options)
@@ -111,7 +117,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     session: Session | None = getattr(options, "session", None)
     if session is not None and session.notes:
         result = {**result, "notes": list(session.notes)}
-    print(json.dumps(result) if options.json else text)
+    print(json.dumps(result) if options.json else text, flush=True)
+    for remark in getattr(options, "remarks", ()):
+        print(f"psvit: {remark}", file=sys.stderr)
     status: int = getattr(options, "exit_status", 0)
     return status
 

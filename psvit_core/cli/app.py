@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from psvit_core.errors import PsvitError
+from psvit_core.jobs.devices import DEVICES_ENV, parse_devices
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "_app"
@@ -45,13 +46,22 @@ def app_command(port: int | None = None, arguments: Sequence[str] = ()) -> list[
     return [*command, *_PRIVATE, *chosen, *arguments]
 
 
-def app_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def app_environment(environment: Mapping[str, str], devices: str | None = None) -> dict[str, str]:
     """Return the environment for the app and for the workers that it starts.
 
     A package folder named like one of the app's in the current directory must not shadow it, and an
     installed app leaves its folder as it was installed.
+
+    Args:
+        environment: The environment of this process.
+        devices: The devices of the queue, separated by commas; None: as the environment says.
+
+    Raises:
+        DeviceError: If these are no devices.
     """
     found = {**environment, "PYTHONSAFEPATH": "1"}
+    if devices is not None:
+        found[DEVICES_ENV] = ",".join(parse_devices(devices))
     if app_script().parent == _INSTALLED:
         found["PYTHONDONTWRITEBYTECODE"] = "1"
     return found
@@ -60,4 +70,4 @@ def app_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def run_app(options: argparse.Namespace) -> NoReturn:
     """Replace this process with the app; it ends with Ctrl-C."""
     command = app_command(options.port, options.streamlit)
-    os.execve(command[0], command, app_environment(os.environ))
+    os.execve(command[0], command, app_environment(os.environ, options.devices))

@@ -13,6 +13,8 @@ from psvit_core.cli import (
     cache,
     export,
     fits,
+    jobs,
+    latency,
     main_commands,
     other_commands,
     picture,
@@ -49,7 +51,6 @@ from psvit_core.records import (
     SCOPES,
 )
 
-_LOG_LINES = 60
 _APP = "open the browser app on this machine"
 
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -124,18 +125,27 @@ def _add_main_commands(add: AddCommand) -> None:
         add("export", export.export, "write a model that runs without this program")
     )
     fits.add_arguments(add("fits", fits.fits, "compare a model's bytes with devices"))
+    latency.add_arguments(
+        add("latency", latency.latency, "time a model's layers, to predict plans' latencies")
+    )
     report.add_arguments(add("report", report.report, "write a run as one HTML page"))
     picture.add_arguments(add("picture", picture.picture, "draw a model's channel groups as SVG"))
 
 
 def _app_arguments(command: _Parser) -> None:
-    command.usage = "%(prog)s [-h] [--port N] [ARGUMENT ...]"
+    command.usage = "%(prog)s [-h] [--port N] [--devices LIST] [ARGUMENT ...]"
     command.epilog = (
         "Other arguments go to `streamlit run` unchanged, for example --server.headless true."
     )
     command.unknown_to = "streamlit"
     command.set_defaults(command=app.run_app)
     command.add_argument("--port", type=int, metavar="N", help="port to listen on (default 8501)")
+    command.add_argument(
+        "--devices",
+        metavar="LIST",
+        help="devices that background jobs use at once, such as cuda:0,cuda:1 (default: "
+        "$PSVIT_DEVICES, else cpu)",
+    )
 
 
 # ---- the main commands -----------------------------------------------------------------------
@@ -377,20 +387,4 @@ def _add_other_commands(add: AddCommand) -> None:
     add_data_argument(check)
 
     cache.add_arguments(add("cache", cache.cache, "show, check or clear the store of results"))
-    jobs = add(
-        "jobs", other_commands.jobs, "list, cancel, stop or resume background jobs; show their log"
-    )
-    jobs.add_argument(
-        "action",
-        choices=(*other_commands.ACTIONS, "list", "log"),
-        metavar="ACTION",
-        help=", ".join((*other_commands.ACTIONS, "list", "log")),
-    )
-    jobs.add_argument("job", metavar="ID", nargs="?", help="for cancel, stop and resume")
-    jobs.add_argument("--device", default="cpu", help="device of the log's worker (default cpu)")
-    jobs.add_argument(
-        "--lines",
-        type=int,
-        default=_LOG_LINES,
-        help=f"number of log lines to show (default {_LOG_LINES})",
-    )
+    jobs.add_arguments(add("jobs", jobs.jobs, "follow, order, cancel and resume background jobs"))

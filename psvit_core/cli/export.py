@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,11 @@ from psvit_core.files import expand_spec
 from psvit_core.tasks.graph import CHECK_IMAGES, images_to_check
 
 if TYPE_CHECKING:
-    pass
+    from psvit_core.export.checked import TracedExport
 
-FORMATS = ("torch", "onnx", "pt2")
-_RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch"}
+FORMATS = ("torch", "onnx", "pt2", "nir")
+#: What each graph is checked with.
+_RUNTIMES = {"onnx": "onnxruntime", "pt2": "torch", "nir": "a simulation of its nodes"}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -27,8 +30,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         choices=FORMATS,
         help="torch (default): a Python file with the network's definition and a .safetensors file "
         "with its weights, which need only torch and safetensors; onnx: an ONNX file for "
-        "onnxruntime and others; pt2: a graph of torch.export, which needs only torch. Without it, "
-        "the suffix of --out decides",
+        "onnxruntime and others; pt2: a graph of torch.export, which needs only torch; nir: a NIR "
+        "graph of a network of your own, for neuromorphic tools. Without it, the suffix of "
+        "--out decides",
     )
     command.add_argument(
         "--spikingjelly",
@@ -39,7 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--data",
         type=expand_spec,
         metavar="SPEC",
-        help="with onnx and pt2: validation images to compare the file and torch on, as in "
+        help="with onnx, pt2 and nir: validation images to compare the file and torch on, as in "
         "`evaluate` (default: seeded random images)",
     )
     command.add_argument(
@@ -49,11 +53,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help=f"with --data: a stratified subset of N images (default {CHECK_IMAGES})",
     )
     command.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="with pt2: the file takes N images at a time and no other number, for programs that "
+        "cannot read an open one, and for networks whose images influence each other (default: "
+        "any number)",
+    )
+    command.add_argument(
         "--out",
         required=True,
         type=parse_path,
         metavar="F",
-        help=".py, .onnx or .pt2 file; the weights of a .py file are written beside it",
+        help=".py, .onnx, .pt2 or .nir file; the weights of a .py file are written beside it",
     )
 
 
@@ -69,13 +81,17 @@ def _check_options(options: argparse.Namespace) -> None:
     """Raise ``OutputError`` for options of other formats."""
     if options.format == "torch" and (options.data or options.limit is not None):
         raise OutputError(
-            "--data and --limit choose the images that --format onnx and pt2 are checked on. Omit "
-            "them for --format torch."
+            "--data and --limit choose the images that --format onnx, pt2 and nir are checked on. "
+            "Omit them for --format torch."
         )
     if options.format != "torch" and options.spikingjelly:
         raise OutputError(
             f"--format {options.format} contains no neurons of SpikingJelly. Omit --spikingjelly, "
             "or use --format torch."
+        )
+    if options.batch is not None and options.format != "pt2":
+        raise OutputError(
+            "--batch is for --format pt2. The other formats take any number of images."
         )
     if options.limit is not None and not options.data:
         raise OutputError("--limit is a number of images of --data. Give --data, too.")
@@ -105,18 +121,22 @@ def _torch(options: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _traced(options: argparse.Namespace) -> tuple[Result, str]:
-    from psvit_core.export import export_onnx, export_pt2
+    from psvit_core.export import export_nir, export_onnx, export_pt2
     from psvit_core.export.checked import as_result, as_text, check_traced_path
+    from psvit_core.export.nir_file import check_nir_packages
     from psvit_core.export.onnx_file import check_onnx_packages
 
     check_traced_path(options.out, f".{options.format}", options.model)
-    if options.format == "onnx":
-        check_onnx_packages()
-    write = export_onnx if options.format == "onnx" else export_pt2
+    checks = {"onnx": check_onnx_packages, "nir": check_nir_packages}
+    if options.format in checks:
+        checks[options.format]()
+    pt2 = functools.partial(export_pt2, batch=options.batch)
+    writers: dict[str, Callable[..., TracedExport]]
+    writers = {"onnx": export_onnx, "pt2": pt2, "nir": export_nir}
     options.limit = options.limit or CHECK_IMAGES
     session = make_session(options)
     given = session.subject.data is not None
     images, what = images_to_check(session, options.limit) if given else (None, "")
-    done = write(session.model, options.out, images, what=what)
+    done = writers[options.format](session.model, options.out, images, what=what)
     result = {"format": options.format, **as_result(done)}
     return result, as_text(done, _RUNTIMES[options.format])

@@ -27,6 +27,7 @@ from psvit_core.cli.session import (
     follow_recovery_to_plan,
     given_options,
     make_session,
+    remark_if_unkept,
 )
 from psvit_core.errors import InvalidRatioError, PsvitError, UnknownNameError
 from psvit_core.files import check_model_file, check_writable
@@ -36,6 +37,7 @@ from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.records import (
     POLICIES,
     FinetuneSettings,
+    LatencyTable,
     ParetoSettings,
     PlanSettings,
     PrunePlan,
@@ -137,6 +139,7 @@ def evaluate(options: argparse.Namespace) -> tuple[Result, str]:
         plan.check(session.description.groups, session.description.weights_hash)
         follow_recovery(session, options.recover)
     memory = evaluation.count_memory(session, plan) if energy.byte_pj else None
+    remark_if_unkept(options, session)
     found = evaluation.evaluate(session, plan, profile=options.profile)
     result = at_energy(dataclasses.replace(found, memory=memory), energy)
     if plan is None:
@@ -180,6 +183,8 @@ def sweep(options: argparse.Namespace) -> tuple[Result, str]:
     )
     if table.conditions.recovery != "none":
         text += ", readers refitted in every cell (--recover none: as pruned)"
+    if table.precision_check is not None:
+        text += f"\n{table.conditions.precision}: {table.precision_check.text}"
     return table.to_dict(), text
 
 
@@ -193,15 +198,17 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
         )
     settings = _plan_settings(options)
     table = SensitivityTable.load(options.sweep)
+    latency = LatencyTable.load(options.latency) if options.latency else None
     session = None
     if options.model is not None:
         options.limit = options.measure
         session = make_session(options)
+        remark_if_unkept(options, session)
         follow_recovery_to_plan(session, options.recover, table)
         table = planners.for_recovery(table, session.recovery.method)
         print(_planning_text(planning_estimate(session, table, settings)), file=sys.stderr)
     with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
-        plan, measured = run_plan(session, table, settings, progress=_show_on(bar))
+        plan, measured = run_plan(session, table, settings, progress=_show_on(bar), latency=latency)
     plan.save(options.out)
     summary = table.summary
     drop = planners.predict_drop_interval(table, reached_ratios(summary, plan))
@@ -278,6 +285,7 @@ def prune(options: argparse.Namespace) -> tuple[Result, str]:
     recovery = _recovery(session, plan, options)
     if options.measure:
         session.data  # noqa: B018  # without images it fails here, before the work
+    remark_if_unkept(options, session)
     path, report = write_pruned(session, plan, options.out, recovery)
     measured = measure_written(session, plan, path)[1] if options.measure else None
     summary = summarize_model(session)
@@ -304,6 +312,7 @@ def finetune(options: argparse.Namespace) -> tuple[Result, str]:
     settings = _finetune_settings(options)
     options.batch = None  # it was for training; validation uses the card's
     session = make_session(options)
+    remark_if_unkept(options, session)
     plan = PrunePlan.load(options.plan) if options.plan else None
     task = FinetuneTask(
         settings=settings,

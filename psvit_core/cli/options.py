@@ -134,7 +134,10 @@ def add_data_arguments(
         )
     command.add_argument("--batch", type=int, metavar="B", help=f"batch size (default: {batch})")
     command.add_argument(
-        "--precision", default="float32", help="float32 (default), float64 or autocast"
+        "--precision",
+        default="float32",
+        help="float32 (default), float64, bfloat16 or, on CUDA, autocast (float16); results in the "
+        "last two say how often predictions are those of float32",
     )
     command.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
     command.add_argument(
@@ -195,6 +198,13 @@ def add_target_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--resource", default="memory", help=f"{', '.join(RESOURCES)} (default memory)"
+    )
+    command.add_argument(
+        "--latency",
+        type=parse_path,
+        metavar="F",
+        help="predict latencies by this table that latency wrote (default: that of MODEL on this "
+        "machine if it was measured; otherwise plans are timed)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Commands for links, comparing plans, inspecting files and images, and background jobs.
+"""Commands for links, comparing plans, and inspecting files and images.
 
 Options in, (JSON object, text) out.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -15,15 +14,12 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from psvit_core import planners
 from psvit_core.cli.output import drop_text, measurement_text, sizing_lines
 from psvit_core.cli.session import Result, make_session
-from psvit_core.errors import InvalidPlanError, UnknownNameError
-from psvit_core.files import check_writable, is_file, last_lines
-from psvit_core.jobs import client, workers
-from psvit_core.jobs.client import Job
+from psvit_core.errors import InvalidPlanError
+from psvit_core.files import check_writable, is_file
 from psvit_core.plan.build import reached_ratios
 from psvit_core.plan.link import read_share, share_text
 from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.records import Interval, ModelSummary, PrunePlan, SensitivityTable
-from psvit_core.storage.store import Store
 from psvit_core.tasks import inspect as inspection
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.plan import check_swept
@@ -191,40 +187,3 @@ def check_data(options: argparse.Namespace) -> tuple[Result, str]:
     for warning in report.warnings:
         print(f"psvit: {warning}", file=sys.stderr)
     return report.to_dict(), "\n".join(lines)
-
-
-# ---- jobs ------------------------------------------------------------------------------------
-
-ACTIONS = {"cancel": client.cancel, "stop": client.stop, "resume": client.resume}
-
-
-def jobs(options: argparse.Namespace) -> tuple[Result, str]:
-    """List, cancel, stop or resume background jobs, or show a worker's log."""
-    store = Store()
-    if options.action == "log":
-        path = workers.log_path(store, options.device)
-        lines = last_lines(path, options.lines) if path.is_file() else []
-        return {"log": str(path), "lines": lines}, "\n".join(lines) or f"{path} is empty"
-    with store.optional():
-        client.reconcile(store)
-    if options.action == "list":
-        jobs = client.list_jobs(store)
-        text = "\n".join(map(_job_line, jobs)) or f"no jobs in {store.folder}"
-        return {"jobs": [_job(job) for job in jobs]}, text
-    known = [job.id for job in client.list_jobs(store)]
-    if options.job not in known:
-        raise UnknownNameError("job", options.job or "", known)
-    job = ACTIONS[options.action](store, options.job)
-    return _job(job), _job_line(job)
-
-
-def _job(job: Job) -> Result:
-    """Return a job without its request and result, which can be large."""
-    return {k: v for k, v in job.to_dict().items() if k not in ("params", "result")}
-
-
-def _job_line(job: Job) -> str:
-    far = f" {job.done:,}/{job.total:,}" if job.total and job.state != "done" else ""
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created))
-    error = f": {job.error}" if job.error else ""
-    return f"{job.id}  {when}  {job.state}{far}  {job.title}{error}"

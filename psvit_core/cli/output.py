@@ -59,6 +59,8 @@ def measurement_text(m: Measurement) -> str:
         f"size      {size_text(m.size)}, memory saving {m.memory_saving:.2%}",
         f"compute   {m.sops:,.0f} SOPs per image, theoretical {energy} ({m.energy_model.name})",
     ]
+    if m.precision_check is not None:
+        lines.insert(2, f"precision {m.precision_check.text}")
     if m.memory is not None:
         lines.append(_memory_line(m.memory))
     if m.top5 is not None:

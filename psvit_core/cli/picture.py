@@ -18,6 +18,7 @@ from psvit_core.picture import (
     firing_values,
     network_svg,
     node_data,
+    readers_of,
     sensitivity_values,
 )
 from psvit_core.records import ModelSummary, PrunePlan, SensitivityTable
@@ -60,7 +61,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=parse_path,
         metavar="F",
         help=".json file with the values as node data for Google's Model Explorer, over the .pt2 "
-        "file that `export` writes",
+        "file that `export --batch 1` writes",
+    )
+    command.add_argument(
+        "--graph",
+        type=parse_path,
+        metavar="F",
+        help="with --node-data: that .pt2 file, so that its operations have values, too (default: "
+        "only parameters)",
     )
 
 
@@ -80,7 +88,8 @@ def picture(options: argparse.Namespace) -> tuple[Result, str]:
         written["out"] = str(write_text(options.out, svg))
     if options.node_data:
         assert values is not None
-        text = json.dumps(node_data(summary, values), indent=1)
+        readers = readers_of(options.graph) if options.graph else None
+        text = json.dumps(node_data(summary, values, readers), indent=1)
         written["node_data"] = str(write_text(options.node_data, text + "\n"))
     shown = "without colours" if values is None else f"coloured by: {values.name}"
     result = {
@@ -121,6 +130,8 @@ def _check_options(options: argparse.Namespace) -> None:
         )
     if options.colour == "none" and options.node_data:
         raise PsvitError("--node-data writes values; --colour none has none. Choose another.")
+    if options.graph and not options.node_data:
+        raise PsvitError("--graph is for --node-data F. Give it, or omit --graph.")
     if options.ratio is not None and options.colour not in ("drop", "kl"):
         raise PsvitError(
             "--ratio is one of the prune ratios of --sweep F. Give --sweep, or omit it."

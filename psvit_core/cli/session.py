@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from psvit_core.errors import StoreError
 from psvit_core.records import RecoverySettings, SensitivityTable, Subject, check_recovery
+from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.store import Store
 from psvit_core.tasks.plan import check_swept
 from psvit_core.tasks.session import Session
@@ -37,12 +39,27 @@ def make_session(options: argparse.Namespace) -> Session:
         }
     )
     store = Store()
+    tidy(store)
     if running := getattr(options, "running", None):
         running.enter_context(store.using())
     session = Session(subject, store, warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
     options.session = session  # whose notes the JSON object repeats
     options.warnings = session.warnings  # which the command fills
     return session
+
+
+def remark_if_unkept(options: argparse.Namespace, session: Session) -> None:
+    """Let a command end with its result, and one more line, if a measurement cannot be kept.
+
+    That is for commands whose result is the measurement. Others read the archive again.
+    """
+
+    def remark(error: StoreError) -> None:
+        if not hasattr(options, "remarks"):  # one line for all measurements of a command
+            options.remarks = [f"What was measured is not kept with other plans: {error}"]
+            session.warnings += options.remarks
+
+    session.unkept = remark
 
 
 def ensure_images(options: argparse.Namespace) -> None:

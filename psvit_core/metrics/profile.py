@@ -11,6 +11,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def latency_ms(model: nn.Module, x: Tensor, *, tick: Tick = keep_going) -> Quart
 
 
 def latencies_in_turns(
-    models: Sequence[nn.Module], x: Tensor, *, tick: Tick = keep_going
+    models: Sequence[nn.Module], x: Tensor, *, runs: int | None = None, tick: Tick = keep_going
 ) -> list[float]:
     """Measure the median latency of each model in milliseconds, alternating between the models.
 
@@ -192,10 +193,12 @@ def latencies_in_turns(
     Args:
         models: Models in evaluation mode.
         x: Input on the models' device.
+        runs: Timed runs of each; None: as many as ``latency_ms`` times of the slowest.
         tick: Called before each run and not timed; may raise to stop.
     """
     with torch.no_grad():
-        turns = list(zip(*(_times(model, x, tick) for model in models), strict=False))
+        timed = (islice(_times(model, x, tick), runs) for model in models)
+        turns = list(zip(*timed, strict=False))
     medians: list[float] = np.median(turns, axis=0).tolist()
     return medians
 

@@ -26,7 +26,7 @@ from psvit_core.groups import COMPUTE_LAYERS, axis_groups
 from psvit_core.neurons import NEURONS, IntegerLIF, spikes_per_unit
 from psvit_core.records import axis_width
 from psvit_core.zoo.base import SpikingModel
-from psvit_core.zoo.layers import SpikeSum
+from psvit_core.zoo.layers import SpikeSum, wide_sum
 from psvit_core.zoo.products import AttentionProduct
 
 
@@ -251,7 +251,7 @@ class _Counter:
             x = inputs[0]
             if isinstance(module, nn.Conv2d) and max(*module.kernel_size, *module.stride) > 1:
                 cover = self._cover(name, module, x, output)
-                self._add(name, _sum_of_each(x.sum(1) * cover) * unit)
+                self._add(name, _sum_of_each(wide_sum(x, (1,)) * cover) * unit)
             else:
                 self._add(name, self._row_sums(x) * unit)
 
@@ -279,4 +279,4 @@ class _Counter:
 
 def _sum_of_each(x: Tensor) -> Tensor:
     """Return the sum of each row, (rows,), in memory order, so that nothing is copied."""
-    return x.sum(dim=tuple(range(1, x.dim())))
+    return wide_sum(x, tuple(range(1, x.dim())))

@@ -19,6 +19,7 @@ from psvit_core.records import (
     axis_width,
 )
 
+#: ``float16`` also stands for bfloat16, which has as many bytes.
 PRECISIONS = ("float32", "float16", "int8")
 _FLOAT_BYTES = 4
 _HALF_BYTES = 2
@@ -30,9 +31,9 @@ def size_at(shapes: ShapeTable, widths: Mapping[str, int], precision: str = "flo
     Args:
         shapes: The model's shape table.
         widths: Remaining units by ``group_id``; absent groups are not pruned.
-        precision: ``float32``; ``float16``: two bytes per value; or ``int8``: one byte per
-            convolution or linear weight, one float32 scale per output channel, everything else
-            float32.
+        precision: Of the weights of convolutions and linear layers, as ``quantize`` stores them:
+            ``float32``; ``float16``: two bytes each; or ``int8``: one byte each and one float32
+            scale per output channel. Everything else is float32.
 
     Returns:
         Parameters used at inference; bytes of these and of the BatchNorm statistics, without
@@ -100,7 +101,7 @@ def _tensor_size(
         width = size if group is None else axis_width(group, all_widths)
         count *= width
         rows = width if axis == 0 else rows
-    if precision == "float16":
+    if tensor.role == "weight" and precision == "float16":
         return count, count * _HALF_BYTES
     if tensor.role == "weight" and precision == "int8":
         return count, count + rows * _FLOAT_BYTES

@@ -14,6 +14,7 @@ import numpy as np
 from psvit_core.errors import TargetError
 from psvit_core.metrics.energy import energy_pj
 from psvit_core.plan.build import plan_from_ratios, reached_ratios
+from psvit_core.plan.latency import PredictedLatency
 from psvit_core.plan.size import real_macs
 from psvit_core.planners._base import SLACK, Cost, Problem
 from psvit_core.records import CLOSED_FORMS, PrunePlan, SensitivityTable, Target, n_pruned
@@ -61,12 +62,15 @@ def cost_of(problem: Problem, resource: str, cost: Cost | None) -> tuple[Cost, s
     Raises:
         TargetError: If the resource is latency and ``cost`` is None.
     """
+    if isinstance(cost, PredictedLatency):
+        return cost, cost.note
     if cost is not None:
         return cost, f"{resource} measured"
     if resource == "latency":
         raise TargetError(
-            "A latency target needs the model to measure latency. Give MODEL and --data (in "
-            "Python: make_plan with cost=, a function from a plan to its latency)."
+            "A latency target needs the model to measure latency. Give MODEL and --data, or "
+            "--latency with a table that `psvit latency` wrote (in Python: make_plan with cost=, a "
+            "function from a plan to its latency, such as a PredictedLatency)."
         )
     if problem.measure is not None:
         return lambda plan: problem.measured_plan(plan).energy_pj, "energy measured"

@@ -16,6 +16,7 @@ from psvit_core.records.fits import (
     SpikeExpansion,
     TargetDevice,
 )
+from psvit_core.records.latency import LatencyTable, LayerLatency
 from psvit_core.records.model import (
     DIGITS_48_TRANSFORM,
     DIGITS_TRANSFORM,
@@ -58,6 +59,7 @@ from psvit_core.records.reports import (
 )
 from psvit_core.records.results import (
     ENERGY_45NM,
+    LEAST_AGREEMENT,
     Conditions,
     EnergyModel,
     JointRow,
@@ -65,6 +67,7 @@ from psvit_core.records.results import (
     Measurement,
     MemoryAccess,
     Partial,
+    PrecisionCheck,
     Profile,
     Quartiles,
     SensitivityRow,
@@ -109,6 +112,7 @@ __all__ = [
     "DIGITS_TRANSFORM",
     "ENERGY_45NM",
     "IMAGE_CRITERIA",
+    "LEAST_AGREEMENT",
     "POLICIES",
     "RECOVERIES",
     "RESOURCES",
@@ -132,6 +136,8 @@ __all__ = [
     "Interval",
     "JointRow",
     "Kept",
+    "LatencyTable",
+    "LayerLatency",
     "LayerRefit",
     "Limit",
     "Machine",
@@ -144,6 +150,7 @@ __all__ = [
     "Partial",
     "PlanSettings",
     "PositionBytes",
+    "PrecisionCheck",
     "Profile",
     "PrunePlan",
     "Quartiles",

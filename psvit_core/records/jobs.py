@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from psvit_core.errors import RecordError
 from psvit_core.records._base import Interval, Record
 from psvit_core.records.fits import FitReport
+from psvit_core.records.latency import LatencyTable
 from psvit_core.records.model import ModelSummary, PrunePlan
 from psvit_core.records.reports import DataReport, FileReport
 from psvit_core.records.results import Measurement
@@ -145,6 +146,17 @@ class GraphRequest(JobRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeRequest(JobRequest):
+    """Write a checkpoint's network with weights in fewer bits, and measure it."""
+
+    task = "quantize"
+
+    path: str  # the checkpoint, which a job wrote
+    file_name: str
+    kind: str = "int8"  # one of ``STORED_WEIGHTS``
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportRequest(JobRequest):
     """Write what is stored of a run as one HTML page."""
 
@@ -162,6 +174,15 @@ class FitsRequest(JobRequest):
     task = "fits"
 
     plan: PrunePlan | None = None  # None: only the unpruned model
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyRequest(JobRequest):
+    """Time the model's layers at a grid of widths."""
+
+    task = "latency"
+
+    batch: int = 1  # images that run at once
 
 
 # ---- results ---------------------------------------------------------------------------------
@@ -266,6 +287,18 @@ class GraphResult(WrittenModel):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeResult(WrittenModel):
+    """Result of ``QuantizeRequest``; ``file_measurement`` is paired with the unpruned network."""
+
+    kind: str = ""  # one of ``STORED_WEIGHTS``
+    weights_bytes: int = 0  # that inference reads, as stored
+    float32_bytes: int = 0  # of the same tensors in float32
+    memory_saving: float = 0.0  # against the unpruned network in float32
+    against_float32: Measurement | None = None  # paired with the same network in float32
+    warnings: tuple[str, ...] = ()  # what was asked for and could not be done
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportResult(WrittenModel):
     """Result of ``ReportRequest``; ``path`` is the page."""
 
@@ -278,6 +311,13 @@ class FitsResult(JobResult):
 
     unpruned: FitReport | None = None
     pruned: FitReport | None = None  # None without a plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult(JobResult):
+    """Result of ``LatencyRequest``."""
+
+    table: LatencyTable | None = None  # of the worker's machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,8 +343,10 @@ TASKS: dict[str, tuple[type[JobRequest], type[JobResult]]] = {
         (ParetoRequest, ParetoResult),
         (ExportRequest, ExportResult),
         (GraphRequest, GraphResult),
+        (QuantizeRequest, QuantizeResult),
         (ReportRequest, ReportResult),
         (FinetuneRequest, FinetuneResult),
         (FitsRequest, FitsResult),
+        (LatencyRequest, LatencyResult),
     )
 }

@@ -80,6 +80,7 @@ class FileReport(Record):
     notes: tuple[str, ...] = ()  # what was renamed, dropped, added or converted while reading
     entries: tuple[FileEntry, ...] = ()  # all state dicts of a file that has several
     entry: str = ""  # the one that was inspected; empty if one of several must be chosen first
+    weights: str = "float32"  # of a pruned file, as stored; or one of ``names.STORED_WEIGHTS``
 
 
 @dataclass(frozen=True, kw_only=True)

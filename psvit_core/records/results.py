@@ -31,7 +31,7 @@ class Conditions(Record):
     n_images: int
     T: int
     batch: int  # 0: results from different batch sizes
-    precision: str  # float32 or float64
+    precision: str  # float32, float64, bfloat16 or autocast
     device: str  # cpu, cuda, ... or mixed
     transform: str
     images: str = ""  # digest of the image ids; empty in older results
@@ -43,6 +43,43 @@ class Conditions(Record):
         """Return plain JSON data, without the values that older results imply."""
         implied = {"counting": 1, "recovery": "none", "weights": "float32"}
         return {k: v for k, v in super().to_dict().items() if k not in implied or v != implied[k]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionCheck(Record):
+    """How often predictions in reduced precision are those of float32, on a sample of images."""
+
+    n_images: int  # of the sample, the same for every network
+    n_equal: int  # images with the prediction of float32, by the measured or unpruned network
+    n_cells: int = 0  # of a sweep: its cells that were compared, too
+    n_equal_cells: int = 0  # predictions of these cells, one per image, that are equal
+
+    @property
+    def agreement(self) -> float:
+        """Fraction of equal predictions of the measured or unpruned network."""
+        return self.n_equal / self.n_images
+
+    @property
+    def cells(self) -> float | None:
+        """Fraction of equal predictions of the cells; None without cells."""
+        return self.n_equal_cells / (self.n_images * self.n_cells) if self.n_cells else None
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether at least ``LEAST_AGREEMENT`` of the predictions are equal."""
+        return min(self.agreement, 1.0 if self.cells is None else self.cells) >= LEAST_AGREEMENT
+
+    @property
+    def text(self) -> str:
+        """The numbers in words."""
+        of_cells = "" if self.cells is None else f"; of {self.n_cells} cells: {self.cells:.2%}"
+        equal = f"{self.n_equal:,} of {self.n_images:,} ({self.agreement:.2%})"
+        return f"predictions equal to float32: {equal}{of_cells}"
+
+
+#: Fraction of predictions in reduced precision that are those of float32, below which numbers are
+#: given with a warning.
+LEAST_AGREEMENT = 0.98
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +146,11 @@ class Machine(Record):
     torch: str  # version
     kernels: str  # implementation of the LIF neurons: native, compiled or plain
 
+    @property
+    def on_threads(self) -> str:
+        """The number of threads, in words."""
+        return "1 thread" if self.threads == 1 else f"{self.threads} threads"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(Record):
@@ -160,6 +202,12 @@ class Measurement(Record):
     # With ``conditions.recovery``: the plan measured without it, on the same images, itself without
     # the plan and the machine's profile.
     unrecovered: Measurement | None = None
+    #: Of a reduced precision; None in the others and in older results.
+    precision_check: PrecisionCheck | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, as older versions wrote it without a check of precision."""
+        return _without_none(super().to_dict(), "precision_check")
 
     @property
     def plain(self) -> Measurement | None:
@@ -201,6 +249,11 @@ def class_change(counts: tuple[int, int, int]) -> float:
     """
     n_images, correct, baseline_correct = counts
     return 100 * (correct - baseline_correct) / n_images
+
+
+def _without_none(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return data without an entry that is None."""
+    return data if data[name] is not None else {k: v for k, v in data.items() if k != name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +324,12 @@ class SensitivityTable(Record):
     baseline_sops: float | None = None  # of the unpruned model; None in older tables
     mode: str = "exact"
     joint: tuple[JointRow, ...] = ()  # none in older tables and of small sweeps
+    #: Of a finished sweep in a reduced precision; None in the others.
+    precision_check: PrecisionCheck | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, as older versions wrote it without a check of precision."""
+        return _without_none(super().to_dict(), "precision_check")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

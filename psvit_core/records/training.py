@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from psvit_core.errors import RecordError
 from psvit_core.records._base import Interval, Record
 from psvit_core.records.model import Transform
 from psvit_core.records.results import Conditions
@@ -146,11 +148,17 @@ class FinetuneReport(Record):
 def read_curve(path: str | Path) -> tuple[EpochRecord, ...]:
     """Return the points written so far by fine-tuning; none if the file does not exist.
 
+    Damaged lines are left out: a training that goes on writes them again.
+
     Args:
         path: Text file with one JSON object per line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ()
-    return tuple(EpochRecord.from_dict(json.loads(line)) for line in lines)
+    points = []
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError, RecordError):
+            points.append(EpochRecord.from_dict(json.loads(line)))
+    return tuple(points)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from psvit_core.records import Interval, Measurement
+from psvit_core.records import LEAST_AGREEMENT, Interval, Measurement, PrecisionCheck
 
 CHANCE_SIGN = "no better than guessing"  # in every warning about chance, and in no other
 _NAMED = 3  # classes that a warning names
@@ -72,6 +72,21 @@ def chance_warning(accuracy: Interval, n_outputs: int) -> str | None:
     )
 
 
+def precision_warning(check: PrecisionCheck | None, precision: str) -> str | None:
+    """Return a warning if predictions in a reduced precision are often not those of float32.
+
+    Args:
+        check: The comparison; None if there was none.
+        precision: The reduced precision.
+    """
+    if check is None or check.is_enough:
+        return None
+    return (
+        f"In {precision}, {check.text}, less than {LEAST_AGREEMENT:.0%}. Use --precision float32, "
+        "or compare only numbers of this precision with each other."
+    )
+
+
 def with_warnings(
     measured: Measurement, warnings: Sequence[str], n_outputs: int
 ) -> tuple[Measurement, str | None]:
@@ -84,7 +99,9 @@ def with_warnings(
     """
     chance = chance_warning(measured.baseline_accuracy or measured.accuracy, n_outputs)
     others = tuple(text for text in warnings if text != chance)
-    found = dataclasses.replace(measured, warnings=(*others, *([chance] if chance else [])))
+    of_precision = precision_warning(measured.precision_check, measured.conditions.precision)
+    own = tuple(text for text in (chance, of_precision) if text)
+    found = dataclasses.replace(measured, warnings=(*others, *own))
     return found, chance
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from psvit_core.callbacks import Tick, keep_going
-from psvit_core.pareto import PlanOrigin, add_point
+from psvit_core.pareto import PlanOrigin
 from psvit_core.records import (
     Interval,
     Measurement,
@@ -16,9 +16,9 @@ from psvit_core.records import (
     RecoverySettings,
 )
 from psvit_core.storage.frozen import freeze_prediction
-from psvit_core.tasks.cautions import with_warnings
+from psvit_core.tasks.cautions import precision_warning, with_warnings
 from psvit_core.tasks.prune import prune_model
-from psvit_core.tasks.recover import measure_recovered
+from psvit_core.tasks.recover import keep_point, measure_recovered
 from psvit_core.tasks.session import Session
 from psvit_core.zoo.cards import ModelCard
 
@@ -57,8 +57,7 @@ def evaluate(
     recovery = session.recovery if plan else RecoverySettings()
     recovers = recovery.method != "none"
     if plan:
-        decisive = [session.model.T, *([recovery.method] if recovers else [])]
-        predicted = freeze_prediction(session.store, plan, decisive, predicted)
+        predicted = freeze_prediction(session.store, plan, _decisive(session, recovery), predicted)
 
     result = measure(
         session.model,
@@ -74,7 +73,7 @@ def evaluate(
     if plan:
         result = dataclasses.replace(result, predicted=None if recovers else predicted)
         origin = origin or PlanOrigin(policy=plan.policy, criterion=plan.criterion)
-        add_point(session.store, result, origin, batch_coupled=session.model.batch_coupled)
+        keep_point(session, result, origin)
         if recovers:
             pruned(result)
             result = measure_recovered(
@@ -82,7 +81,21 @@ def evaluate(
             )
     result, chance = with_warnings(result, session.warnings, session.model.num_classes)
     session.caution(chance)
+    _warn_of_precision(session, result, origin)
     return result
+
+
+def _decisive(session: Session, recovery: RecoverySettings) -> list[int | str]:
+    """Return the conditions that a frozen prediction belongs to."""
+    method = [recovery.method] if recovery.method != "none" else []
+    precision = [session.run.precision] if session.run.is_reduced else []
+    return [session.model.T, *method, *precision]
+
+
+def _warn_of_precision(session: Session, result: Measurement, origin: PlanOrigin | None) -> None:
+    doubt = precision_warning(result.precision_check, result.conditions.precision)
+    if doubt and not (origin and origin.tried):  # planners measure many candidates
+        session.warn(doubt)
 
 
 def count_memory(session: Session, plan: PrunePlan | None, tick: Tick = keep_going) -> MemoryAccess:

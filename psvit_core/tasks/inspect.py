@@ -62,6 +62,7 @@ def inspect_file(
     fits: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sizings: tuple[Sizing, ...] = ()
+    weights = "float32"
     if read.is_pruned:
         if ema or entry:
             raise CheckpointError(
@@ -70,8 +71,9 @@ def inspect_file(
         header = read_header(Path(path))
         origin = header["provenance"]["origin"]
         recorded = tuple(Measurement.from_dict(m) for m in header.get("measurements", ()))
-        if kind := header.get("weights"):
-            notes = (f"the weights of convolutions and linear layers are stored as {kind}",)
+        weights = header.get("weights", weights)
+        if weights != "float32":
+            notes = (f"the weights of convolutions and linear layers are stored as {weights}",)
     else:
         fits, notes = _fitting_models(Path(path), tensors, ema=ema, entry=entry)
         sizings = tuple(find_sizings(tensors))
@@ -89,6 +91,7 @@ def inspect_file(
         notes=(*read.notes, *notes),
         entries=read.entries,
         entry=read.entry,
+        weights=weights,
     )
 
 

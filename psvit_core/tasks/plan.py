@@ -14,8 +14,10 @@ from psvit_core.errors import InvalidPlanError
 from psvit_core.files import data_set_name
 from psvit_core.pareto import PlanOrigin
 from psvit_core.plan.build import reached_ratios
+from psvit_core.plan.latency import PredictedLatency
 from psvit_core.records import (
     RECOVERIES,
+    LatencyTable,
     Measurement,
     ModelSummary,
     PlanSettings,
@@ -25,6 +27,7 @@ from psvit_core.records import (
     sweep_recovery,
 )
 from psvit_core.tasks.evaluate import evaluate
+from psvit_core.tasks.latency import find_latency
 from psvit_core.tasks.session import Session
 
 #: Conditions that change a sweep's numbers, and the option that sets each.
@@ -118,8 +121,11 @@ def run_plan(
     tick: Tick = keep_going,
     *,
     profile: bool = False,
+    latency: LatencyTable | None = None,
 ) -> tuple[PrunePlan, Measurement | None]:
     """Choose a plan; with a session, measure candidates while planning and the plan at the end.
+
+    Without a latency table, plans for a latency target are timed on this machine.
 
     Args:
         session: The model and its images; None plans by the table's predictions alone.
@@ -128,6 +134,7 @@ def run_plan(
         progress: Called after each measured candidate; the total is the largest number.
         tick: Called before each batch; may raise to stop.
         profile: Also profile the chosen plan.
+        latency: The model's latency table; None: the stored one of this machine, if there is one.
 
     Returns:
         (the plan, its measurement or None without a session).
@@ -139,14 +146,12 @@ def run_plan(
     from psvit_core import planners
 
     origin = plan_origin(settings, table)
-    measure = cost = None
+    measure = None
     if session:
         check_table(table, session)
         table = planners.for_recovery(table, session.recovery.method)
         total = planners.most_measured(table, settings)[0]
         measure = _candidate_measurer(session, origin, total, progress, tick)
-        if "latency" in settings.target.all_savings:
-            cost = latency_timer(session, tick)
     plan = planners.make_plan(
         table,
         settings.policy,
@@ -160,7 +165,7 @@ def run_plan(
         locked=settings.locked,
         bounds=settings.bounds,
         budget=settings.budget_evaluations,
-        cost=cost,
+        cost=_latency_cost(session, table, settings, latency, tick),
         savings=settings.savings,
         stop=_stop_after(settings.budget_seconds),
     )
@@ -168,6 +173,32 @@ def run_plan(
         return plan, None
     predicted = planners.predict_drop_interval(table, reached_ratios(table.summary, plan))
     return plan, evaluate(session, plan, tick, profile=profile, origin=origin, predicted=predicted)
+
+
+def _latency_cost(
+    session: Session | None,
+    table: SensitivityTable,
+    settings: PlanSettings,
+    latency: LatencyTable | None,
+    tick: Tick,
+) -> Callable[[PrunePlan], float] | None:
+    """Return what gives a plan's latency; None without a latency target, or a source for it.
+
+    Raises:
+        InvalidPlanError: If the latency table is of another model.
+    """
+    if "latency" not in settings.target.all_savings:
+        return None
+    if latency is None and session is not None:
+        latency = find_latency(session)
+    if latency is None:
+        return latency_timer(session, tick) if session else None
+    if latency.weights_hash != table.summary.weights_hash:
+        raise InvalidPlanError(
+            f"The latency table is of {latency.model} with other weights than the sweep's "
+            f"{table.summary.model}. Time the swept model."
+        )
+    return PredictedLatency(latency)
 
 
 def plan_origin(settings: PlanSettings, table: SensitivityTable) -> PlanOrigin:

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psvit_core.callbacks import Tick, keep_going
+from psvit_core.errors import DataError
 from psvit_core.files import check_model_file
+from psvit_core.pareto import PlanOrigin, add_quantized
 from psvit_core.records import Measurement, PrunePlan
+from psvit_core.records.jobs import QuantizeResult
 from psvit_core.tasks.finetune import load_original
-from psvit_core.tasks.recover import compare_trained, provenance_plan
+from psvit_core.tasks.recover import (
+    compare_trained,
+    load_written,
+    provenance_plan,
+    since_pruning,
+)
 from psvit_core.tasks.session import Session
 
 if TYPE_CHECKING:
@@ -78,19 +86,63 @@ def write_quantized(session: Session, kind: str, out: str | Path) -> WrittenWeig
     )
 
 
+def quantize_file(
+    session: Session, source: str | Path, kind: str, out: Path, tick: Tick = keep_going
+) -> QuantizeResult:
+    """Quantize a pruned file of the session's model, and measure it if there are images.
+
+    Args:
+        session: The unpruned model and its images.
+        source: The pruned file.
+        kind: As for ``write_quantized``.
+        out: As for ``write_quantized``.
+        tick: Called before each batch; may raise to stop.
+
+    Returns:
+        What a job stores, without what is read from the file afterwards.
+
+    Raises:
+        ModelError: As ``write_quantized``.
+        CheckpointError: As ``write_quantized``, or if ``source`` is no pruned file.
+        OutputError: If the file cannot be written.
+    """
+    warnings: tuple[str, ...] = ()
+    try:
+        session.data  # noqa: B018  # first: frames set the time steps
+    except DataError as error:  # the file is written, and needs no images
+        warnings = (f"Not measured: {error}",)
+    subject = dataclasses.replace(session.subject, model=str(source), checkpoint=None, entry=None)
+    small = load_written(session, Path(source))
+    own = dataclasses.replace(session, subject=subject, _model=small, _description=None)
+    done = write_quantized(own, kind, out)
+    found = None if warnings else measure_quantized(own, done.out, tick, session.model)
+    return QuantizeResult(
+        path=str(done.out),
+        file_measurement=found.measured if found else None,
+        kind=done.kind,
+        weights_bytes=done.weights_bytes,
+        float32_bytes=done.float32_bytes,
+        memory_saving=done.memory_saving,
+        against_float32=found.alone if found else None,
+        warnings=warnings,
+    )
+
+
 def measure_quantized(
-    session: Session, path: Path, tick: Tick = keep_going
+    session: Session, path: Path, tick: Tick = keep_going, unpruned: SpikingModel | None = None
 ) -> QuantizedMeasurement:
     """Measure a written file on the session's images, and record the result in it.
 
     The file is read again. It is compared with the unpruned network, as a plan is, and with the
-    same network in float32, so that the loss by quantization alone is known. The archive of plans
-    does not contain it: its bytes are float32.
+    same network in float32, so that the loss by quantization alone is known. The store keeps the
+    first beside the archive of plans (``pareto.add_quantized``), whose bytes are float32.
 
     Args:
         session: The network that was quantized, and its images.
         path: The file that ``write_quantized`` wrote.
         tick: Called before each batch; may raise to stop.
+        unpruned: The unpruned network, if it is at hand; otherwise, and if the file was pruned from
+            another one, that is looked up by the file's provenance.
 
     Raises:
         DataError: If there are no images.
@@ -102,12 +154,18 @@ def measure_quantized(
     quantized, model = load_model(path), session.model
     if "T" in quantized.arguments:
         quantized.set_time_steps(model.T)
-    base = load_original(session, quantized) if model.provenance else model
+    base = unpruned if unpruned is not None and _is_origin(unpruned, quantized) else None
+    if base is None:
+        base = load_original(session, quantized) if model.provenance else model
     if base is not None and "T" in base.arguments:
         base.set_time_steps(model.T)
     measured = compare_trained(session, quantized, base, provenance_plan(quantized), tick)
     measured = as_stored(measured, quantized)
     record_measurement(path, measured)
+    plan, since = measured.plan, since_pruning(quantized)
+    if plan is not None and measured.drop is not None:
+        made = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since)
+        add_quantized(session.store, measured, made, batch_coupled=quantized.batch_coupled)
     nothing = empty_plan(model)
     run, data, store = session.run, session.data, session.store
     alone = measure(model, data, nothing, result=quantized, run=run, store=store, tick=tick)
@@ -132,6 +190,13 @@ def as_stored(measured: Measurement, model: SpikingModel) -> Measurement:
         size=dataclasses.replace(measured.size, bytes=n_bytes),
         memory_saving=1 - n_bytes / origin,
     )
+
+
+def _is_origin(unpruned: SpikingModel, small: SpikingModel) -> bool:
+    """Return whether a model is the first ancestor of a pruned one."""
+    from psvit_core.zoo.checkpoint import weights_hash
+
+    return weights_hash(unpruned) == str(small.provenance["origin_weights_hash"])
 
 
 def _with_provenance(model: SpikingModel) -> SpikingModel:

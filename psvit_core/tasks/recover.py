@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psvit_core.callbacks import Tick, keep_going
+from psvit_core.errors import StoreError
 from psvit_core.pareto import PlanOrigin, add_point
 from psvit_core.records import (
     FinetuneReport,
@@ -81,8 +82,32 @@ def measure_recovered(
         predicted=predicted,
     )
     origin = dataclasses.replace(origin, **known["since"])
-    add_point(session.store, measured, origin, batch_coupled=session.model.batch_coupled)
+    keep_point(session, measured, origin)
     return measured
+
+
+def keep_point(
+    session: Session,
+    measured: Measurement,
+    origin: PlanOrigin,
+    *,
+    batch_coupled: bool | None = None,
+    weights_hash: str | None = None,
+) -> None:
+    """Add a measured plan to its archive, as ``add_point``; by default that of a session's model.
+
+    Raises:
+        StoreError: If it cannot be written, unless the session takes that (``unkept``).
+    """
+    try:
+        if batch_coupled is None:
+            batch_coupled = session.model.batch_coupled
+        store = session.store
+        add_point(store, measured, origin, batch_coupled=batch_coupled, weights_hash=weights_hash)
+    except StoreError as error:
+        if session.unkept is None or not error.unwritable:
+            raise
+        session.unkept(error)
 
 
 def _recovered_key(
@@ -150,13 +175,8 @@ def measure_trained(
     plan = plan or provenance_plan(trained)
     measured = compare_trained(session, trained, base, plan, tick, plain)
     origin = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since_pruning(trained))
-    add_point(
-        session.store,
-        measured,
-        origin,
-        batch_coupled=trained.batch_coupled,
-        weights_hash=plan.weights_hash,
-    )
+    coupled = trained.batch_coupled
+    keep_point(session, measured, origin, batch_coupled=coupled, weights_hash=plan.weights_hash)
     return measured
 
 

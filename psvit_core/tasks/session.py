@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psvit_core.errors import DataError, PsvitWarning
+from psvit_core.errors import DataError, PsvitWarning, StoreError
 from psvit_core.plan.size import plan_size
 from psvit_core.records import ModelSummary, RecoverySettings, Subject, check_recovery
 from psvit_core.storage.store import Store
@@ -41,12 +41,15 @@ class Session:
         warn: Called with one line of text: about images that are skipped, about changes to a
             checkpoint's tensors, and with ``warnings``.
         warnings: Reasons why numbers of this session may be wrong.
+        unkept: Called if a measured plan cannot be added to the archive, because the disk is full,
+            for example; that raises when None.
     """
 
     subject: Subject
     store: Store
     warn: Callable[[str], None] = field(default=log.warning, repr=False)
     warnings: list[str] = field(default_factory=list, repr=False)
+    unkept: Callable[[StoreError], None] | None = field(default=None, repr=False)
     _model: SpikingModel | None = field(default=None, repr=False)
     _data: EvalSet | None = field(default=None, repr=False)
     _description: ModelSummary | None = field(default=None, repr=False)
@@ -296,13 +299,14 @@ def warm_up(session: Session) -> Iterator[str]:
     yield f"{lif.kernels()} kernels"  # compiled now unless this machine has them already
     _ = session.description  # imports the parts of torch that load late
     yield "model described"
-    from psvit_core.evaluate import Baseline, place, predict, prepare_plans
+    from psvit_core.evaluate import Baseline, place_once, predict, prepare_plans
 
-    model, run = place(session.model, session.run), session.run
+    run, weights_hash = session.run, session.description.weights_hash
+    model = place_once(session.model, run, weights_hash)
     import scipy.stats  # noqa: F401 - estimates need it, and it loads late
 
     yield "statistics loaded"
-    prepare_plans(session.model, session.data, run, session.description.weights_hash)
+    prepare_plans(session.model, session.data, run, weights_hash)
     yield "forward pass recorded"
     recovery = session.recovery  # loads the calibration images
     if recovery.method != "none":

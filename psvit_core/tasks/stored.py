@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from psvit_core.pareto import ParetoArchive, find_archives, read_archive
+from psvit_core.pareto import (
+    ParetoArchive,
+    ParetoPoint,
+    find_archives,
+    list_quantized,
+    read_archive,
+)
 from psvit_core.records import ModelSummary, counting_of, sweep_recovery
 from psvit_core.sensitivity.spec import load_spec, sweep_keys
 from psvit_core.storage.store import Store
@@ -77,3 +83,34 @@ def find_archive(
     found = read_archive(store, heads[0])
     found = found if improved else found.under(subject.recovery)
     return found if found.points else None
+
+
+def find_quantized(
+    store: Store, matcher: Matcher, summary: ModelSummary, beside: ParetoArchive | None = None
+) -> tuple[ParetoPoint, ...]:
+    """Return the measured networks with quantized weights, pruned from a model.
+
+    Args:
+        store: The store.
+        matcher: Of the subject. Only networks under its recovery, without fine-tuning, are found,
+            and the unpruned one, which recovery does not change.
+        summary: The model.
+        beside: The archive whose images and conditions they must have; None: the subject's, on the
+            most images.
+    """
+    found = [
+        entry
+        for entry in list_quantized(store, summary.weights_hash)
+        if entry.counting == counting_of(summary.family)
+        and matcher.same_run(entry, entry.batch, summary.T)
+        and (beside is not None or matcher.subject.limit in (None, entry.n_images))
+    ]
+    if beside is None and found:
+        beside = max(found, key=lambda entry: entry.n_images)
+    return tuple(
+        point
+        for entry in found
+        if beside is not None and entry.key == beside.key
+        for point in entry.points
+        if entry.under(matcher.subject.recovery).points or (point.plain and not point.plan.kept)
+    )

@@ -11,7 +11,7 @@ from psvit_core.plan.build import default_criterion
 from psvit_core.records import SensitivityTable, SweepSettings, sweep_recovery
 from psvit_core.sensitivity.spec import SweepSpec, save_spec
 from psvit_core.storage.predictions import load_outcome
-from psvit_core.tasks.cautions import chance_warning
+from psvit_core.tasks.cautions import chance_warning, precision_warning
 from psvit_core.tasks.session import Session
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def run_sweep(
         options=SweepOptions(memory_budget=settings.memory_budget, recovery_images=recovery_images),
     )
     baseline.look()
+    session.caution(precision_warning(table.precision_check, table.conditions.precision))
     return table
 
 

@@ -109,7 +109,7 @@ def test_a_pruned_file_becomes_an_onnx_file(
     ("options", "message"),
     [
         (["--out", "network.pt2", "--spikingjelly"], "Omit --spikingjelly"),
-        (["--out", "network.py", "--data", "digits"], "--format onnx and pt2"),
+        (["--out", "network.py", "--data", "digits"], "--format onnx, pt2 and nir"),
         (["--out", "network.onnx", "--limit", "5"], "Give --data"),
         (["--out", "network.py", "--format", "onnx"], "the suffix .onnx"),
         (["--out", "missing/network.onnx"], "does not exist"),

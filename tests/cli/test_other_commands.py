@@ -15,7 +15,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.link import share_text
 from psvit_core.plan.size import memory_saving
-from psvit_core.records import PrunePlan
+from psvit_core.records import PrunePlan, SweepSettings
 from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import model_card, shipped_summary
 
@@ -111,7 +111,7 @@ def test_jobs_from_the_shell(
         id="abc",
         task="sweep",
         title="Sweep of a test",
-        params={"subject": {}},
+        params={"subject": {}, "settings": SweepSettings(ratios=(0.5,)).to_dict()},
         state="queued",
         created=time.time(),
         done=3,

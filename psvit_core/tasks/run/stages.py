@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
 from psvit_core.plan.build import reached_ratios
@@ -27,9 +27,6 @@ from psvit_core.tasks.run.schema import RunConfig
 from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
-
-if TYPE_CHECKING:
-    pass
 
 SWEEP, PLAN, PRUNED, TUNED = "sweep.json", "plan.json", "pruned.safetensors", "tuned.safetensors"
 _TUNED_LAST = "tuned.last.safetensors"
