@@ -4,7 +4,7 @@ The definition is cut from the source of the model's family (``bundle``) and has
 as constants. It imports torch, safetensors and the standard library, and nothing of this package.
 
 ``export_onnx`` and ``export_pt2`` write a traced graph with its weights instead (``traced``), and
-compare it with the network (``agreement``).
+compare it with the network (``agreement``). ``export_nir`` writes a graph of layers and neurons.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from psvit_core.errors import ModelError, OutputError
+from psvit_core.export.nir_file import export_nir
 from psvit_core.export.onnx_file import export_onnx
 from psvit_core.export.pt2_file import export_pt2
 from psvit_core.export.text import torch_source
@@ -41,6 +42,7 @@ from psvit_core.zoo.quantized import stored_state
 __all__ = [
     "TorchExport",
     "check_export_path",
+    "export_nir",
     "export_onnx",
     "export_pt2",
     "export_torch",

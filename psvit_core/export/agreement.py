@@ -68,7 +68,9 @@ class Agreement:
     layers: LayerAgreement | None  # None: not compared
 
 
-def compare(model: Network, export: Network, images: Tensor, what: str) -> Agreement:
+def compare(
+    model: Network, export: Network, images: Tensor, what: str, *, batch: int | None = None
+) -> Agreement:
     """Run a model and its export on images, and compare their logits.
 
     Args:
@@ -76,11 +78,12 @@ def compare(model: Network, export: Network, images: Tensor, what: str) -> Agree
         export: What was written.
         images: (n, C, H, W), or frames (n, T, C, H, W).
         what: What the images are.
+        batch: Images of one call of both; None where the number does not matter.
 
     Raises:
         ExportError: If the export's logits are not finite while the model's are.
     """
-    expected, got = _logits(model, images), _logits(export, images)
+    expected, got = _logits(model, images, batch), _logits(export, images, batch)
     if not np.isfinite(got).all():
         raise ExportError("The exported file returns NaN or infinite logits. Nothing was written.")
     return Agreement(
@@ -95,7 +98,13 @@ def compare(model: Network, export: Network, images: Tensor, what: str) -> Agree
 
 
 def check_logits(
-    model: Network, export: Network, network: nn.Module, images: Tensor, *, allowed: float
+    model: Network,
+    export: Network,
+    network: nn.Module,
+    images: Tensor,
+    *,
+    allowed: float,
+    batch: int | None = None,
 ) -> None:
     """Check that rounding explains how the logits of the median image differ.
 
@@ -105,16 +114,17 @@ def check_logits(
         network: The same network as a module of plain operations, which is run in float64.
         images: As for ``compare``.
         allowed: Difference that needs no explanation, relative to an image's largest logit.
+        batch: As for ``compare``.
 
     Raises:
         ExportError: If it does not.
     """
-    expected = _logits(model, images)
-    found = float(np.median(_distances(expected, _logits(export, images))))
+    expected = _logits(model, images, batch)
+    found = float(np.median(_distances(expected, _logits(export, images, batch))))
     if found <= allowed:
         return
     double = copy.deepcopy(network).double()
-    explained = float(np.median(_distances(expected, _logits(double, images))))
+    explained = float(np.median(_distances(expected, _logits(double, images, batch))))
     if found > max(allowed, _MORE * explained):
         raise ExportError(
             f"The exported file computes something else: for half of {len(images)} images, a logit "
@@ -189,11 +199,11 @@ def _current_difference(where: str, expected: Tensor, got: Tensor | None) -> flo
     return difference
 
 
-def _logits(network: Network, images: Tensor) -> Array:
+def _logits(network: Network, images: Tensor, batch: int | None) -> Array:
     """Return logits, (n, num_classes), in float64, computed in the network's precision."""
     kind = torch.float64 if _is_double(network) else images.dtype
     with torch.no_grad():
-        parts = [network(part.to(kind)) for part in images.split(_BATCH)]
+        parts = [network(part.to(kind)) for part in images.split(batch or _BATCH)]
     return torch.cat(parts).double().numpy()
 
 

@@ -24,6 +24,7 @@ from psvit_core.zoo.checkpoint import card_of
 
 #: In the metadata of exported files.
 EXPORT_MARK = "psvit_export"
+NIR_SUFFIX = ".nir"
 _EXPORT_FORMAT = "1"
 #: Random images that an export is checked on without data.
 RANDOM_IMAGES = 8
@@ -39,8 +40,11 @@ class TracedExport:
     bytes: int
     needs: tuple[str, ...]  # packages that run it
     agreement: Agreement
-    torch_ms: float  # median latency of one image, one thread, as this program runs the network
-    export_ms: float  # that of the file, by turns with it
+    #: Median latency of one image, or of ``batch``, on one thread, as this program runs the
+    #: network; None: not timed.
+    torch_ms: float | None = None
+    export_ms: float | None = None  # that of the file, by turns with it
+    batch: int | None = None  # the only number of images of a call; None: any
     weights: str = "float32"  # in the file; another kind of those that are not float32
     n_stored: int = 0  # number of weights of that other kind
 
@@ -75,8 +79,10 @@ def check_traced_path(path: str | Path, suffix: str, source: str | Path = "") ->
 
 
 def _is_marked(path: Path) -> bool:
+    n_bytes = path.stat().st_size
+    tail = n_bytes if path.suffix == NIR_SUFFIX else _TAIL  # HDF5 has its metadata anywhere
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
+        file.seek(max(0, n_bytes - tail))
         return EXPORT_MARK.encode() in file.read()
 
 
@@ -110,8 +116,9 @@ def checked(
     what: str,
     allowed: float,
     layers: LayerAgreement | None = None,
-) -> tuple[Agreement, float, float]:
-    """Compare an export with its model and time both.
+    batch: int | None = None,
+) -> Agreement:
+    """Compare an export with its model.
 
     Args:
         model: The model.
@@ -122,21 +129,31 @@ def checked(
         allowed: Difference of the median image's logits that needs no explanation, relative to the
             largest of them.
         layers: The comparison layer by layer.
-
-    Returns:
-        The comparison, and the median latency of the model and of the export in milliseconds, for
-        one image on one thread.
+        batch: The only number of images that the export takes; None if it takes any.
 
     Raises:
         ExportError: If the export computes something else.
         ModelError: If it does not run on batches of every size.
     """
-    _check_batches(model, export, images)
-    agreement = compare(model, export, images, what)
-    check_logits(model, export, network, images, allowed=allowed)
+    if batch is None:
+        _check_batches(model, export, images)
+    agreement = compare(model, export, images, what, batch=batch)
+    check_logits(model, export, network, images, allowed=allowed, batch=batch)
+    return dataclasses.replace(agreement, layers=layers)
+
+
+def timed(
+    model: SpikingModel, export: nn.Module, images: Tensor, *, wanted: bool
+) -> tuple[float | None, float | None]:
+    """Return the median latency of a model and of its export in milliseconds.
+
+    Of the images as one batch, on one thread. None and None if it is not wanted.
+    """
+    if not wanted:
+        return None, None
     with _one_thread():
-        torch_ms, export_ms = latencies_in_turns([model, export], images[:1].contiguous())
-    return dataclasses.replace(agreement, layers=layers), torch_ms, export_ms
+        torch_ms, export_ms = latencies_in_turns([model, export], images.contiguous())
+    return torch_ms, export_ms
 
 
 def _check_batches(model: SpikingModel, export: nn.Module, images: Tensor) -> None:
@@ -170,8 +187,14 @@ def as_result(done: TracedExport) -> dict[str, Any]:
         "needs": list(done.needs),
         "weights": done.weights,
         "n_stored": done.n_stored,
+        "batch": done.batch,
         "agreement": dataclasses.asdict(done.agreement),
-        "latency_ms": {"torch": done.torch_ms, "export": done.export_ms, "batch": 1, "threads": 1},
+        "latency_ms": {
+            "torch": done.torch_ms,
+            "export": done.export_ms,
+            "batch": done.batch or 1,
+            "threads": 1,
+        },
     }
 
 
@@ -183,6 +206,8 @@ def as_text(done: TracedExport, runtime: str) -> str:
         runtime: What ran the file.
     """
     file = f"{done.path}: {done.bytes:,} bytes, needs {', '.join(done.needs)}"
+    if done.batch is not None:
+        file += f"; takes {done.batch} images at a time, no other number"
     if done.n_stored:
         file += f"; {done.n_stored} weights in {done.weights}"
     return f"{file}\n{report_text(done, runtime)}"
@@ -206,8 +231,10 @@ def report_text(done: TracedExport, runtime: str) -> str:
             f"{s.spikes_export:,.0f} in the file), currents by {s.max_current_difference:.2g} of "
             "their largest at most"
         )
-    lines.append(
-        f"one image, one thread: {done.torch_ms:.1f} ms in torch, {done.export_ms:.1f} ms in the "
-        "file"
-    )
+    if done.torch_ms is not None and done.export_ms is not None:
+        n_images = "one image" if (done.batch or 1) == 1 else f"{done.batch} images"
+        lines.append(
+            f"{n_images}, one thread: {done.torch_ms:.1f} ms in torch, {done.export_ms:.1f} ms in "
+            "the file"
+        )
     return "\n".join(lines)

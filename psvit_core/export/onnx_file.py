@@ -23,6 +23,7 @@ from psvit_core.export.checked import (
     check_traced_path,
     checked,
     metadata_of,
+    timed,
 )
 from psvit_core.export.origin import one_line
 from psvit_core.export.traced import (
@@ -59,6 +60,7 @@ def export_onnx(
     images: Tensor | None = None,
     *,
     what: str = "images of the caller",
+    timing: bool = True,
 ) -> TracedExport:
     """Write a network as an ONNX file that onnxruntime and others run, and check it.
 
@@ -68,6 +70,7 @@ def export_onnx(
         images: Network inputs (n, C, H, W), or frames (n, T, C, H, W), to compare torch and
             onnxruntime on; None for seeded random ones.
         what: What these images are, for the report.
+        timing: Measure the latency of both, too, which takes seconds.
 
     Raises:
         MissingPackageError: If onnx, onnxscript or onnxruntime is not installed.
@@ -89,15 +92,11 @@ def export_onnx(
     found: list[TracedExport] = []
 
     def write(part: Path) -> None:
-        import onnx
-
-        part.write_bytes(proto.SerializeToString())
-        with _onnx_accepts():
-            onnx.checker.check_model(part, full_check=True)
-        file = OnnxNetwork(str(part))
-        agreement, torch_ms, export_ms = checked(
+        file = _written(proto, part)
+        agreement = checked(
             model, file, network, images, what=what, allowed=_ALLOWED, layers=layers
         )
+        torch_ms, export_ms = timed(model, file, images[:1], wanted=timing)
         found.append(
             TracedExport(
                 path=path,
@@ -113,6 +112,16 @@ def export_onnx(
 
     write_atomic(path, write)
     return found[0]
+
+
+def _written(proto: ModelProto, part: Path) -> OnnxNetwork:
+    """Write a graph to a file that onnx accepts, and open it."""
+    import onnx
+
+    part.write_bytes(proto.SerializeToString())
+    with _onnx_accepts():
+        onnx.checker.check_model(part, full_check=True)
+    return OnnxNetwork(str(part))
 
 
 def check_onnx_packages() -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from psvit_core.export.agreement import ROUNDING
 from psvit_core.export.checked import (
@@ -15,8 +15,15 @@ from psvit_core.export.checked import (
     check_traced_path,
     checked,
     metadata_of,
+    timed,
 )
-from psvit_core.export.traced import plain_network, random_images, traced_program, tracing
+from psvit_core.export.traced import (
+    plain_network,
+    random_images,
+    traced_program,
+    tracing,
+    whole_batches,
+)
 from psvit_core.files import write_atomic
 from psvit_core.zoo.base import SpikingModel
 
@@ -31,6 +38,8 @@ def export_pt2(
     images: Tensor | None = None,
     *,
     what: str = "images of the caller",
+    batch: int | None = None,
+    timing: bool = True,
 ) -> TracedExport:
     """Write a network as a ``.pt2`` file of ``torch.export``, and check it.
 
@@ -40,31 +49,35 @@ def export_pt2(
         images: Network inputs (n, C, H, W), or frames (n, T, C, H, W), to compare the model and the
             file on; None for seeded random ones.
         what: What these images are, for the report.
+        batch: The only number of images that the file shall take, at least 1. None (default): any
+            number, which some programs that read such files do not understand, and which is not
+            possible where the images of a batch influence each other.
+        timing: Measure the latency of both, too, which takes seconds.
 
     Raises:
-        ModelError: If the images of a batch influence each other, or the network cannot be traced.
+        ModelError: If ``batch`` is None and the images of a batch influence each other, or the
+            network cannot be traced.
         CheckpointError: If the model has no usable weights.
-        ExportError: If the file computes something else than the model.
+        ExportError: If the file computes something else than the model, or ``batch`` is too small.
         OutputError: If the file cannot be written, or would replace one that no export wrote.
     """
     path = check_traced_path(path, PT2_SUFFIX, model.name)
-    network = plain_network(model)
+    network = plain_network(model, batch)
     if images is None:
         images, what = random_images(model, RANDOM_IMAGES), "random, seeded"
-    program = traced_program(model, network, images)
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names folders of this machine
+    images = whole_batches(images, batch)
+    program = _traced(model, network, images, batch)
     extra = {METADATA_FILE: json.dumps(metadata_of(model))}
     found: list[TracedExport] = []
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
             torch.export.save(program, file, extra_files=extra)
-        with part.open("rb") as file, tracing(model):
-            loaded = torch.export.load(file).module()
-        agreement, torch_ms, export_ms = checked(
-            model, loaded, network, images, what=what, allowed=ROUNDING
+        loaded = _loaded(model, part)
+        agreement = checked(
+            model, loaded, network, images, what=what, allowed=ROUNDING, batch=batch
         )
+        torch_ms, export_ms = timed(model, loaded, images[: batch or 1], wanted=timing)
         found.append(
             TracedExport(
                 path=path,
@@ -73,8 +86,25 @@ def export_pt2(
                 agreement=agreement,
                 torch_ms=torch_ms,
                 export_ms=export_ms,
+                batch=batch,
             )
         )
 
     write_atomic(path, write)
     return found[0]
+
+
+def _traced(
+    model: SpikingModel, network: nn.Module, images: Tensor, batch: int | None
+) -> torch.export.ExportedProgram:
+    """Trace a network without the names of this machine's folders."""
+    program = traced_program(model, network, images, batch)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _loaded(model: SpikingModel, path: Path) -> nn.Module:
+    with path.open("rb") as file, tracing(model):
+        loaded: nn.Module = torch.export.load(file).module()
+    return loaded

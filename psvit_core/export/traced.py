@@ -1,7 +1,8 @@
 """A network as one graph of torch operations, which ``torch.export`` traces.
 
 Neurons become those of ``torch_neurons``: a graph that runs elsewhere can contain no native loops.
-All time steps are written out, one after the other. The number of images stays open.
+All time steps are written out, one after the other. The number of images stays open unless it is
+given.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from psvit_core.custom.model import CustomModel, run_network
 from psvit_core.custom.users_code import one_line
-from psvit_core.errors import ModelError
+from psvit_core.errors import ExportError, ModelError
 from psvit_core.export import torch_neurons
 from psvit_core.neurons import LIF, IntegerLIF
 from psvit_core.zoo.base import SpikingModel
@@ -134,19 +135,23 @@ class WithSpikes(nn.Module):
         return logits, *seen
 
 
-def plain_network(model: SpikingModel) -> nn.Module:
+def plain_network(model: SpikingModel, batch: int | None = None) -> nn.Module:
     """Return a copy of a model that runs torch operations only, without gradients.
 
+    Args:
+        model: The model.
+        batch: The only number of images that it will get; None: any.
+
     Raises:
-        ModelError: If the images of a batch influence each other.
+        ModelError: If the images of a batch influence each other, and their number is open.
         CheckpointError: If the model has no usable weights.
     """
-    if model.batch_coupled:
+    if model.batch_coupled and batch is None:
         raise ModelError(
             f"{model.name} cannot be written as one graph for any number of images: the images of "
-            "a batch influence each other, so each batch size has its own graph. --format torch "
-            "writes a file that computes this. A QKFormer that was trained with independent images "
-            "opens with --no-batch-coupled."
+            "a batch influence each other, so each batch size has its own graph. --format pt2 with "
+            "--batch N writes one for N images, --format torch a file for any number. A QKFormer "
+            "that was trained with independent images opens with --no-batch-coupled."
         )
     check_values(model)
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
@@ -190,22 +195,38 @@ def random_images(model: SpikingModel, n_images: int) -> Tensor:
     return torch.randn(shape, generator=random).to(next(model.parameters()).dtype)
 
 
+def whole_batches(images: Tensor, batch: int | None) -> Tensor:
+    """Return images so many that they fill batches: repeated up to one, else without a rest.
+
+    Raises:
+        ExportError: If a batch has no image.
+    """
+    if batch is None:
+        return images
+    if batch < 1:
+        raise ExportError(f"A file takes at least 1 image at a time; got batch {batch}.")
+    repeats = -(-batch // len(images))
+    images = images.repeat(repeats, *[1] * (images.dim() - 1))
+    return images[: len(images) // batch * batch]
+
+
 def traced_program(
-    model: SpikingModel, module: nn.Module, images: Tensor
+    model: SpikingModel, module: nn.Module, images: Tensor, batch: int | None = None
 ) -> torch.export.ExportedProgram:
-    """Trace a module for any number of images.
+    """Trace a module for any number of images, or for ``batch``.
 
     Args:
         model: What it is made of, for messages.
         module: Takes images only.
         images: Their shape is traced, except for their number.
+        batch: The only number of images of the graph; None: any.
 
     Raises:
         ModelError: If it cannot be traced.
     """
-    repeats = -(-_TRACED_IMAGES // len(images))
-    sample = images.repeat(repeats, *[1] * (images.dim() - 1))[:_TRACED_IMAGES].contiguous()
-    shapes = ({0: torch.export.Dim("batch")},)
+    n_images = batch or _TRACED_IMAGES
+    sample = whole_batches(images, n_images)[:n_images].contiguous()
+    shapes = ({0: torch.export.Dim("batch")},) if batch is None else None
     with tracing(model):
         return torch.export.export(module, (sample,), dynamic_shapes=shapes, strict=False)
 
@@ -234,8 +255,8 @@ def tracing(model: SpikingModel) -> Iterator[None]:
 
 
 def untraceable(model: SpikingModel, reason: str) -> ModelError:
-    """Return the error for a network that no graph for any number of images stands for."""
+    """Return the error for a network that no graph stands for."""
     return ModelError(
-        f"{model.name} cannot be written as one graph for any number of images: {reason} Usually "
-        "its forward has Python code that depends on values, or on the number of images."
+        f"{model.name} cannot be written as one graph: {reason} Usually its forward has "
+        "Python code that depends on values, or on the number of images."
     )

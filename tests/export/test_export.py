@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import importlib
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from psvit_core.errors import CheckpointError, ModelError, OutputError
 from psvit_core.export import export_torch, torch_neurons, write_definition
 from psvit_core.export.origin import one_line, origin_comment
 from psvit_core.export.text import literal, torch_source
-from psvit_core.groups import find_groups, plan_from_kept
 from psvit_core.kernels import lif
 from psvit_core.neurons import IntegerLIF
 from psvit_core.records import (
@@ -34,7 +32,6 @@ from psvit_core.records import (
     FinetuneReport,
     FinetuneSettings,
     Interval,
-    PrunePlan,
     RecoveryReport,
 )
 from psvit_core.recover import recover
@@ -45,7 +42,7 @@ from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.quantized import quantize_weights
 from tests import own_models
 from tests.patience import JOB
-from tests.tiny import NAMES, QUICK_NAMES, tiny_data, tiny_input, tiny_model
+from tests.tiny import NAMES, QUICK_NAMES, random_plan, tiny_data, tiny_input, tiny_model
 
 #: Kinds of pruned models in double precision, compared within a tolerance.
 KINDS = ("pruned", "twice", "recovered", "spikingjelly")
@@ -78,19 +75,6 @@ for name in names:
 save_file(logits, f"{folder}/logits")
 assert "psvit_core" not in sys.modules
 """
-
-
-def random_plan(model: SpikingModel, seed: int) -> PrunePlan:
-    """Return a plan that keeps random units, at least half of each group, equally many per head."""
-    chance, kept = random.Random(seed), {}
-    for g in find_groups(model):
-        heads = g.heads or 1
-        width = g.n_units // heads
-        n = chance.randint(-(-width // 2), width)
-        kept[g.group_id] = [
-            h * width + i for h in range(heads) for i in sorted(chance.sample(range(width), n))
-        ]
-    return plan_from_kept(model, kept)
 
 
 def build(name: str, kind: str) -> SpikingModel:

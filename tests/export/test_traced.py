@@ -213,6 +213,27 @@ def test_a_pt2_file_runs_in_torch_alone_on_any_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdt_v1", "qkformer_cifar"])
+def test_a_pt2_file_for_a_fixed_number_of_images(name: str, tmp_path: Path) -> None:
+    """Without an open number, networks whose images influence each other are exported, too."""
+    model, path = tiny_model(name, torch.float64), tmp_path / "network.pt2"
+    x = tiny_input(name, torch.float64)
+    x = torch.cat([x, x.flip(0)])[:4]
+    done = export_pt2(model, path, x, batch=2)
+    assert (done.batch, done.agreement.n_images) == (2, 4)
+    loaded = torch.export.load(path).module()
+    for images in x.split(2):
+        assert float((loaded(images) - logits_of(model, images)).abs().max()) <= 1e-9
+    with pytest.raises(Exception, match="2"):
+        loaded(x[:1])
+
+
+def test_a_batch_must_have_an_image(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="at least 1 image at a time; got batch 0"):
+        export_pt2(tiny_model("sdt_v1"), tmp_path / "network.pt2", batch=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "sdt_v1"])
 def test_every_family_becomes_an_onnx_file(name: str, tmp_path: Path) -> None:
     assert_agrees(tiny_model(name), tmp_path / "network.onnx", name)

@@ -1,0 +1,58 @@
+"""Networks of every kind (recovered, fine-tuned, ...) through the formats of an export.
+
+``benchmarks/roundtrips.py`` makes all trips of all families. Here every kind of every published
+family becomes a Python file and int8, and one kind of it a graph: each kind becomes each graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks._roundtrips_networks import KINDS, N_IMAGES
+from benchmarks.roundtrips import rows_of
+from tests.tiny import QUICK_NAMES, vector
+
+GRAPHS = ("onnx", "pt2")
+COUPLED = ("qkformer_cifar",)  # refused as a graph
+#: Network, the kind of it that becomes a graph, and the graph.
+CASES = [
+    (name, KINDS[i % len(KINDS)], GRAPHS[i // len(KINDS) % len(GRAPHS)])
+    for i, name in enumerate(sorted(QUICK_NAMES, key=lambda name: name in COUPLED))
+]
+
+
+def test_every_kind_becomes_every_graph() -> None:
+    independent = [case for case in CASES if case[0] not in COUPLED]
+    assert {(kind, graph) for _, kind, graph in independent} == {
+        (kind, graph) for kind in KINDS for graph in GRAPHS
+    }
+
+
+def assert_equal(outcome: dict[str, Any]) -> None:
+    """Check that rounding explains an outcome: a spike that flips reaches all later layers."""
+    assert outcome.get("predictions", 0) == 0, outcome
+    assert outcome.get("logits", 0) <= N_IMAGES // 4, outcome
+    assert outcome.get("flips", 0) <= 0.001 * outcome.get("outputs", 1), outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "graphed", "graph"), CASES)
+def test_every_kind_makes_its_round_trips(name: str, graphed: str, graph: str) -> None:
+    family = vector(name).meta["family"]
+    rows = list(
+        rows_of(family, name, formats=lambda kind: ("torch", "int8", *[graph] * (kind == graphed)))
+    )
+    assert [row["network"] for row in rows] == list(KINDS)
+    for row in rows:
+        assert row["int8"]["kind"] == "bits", row
+        assert row["int8"]["outputs"] > 10_000
+        assert_equal(row["torch"])
+        assert_equal(row["int8 torch"])
+        if row["network"] != graphed:
+            assert not set(GRAPHS) & set(row)
+        elif name in COUPLED:
+            assert row[graph]["kind"] == "refused"
+        else:
+            assert_equal(row[graph])
