@@ -19,11 +19,14 @@ from psvit_core.evaluate.inference import (
     check_labels,
     ignore_batch,
     place,
+    place_once,
     predict,
 )
 from psvit_core.evaluate.memory import count_memory_access
+from psvit_core.evaluate.precision import check_precision
 from psvit_core.groups import find_groups, summarize
-from psvit_core.incremental.joint import JointRunner, firing_rates, joint_runner, sops_of
+from psvit_core.incremental.joint import joint_runner
+from psvit_core.incremental.recorded import RecordedModel, firing_rates, sops_of
 from psvit_core.kernels.ops import UnsupportedError
 from psvit_core.metrics.energy import energy_pj
 from psvit_core.metrics.profile import machine, profile_of
@@ -38,7 +41,7 @@ from psvit_core.records import (
     PrunePlan,
     counting_of,
 )
-from psvit_core.runtime import Run, channels_last
+from psvit_core.runtime import Run
 from psvit_core.storage.baselines import add_outputs, load_outputs
 from psvit_core.storage.predictions import (
     Array,
@@ -66,6 +69,7 @@ __all__ = [
     "measure",
     "outcome_of",
     "place",
+    "place_once",
     "predict",
     "predict_plan",
     "prepare_plans",
@@ -107,8 +111,9 @@ class Baseline:
         tick: Tick = keep_going,
         seen: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
+        hashed = weights_hash(model)
         self.key = outcome_key(
-            weights_hash(model),
+            hashed,
             {},
             transform=data.transform,
             T=model.T,
@@ -130,7 +135,7 @@ class Baseline:
                 seen(self._n_run, len(todo))
 
             part = data.take(todo)
-            prediction = predict(model, part, run, tick=tick, seen=count)
+            prediction = _unpruned(model, hashed, part, run, tick, count)
             self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
             fresh = outcome_of(part, prediction, prediction.logits, run)
             outcome = outcome.joined(fresh) if outcome else fresh
@@ -233,19 +238,19 @@ def measure(  # noqa: PLR0913  # public signature
 
 def prepare_plans(
     model: SpikingModel, data: EvalSet, run: Run, weights_hash: str, *, firing: bool = True
-) -> JointRunner | None:
-    """Record a model's forward pass, so that measurements of its plans run natively.
+) -> RecordedModel | None:
+    """Record a model's forward pass, so that measurements of its plans build no network.
 
     Arguments as for ``measure``, with the hash of the model's weights; ``firing``: whether firing
     rates are wanted.
 
     Returns:
-        What runs them; None if they run in torch.
+        What runs them; None if each is built.
     """
-    if run.precision not in ("float32", "float64"):
-        return None
     (x,) = data.take([0]).batches(1)
-    return joint_runner(place(model, run), tuple(x.shape[1:]), weights_hash, firing=firing)
+    placed = place_once(model, run, weights_hash)
+    with run.autocast:  # another one may be active while a sweep lets this run in between
+        return joint_runner(placed, tuple(x.shape[1:]), weights_hash, run, firing=firing)
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,33 @@ class _Request:
     def subject(self) -> SpikingModel:
         """Return the model itself, or the pruned model that the plan makes of it."""
         return apply_plan(self.model, self.plan) if self.plan else self.model
+
+    def predict(
+        self,
+        data: EvalSet,
+        run: Run,
+        result: SpikingModel | None,
+        seen: Callable[[], Seen] = lambda: ignore_batch,
+    ) -> Prediction:
+        """Run ``result``, or what the plan makes of the model, or the model itself.
+
+        Args:
+            data: Images.
+            run: Device, batch, precision; of this request, or exact.
+            result: The plan's pruned model with other weights, or None.
+            seen: Makes what is called after each batch; once more if a plan's network has to be
+                built after all.
+        """
+        if not self.plan and not result:
+            return _unpruned(self.model, self.summary.weights_hash, data, run, self.tick, seen())
+        prediction = None
+        if self.plan:
+            new = place(result, run) if result else None
+            prediction = predict_plan(self.model, data, self.plan, run, self.tick, seen(), new)
+        if prediction is None:
+            subject = place(result or self.subject(), run)
+            prediction = predict(subject, data, run, tick=self.tick, seen=seen())
+        return prediction
 
     def memory(self, result: SpikingModel | None) -> MemoryAccess:
         """Return the memory accesses of ``result``, or of the subject."""
@@ -312,7 +344,9 @@ def _measured(request: _Request, result: SpikingModel | None, watch: Watch | Non
     base = None
     if plan:
         on_baseline = watch.before(len(data)) if watch else lambda done, total: None
-        base = Baseline(place(model, run), data, run, store, tick, on_baseline)
+        base = Baseline(
+            place_once(model, run, summary.weights_hash), data, run, store, tick, on_baseline
+        )
     cluster = run.batch if model.batch_coupled else None
     order = visiting_order(data, cluster)
     visited = data.take(order)
@@ -321,13 +355,7 @@ def _measured(request: _Request, result: SpikingModel | None, watch: Watch | Non
     def seen() -> Seen:
         return watch.subject(visited, baseline, cluster) if watch else ignore_batch
 
-    prediction = None
-    if plan:
-        new = place(result, run) if result else None
-        prediction = predict_plan(model, visited, plan, run, tick, seen(), new)
-    if prediction is None:
-        subject = place(result or request.subject(), run)
-        prediction = predict(subject, visited, run, tick=tick, seen=seen())
+    prediction = request.predict(visited, run, result, seen)
     logits = base.logits(visited) if base else prediction.logits
     outcome = outcome_of(visited, prediction, logits, run).select(data.ids)
     size = plan_size(summary, plan)
@@ -356,7 +384,26 @@ def _measured(request: _Request, result: SpikingModel | None, watch: Watch | Non
         confusions=outcome.confusions(base.outcome, data.classes) if base else None,
         top5=top5_accuracy(prediction.logits, visited.labels, cluster),
         baseline_top5=top5_accuracy(logits, visited.labels, cluster) if base else None,
+        precision_check=check_precision(
+            lambda part, exact: request.predict(part, exact, result),
+            visited,
+            prediction.logits,
+            run,
+            cluster,
+        ),
     )
+
+
+def _unpruned(
+    model: SpikingModel, hashed: str, data: EvalSet, run: Run, tick: Tick, seen: Seen
+) -> Prediction:
+    """Run a model over images; in a reduced precision as plans run, so that both round alike."""
+    if run.is_reduced:
+        whole = PrunePlan(model=model.name, weights_hash=hashed, criterion="", kept={})
+        found = predict_plan(model, data, whole, run, tick, seen)
+        if found is not None:
+            return found
+    return predict(place_once(model, run, hashed), data, run, tick=tick, seen=seen)
 
 
 def predict_plan(
@@ -369,20 +416,19 @@ def predict_plan(
     new: SpikingModel | Mapping[str, torch.Tensor] | None = None,
     firing: bool = True,
 ) -> Prediction | None:
-    """Run a plan's network natively over all images of ``data``, as ``predict`` does in torch.
+    """Run a plan's network over all images of ``data`` as ``predict`` does, without building it.
 
-    ``new`` are other weights (``JointRunner.start``). Without ``firing``, rates may be missing.
-    None if the plan has to run in torch.
+    ``new`` are other weights (``RecordedModel.weights_of``). Without ``firing``, rates may be
+    missing. None if the network has to be built.
     """
     runner = prepare_plans(model, data, run, plan.weights_hash, firing=firing)
     if runner is None:
         return None
     check_labels(model, data)
-    images = (channels_last(x) for x in data.batches(run.batch, run.dtype, run.workers))
     try:
-        parts = runner.run_plan(find_groups(model), plan, images, tick, seen, new)
+        parts = runner.run_plan(find_groups(model), plan, data, run, tick, seen, new)
     except UnsupportedError as reason:
-        log.info("this plan of %s runs in torch: there is no native %s", model.name, reason)
+        log.info("this plan of %s is built: there is no %s", model.name, reason)
         return None
     logits = np.concatenate([part.logits for part in parts])
     return Prediction(logits, sops=sops_of(parts, model, plan), firing=firing_rates(parts))

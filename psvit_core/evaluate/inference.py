@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,31 @@ def place(model: SpikingModel, run: Run) -> SpikingModel:
     return placed
 
 
+def place_once(model: SpikingModel, run: Run, weights_hash: str) -> SpikingModel:
+    """Return ``place``'s model, one copy for all calls with these weights.
+
+    A copy costs time on an accelerator, and what is recorded of a model (``incremental.joint``) is
+    known by the object. A model keeps the copy of the last call.
+
+    Args:
+        model: The model.
+        run: Device and precision.
+        weights_hash: Hash of the model's weights.
+    """
+    key = (weights_hash, model.T, model.training, run.device, run.dtype)
+    known = _copies.get(model)
+    if known is not None and known[0] == key:
+        return known[1]
+    placed = place(model, run)
+    if placed is not model:
+        _copies[model] = (key, placed)
+    return placed
+
+
+_copies: weakref.WeakKeyDictionary[SpikingModel, tuple[object, SpikingModel]]
+_copies = weakref.WeakKeyDictionary()
+
+
 def predict(
     model: SpikingModel | Silenced,
     data: EvalSet,
@@ -85,14 +111,13 @@ def predict(
     portions = Portions(run.batch, least=run.batch if base.batch_coupled else 1)
     with (
         torch.no_grad(),
-        run.autocast,
         out_of_memory_explained(run),
         count_spikes(base, widths) as count,
     ):
 
         def logits_of(x: torch.Tensor, low: int, high: int) -> torch.Tensor:
             images = placed(x[low:high], run)
-            with count.whole_batches():
+            with count.whole_batches(), run.autocast:
                 # With ``tie_weights``, a module that has two names would keep the replacements.
                 answer = torch.func.functional_call(base, weights, (images,), tie_weights=False)
                 return answer.to(run.dtype).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from psvit_core.callbacks import Progress, Stop, Tick
 from psvit_core.data import EvalSet
+from psvit_core.durable import make_folder
 from psvit_core.errors import CheckpointError, JobError
 from psvit_core.evaluate import conditions_of, outcome_of, place, predict
 from psvit_core.files import write_atomic, write_text
@@ -151,7 +153,7 @@ class Training:
     def begin(self, resume: bool, tick: Tick) -> None:
         """Restore the saved state, or evaluate the model before training."""
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             path = self.folder / STATE_FILE
             if resume and path.exists():
                 self._restore(path)
@@ -285,7 +287,7 @@ class Training:
             "seconds": self.seconds,
             "records": [record.to_dict() for record in self.records],
         }
-        write_atomic(self.folder / STATE_FILE, lambda part: torch.save(state, part))
+        write_atomic(self.folder / STATE_FILE, lambda part: _save_state(state, part))
         self._write_curve()  # after the state, so that no point of the curve is trained again
         self.saved_at = time.perf_counter()
 
@@ -358,6 +360,13 @@ def _schedule(optimizer: torch.optim.Optimizer, settings: FinetuneSettings, upda
         min_lr=settings.min_lr,
     )
     return schedule
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state. On a full disk, torch's own writer hides the reason in a ``RuntimeError``."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _read_state(path: Path, key: str) -> dict[str, Any]:

@@ -59,6 +59,13 @@ def select_images(value: Tensor, axis: int, rows: int, chosen: Tensor, batch: in
     return select_along(value, axis, chosen)
 
 
+def as_array(value: Tensor) -> Array:
+    """Return a tensor as an array; half precision as float32, since numpy has no bfloat16."""
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    array: Array = (value.float() if half else value).cpu().numpy()
+    return array
+
+
 def select_along(value: Tensor, axis: int, index: Tensor) -> Tensor:
     """Index along an axis and preserve the memory order (channels-last stays channels-last)."""
     order = sorted(range(value.dim()), key=lambda a: -value.stride()[a])

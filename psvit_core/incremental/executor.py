@@ -20,7 +20,14 @@ from torch import Tensor
 
 from psvit_core.callbacks import Tick
 from psvit_core.incremental.builder import ProgramInput
-from psvit_core.incremental.cells import CellOutput, Task, TaskSource, select_along, select_images
+from psvit_core.incremental.cells import (
+    CellOutput,
+    Task,
+    TaskSource,
+    as_array,
+    select_along,
+    select_images,
+)
 from psvit_core.incremental.graph import DerivedWeight, Graph, run_node
 from psvit_core.incremental.liveness import (
     LiveRanges,
@@ -96,8 +103,8 @@ class FullExecutor:
     def _run(self, subject: torch.nn.Module, x: Tensor) -> tuple[Array, dict[str, Array]]:
         with count_spikes(self.model, neurons=False) as count:
             logits = subject(x)
-        reached = {name: parts[0].cpu().numpy() for name, parts in count.reached.items()}
-        return logits.cpu().numpy(), reached
+        reached = {name: as_array(parts[0]) for name, parts in count.reached.items()}
+        return as_array(logits), reached
 
 
 class Weights:
@@ -127,6 +134,10 @@ class Weights:
         for derived in {d for name in selected for d in self._derived_from.get(name, ())}:
             weights[derived] = derived.compute(weights)
         return weights
+
+    def edited(self, edits: Mapping[str, Tensor]) -> Mapping[Any, Any]:
+        """Return all weights of the unpruned model after edits."""
+        return self.without([], edits) if edits else self.full
 
     def _selected(
         self, selections: Sequence[Selection], edits: Mapping[str, Tensor]
@@ -171,6 +182,7 @@ class IncrementalExecutor:
         independent_images: Whether the images of a batch do not influence each other. If so, cells
             skip the images in which none of the removed units was active.
         stacks: Whether cells run as one batch (``stacked``), for accelerators.
+        may_be_native: Whether native programs may run, which compute in the weights' precision.
     """
 
     network: Network
@@ -178,6 +190,7 @@ class IncrementalExecutor:
     weights: Mapping[str, Tensor]
     independent_images: bool
     stacks: bool = False
+    may_be_native: bool = True
     stacked: StackedCells | None = field(init=False)
     is_native: bool = field(init=False)  # whether cells run as native programs
     node_seconds: list[float] = field(init=False)  # of every node in the last full run
@@ -200,7 +213,8 @@ class IncrementalExecutor:
         stacks = self.stacks and self.independent_images
         found = self.propagations.values()
         self.stacked = StackedCells(self.network, found, self.weights) if stacks else None
-        self.is_native = not self.stacks and self._can_run_natively(weight)
+        may_be_native = self.may_be_native and not self.stacks
+        self.is_native = may_be_native and self._can_run_natively(weight)
 
     def _can_run_natively(self, weight: Tensor) -> bool:
         """Return whether every node has a native operation, and those have proved exact."""
@@ -227,7 +241,7 @@ class IncrementalExecutor:
                 for i in {*node.inputs(), *node.outputs()} - results:
                     if last_read.get(i, position) == position:
                         values.pop(i, None)
-        return values[self.network.logits].cpu().numpy(), self._spike_counts(values)
+        return as_array(values[self.network.logits]), self._spike_counts(values)
 
     def run_cells(self, x: Tensor, groups: Mapping[str, TaskSource], tick: Tick) -> None:
         """Run cells on a batch.
@@ -272,8 +286,8 @@ class IncrementalExecutor:
             tick()
             task.on_done(self._run_cell(found, task, images, values, batch, series))
         if self.stacked and together:
-            plan, weights = self._plans[found.group.group_id], self._weights.full
-            self.stacked.run(found, plan, together, values, weights, batch, tick)
+            plan = self._plans[found.group.group_id]
+            self.stacked.run(found, plan, together, values, self._weights.edited, batch, tick)
 
     def _active_units(
         self, found: Propagation, values: Mapping[int, Tensor], batch: int
@@ -317,7 +331,7 @@ class IncrementalExecutor:
         logits, reached = np.empty((0, 0)), {}
         if len(images):
             computed = self._run_part(start, found.nodes, plan.nodes, images)
-            logits = computed[self.network.logits].cpu().numpy()
+            logits = as_array(computed[self.network.logits])
             reached = self._spike_counts(computed)
         return CellOutput(images, logits, reached, task.images, self._spike_counts(counted))
 
@@ -382,7 +396,7 @@ class IncrementalExecutor:
 
     def _spike_counts(self, values: Mapping[int, Tensor]) -> dict[str, Array]:
         readers = self.network.readers.items()
-        return {name: values[i].cpu().numpy() for name, i in readers if i in values}
+        return {name: as_array(values[i]) for name, i in readers if i in values}
 
     # ---- cost ---------------------------------------------------------------------------------
 

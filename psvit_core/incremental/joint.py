@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,53 +17,33 @@ import torch
 from torch import Tensor
 
 from psvit_core.callbacks import Tick
+from psvit_core.data import EvalSet
 from psvit_core.incremental.builder import ProgramBuilder, ProgramInput
-from psvit_core.incremental.executor import Weights, native_images
-from psvit_core.incremental.graph import Graph, GraphError, run_node
-from psvit_core.incremental.liveness import LiveRanges, constant_nodes, positions_of_values
+from psvit_core.incremental.executor import native_images
+from psvit_core.incremental.graph import GraphError
+from psvit_core.incremental.joint_torch import TorchRunner
 from psvit_core.incremental.lowering import first_unsupported
-from psvit_core.incremental.ops import NEURONS
 from psvit_core.incremental.program import ProgramRunner, matches_torch
-from psvit_core.incremental.propagation import NEURON, Network, propagate, record_network
+from psvit_core.incremental.propagation import Network
+from psvit_core.incremental.recorded import (
+    JointOutput,
+    NewWeights,
+    RecordedModel,
+    recorded_network,
+)
 from psvit_core.kernels import lif, native
 from psvit_core.kernels.ops import UnsupportedError
-from psvit_core.metrics.spikes import fan_outs
 from psvit_core.records import ChannelGroup, PrunePlan
-from psvit_core.runtime import channels_last
-from psvit_core.selection import Selection
+from psvit_core.runtime import Run, channels_last
 from psvit_core.storage.predictions import Array
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.cards import CUSTOM_FAMILY
 
 log = logging.getLogger(__name__)
 
-NewWeights = SpikingModel | Mapping[str, Tensor] | None
 
-
-@dataclass(frozen=True)
-class JointOutput:
-    """Results of a pruned network for some images.
-
-    Attributes:
-        logits: (n_images, num_classes).
-        reached: Spike counts by reader, (n_images,) each.
-        fired: Spikes by neuron layer, (n_images,) each.
-        neurons: Neurons times time steps by neuron layer.
-    """
-
-    logits: Array
-    reached: dict[str, Array]
-    fired: dict[str, Array]
-    neurons: dict[str, int]
-
-
-class JointRunner:
-    """Runs any plan of a model.
-
-    Attributes:
-        network: The recorded forward pass.
-        ranges: Live ranges of its values.
-        neurons: By count of fired spikes, the neurons' outputs that it is computed from.
+class JointRunner(RecordedModel):
+    """Runs any plan of a model natively.
 
     Args:
         model: The model, placed; its weights must not change.
@@ -80,29 +60,17 @@ class JointRunner:
         self, model: SpikingModel, image_shape: tuple[int, ...], recorded: Network | None = None
     ) -> None:
         weight = next(model.parameters())
-        if model.batch_coupled or model.family == CUSTOM_FAMILY:
-            raise UnsupportedError("model whose images may influence each other")
+        if model.batch_coupled:
+            raise UnsupportedError("model whose images influence each other")
         if not lif.runs_natively(weight):
             raise UnsupportedError("neuron for this device and precision")
-        network = recorded or _recorded(model, image_shape)
-        graph = network.graph
-        constant = constant_nodes(graph)
-        self._constant = sorted(constant)
-        self._positions = [p for p in range(len(graph.nodes)) if p not in constant]
-        if call := first_unsupported(graph.nodes[p] for p in self._positions):
+        super().__init__(model, recorded or recorded_network(model, image_shape))
+        graph = self.network.graph
+        if call := first_unsupported(graph.nodes[p] for p in self.positions):
             raise UnsupportedError(call)
         if not matches_torch(weight.dtype):
             raise UnsupportedError("program with the bits of torch")
-        self._weights = Weights(graph, _tensors(model))
-        self._size = _size(model)
-        self.network: Network = network
-        self.neurons = {
-            name: _fired_by(graph, i)
-            for name, i in network.readers.items()
-            if name.startswith(NEURON)
-        }
-        self.ranges = LiveRanges(network, self._positions)
-        self._programs = ProgramRunner(graph, network.results, weight.dtype)
+        self._programs = ProgramRunner(graph, self.network.results, weight.dtype)
 
     def start(
         self,
@@ -110,68 +78,35 @@ class JointRunner:
         plan: PrunePlan,
         new: NewWeights = None,
     ) -> JointRun:
-        """Return a run of a plan.
-
-        Args:
-            groups: The model's groups.
-            plan: The plan, checked.
-            new: Other weights: the plan's pruned model, recovered or trained, placed; or tensors of
-                the unpruned model that replace its own.
-
-        Raises:
-            UnsupportedError: If ``new`` is a model, and not the pruned network of this one.
-        """
-        if isinstance(new, SpikingModel):
-            if _size(new) != self._size:
-                raise UnsupportedError("model of other arguments than the one that was recorded")
-            return JointRun(self, Weights(self.network.graph, _tensors(new)).full)
-        pruned = [g for g in groups if g.group_id in plan.kept]
-        weights = self._weights.without(
-            [Selection(g, torch.tensor(plan.kept[g.group_id])) for g in pruned], new
-        )
-        return JointRun(self, weights)
+        """Return a run of a plan; arguments and errors as for ``weights_of``."""
+        return JointRun(self, self.weights_of(groups, plan, new))
 
     def run_plan(
         self,
         groups: Sequence[ChannelGroup],
         plan: PrunePlan,
-        batches: Iterable[Tensor],
+        data: EvalSet,
+        run: Run,
         tick: Tick,
         seen: Callable[[Array], None],
         new: NewWeights = None,
     ) -> list[JointOutput]:
-        """Run a plan's network on batches of images; return the results of each.
-
-        Args:
-            groups: The model's groups.
-            plan: The plan, checked.
-            batches: Images, (B, ...) each.
-            tick: Called before each batch; may raise to stop.
-            seen: Called after each batch with its logits, (B, num_classes).
-            new: Other weights, see ``start``.
-
-        Raises:
-            UnsupportedError: If a node has no native operation at this plan's widths, or see
-                ``start``.
-        """
+        """Run a plan's network on all images, natively; return the results of each batch."""
         parts, joint = [], self.start(groups, plan, new)
-        with torch.no_grad():
-            for x in batches:
+        with torch.no_grad(), run.autocast:  # off, also inside one that is on
+            for x in data.batches(run.batch, run.dtype, run.workers):
                 tick()
-                parts.append(joint.run(x))
+                parts.append(joint.run(channels_last(x)))
                 seen(parts[-1].logits)
         return parts
 
     def write(self, weights: Mapping[Any, Any], x: Tensor, per_run: int) -> ProgramBuilder:
         """Write the program of some weights on a batch; it reads ``x`` whenever it runs."""
-        constants: dict[int, Tensor] = {}
-        for position in self._constant:
-            node = self.network.graph.nodes[position]
-            run_node(node, constants, weights, 1, x.device)
+        constants = self.constants(weights, x.device)
         inputs = {i: ProgramInput(value, None, len(x), None) for i, value in constants.items()}
         inputs[0] = ProgramInput(x, 0, len(x), None)
         leaves = self.ranges.released
-        return self._programs.build(self._positions, inputs, leaves, weights, len(x), per_run)
+        return self._programs.build(self.positions, inputs, leaves, weights, len(x), per_run)
 
 
 class JointRun:
@@ -204,79 +139,10 @@ class JointRun:
         assert self._builder is not None
         assert self._program is not None
         native.run_program(self._program, torch.arange(len(x)), per_run)
-        results, lengths = self._builder.results, self._builder.lengths
-        readers, neurons = runner.network.readers, runner.neurons
+        results, readers = self._builder.results, runner.network.readers
         counts = {name: results[i].numpy().astype(np.float64) for name, i in readers.items()}
-        return JointOutput(
-            logits=results[runner.network.logits].numpy().copy(),
-            reached={name: count for name, count in counts.items() if name not in neurons},
-            fired={name.removeprefix(NEURON): counts[name] for name in neurons},
-            neurons={
-                name.removeprefix(NEURON): sum(lengths[i] for i in values)
-                for name, values in neurons.items()
-            },
-        )
-
-
-def _recorded(model: SpikingModel, image_shape: tuple[int, ...]) -> Network:
-    """Record a model with the spikes of its neuron layers, and check every group in it."""
-    network = record_network(model, image_shape, neurons=True)
-    for group in model.channel_groups():
-        propagate(network, group)  # raises if a node takes a width as an argument
-    return network
-
-
-def _tensors(model: SpikingModel) -> dict[str, Tensor]:
-    """Return a model's tensors by name, in the memory format of the native operations."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: channels_last(tensor.detach()) for name, tensor in tensors.items()}
-
-
-def _size(model: SpikingModel) -> tuple[object, ...]:
-    """Return what a recorded forward pass depends on, apart from widths and weights."""
-    weight = next(model.parameters())
-    names = sorted(name for name, _ in (*model.named_parameters(), *model.named_buffers()))
-    return type(model), dict(model.arguments), model.T, weight.dtype, weight.device, names
-
-
-def _fired_by(graph: Graph, index: int) -> set[int]:
-    """Return the outputs of neurons that a count of their spikes is computed from."""
-    positions = positions_of_values(graph)
-    found: set[int] = set()
-    open_values = {index}
-    while open_values:
-        i = open_values.pop()
-        node = graph.nodes[positions[i]]
-        if node.call in NEURONS:
-            found.add(i)
-        else:
-            open_values.update(node.inputs())
-    return found
-
-
-def sops_of(parts: Sequence[JointOutput], model: SpikingModel, plan: PrunePlan) -> Array:
-    """Return the synaptic operations of each image, (n_images,) float64.
-
-    Args:
-        parts: Results of all batches.
-        model: The model.
-        plan: The plan that was run.
-    """
-    widths = {**model.widths, **{group: len(units) for group, units in plan.kept.items()}}
-    fan_out = fan_outs(model)
-    sops = np.zeros(sum(len(part.logits) for part in parts))
-    for name in parts[0].reached:
-        sops += fan_out(name).at(widths) * np.concatenate([p.reached[name] for p in parts])
-    return sops
-
-
-def firing_rates(parts: Sequence[JointOutput]) -> dict[str, float]:
-    """Return the mean spike value per neuron and time step over all batches, by neuron layer."""
-    n_images = sum(len(part.logits) for part in parts)
-    return {
-        name: sum(float(part.fired[name].sum()) for part in parts) / (n_neurons * n_images)
-        for name, n_neurons in parts[0].neurons.items()
-    }
+        logits = results[runner.network.logits].numpy().copy()
+        return runner.output(logits, counts, self._builder.lengths)
 
 
 _Key = tuple[str, int, torch.dtype, tuple[int, ...]]
@@ -287,7 +153,8 @@ class _Known:
     """What is known of a model with some weights, time steps, precision and image shape."""
 
     key: _Key
-    runners: dict[bool, JointRunner | None] = field(default_factory=dict)  # by: counts firing
+    #: By: counts firing, and the precision if it runs in torch.
+    runners: dict[tuple[bool, str], RecordedModel | None] = field(default_factory=dict)
     of_cells: Network | None = None  # recorded for the cells of a sweep
 
 
@@ -320,25 +187,34 @@ def joint_runner(
     model: SpikingModel,
     image_shape: tuple[int, ...],
     weights_hash: str,
+    run: Run,
     *,
     firing: bool = True,
-) -> JointRunner | None:
-    """Return the runner of a model, recorded once; None if its plans run in torch.
+) -> RecordedModel | None:
+    """Return the runner of a model, recorded once; None if its plans need a network that is built.
 
     Args:
         model: The model, placed.
         image_shape: Shape of one image or of its frames.
         weights_hash: Hash of the model's weights, which must not change while the runner is used.
+        run: Device and precision: natively on the processor, else in torch.
         firing: Whether the spikes of neuron layers are wanted. Without them, a recording that
             ``share_recording`` was given is used.
     """
+    if model.family == CUSTOM_FAMILY:  # its images may influence each other
+        return None
     known = _known_of(model, image_shape, weights_hash)
-    recorded = None if firing or True in known.runners else known.of_cells
-    counts_firing = recorded is None
-    if counts_firing not in known.runners:
+    how = run.precision if run.is_accelerated or run.is_reduced else ""
+    recorded = None if firing or (True, how) in known.runners else known.of_cells
+    key = (recorded is None, how)
+    if key not in known.runners:
         try:
-            known.runners[counts_firing] = JointRunner(model, image_shape, recorded)
+            if how:
+                network = recorded or recorded_network(model, image_shape)
+                known.runners[key] = TorchRunner(model, network, run)
+            else:
+                known.runners[key] = JointRunner(model, image_shape, recorded)
         except (GraphError, UnsupportedError) as reason:
-            log.info("plans of %s run in torch: there is no native %s", model.name, reason)
-            known.runners[counts_firing] = None
-    return known.runners[counts_firing]
+            log.info("plans of %s are built: there is no %s", model.name, reason)
+            known.runners[key] = None
+    return known.runners[key]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from psvit_core.incremental.fusion import convolve, fold
@@ -111,6 +112,25 @@ def record_network(
     )
     graph, moved = fold(full, width_bound)
     return Network(graph, prunable_axes, moved)
+
+
+def with_wide_sums(network: Network) -> Network:
+    """Return a network whose sums of half precision are computed in float32.
+
+    Counts of spikes are whole numbers, and bfloat16 rounds those above 256.
+    """
+    graph = network.graph
+    nodes = [dataclasses.replace(n, call=_sum) if n.name == "sum" else n for n in graph.nodes]
+    return dataclasses.replace(network, graph=dataclasses.replace(graph, nodes=tuple(nodes)))
+
+
+def _sum(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if x.dtype in (torch.bfloat16, torch.float16):
+        kwargs = {**kwargs, "dtype": torch.float32}
+    return x.sum(*args, **kwargs)
+
+
+_sum.__name__ = "sum"  # sets of operations (``ops``) have it by name
 
 
 def _width_bound_nodes(full: Graph, half: Graph) -> frozenset[int]:

@@ -7,13 +7,16 @@ these channels becomes zero again. This is what ``surgery.silenced`` does, so th
 the full weights. Rows of any cells run together, as many as memory allows; fewer after the device
 ran out of it.
 
+The layers that a recovery refitted have other weights in each cell. They alone run once for every
+cell, on its rows.
+
 Removed channels are computed, too. A cell that fills a batch on its own therefore runs alone, on
 narrower tensors, where that spares much of its work (``StackedCells.helps``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +25,13 @@ import torch
 from torch import Tensor
 
 from psvit_core.callbacks import Tick
-from psvit_core.incremental.cells import CellOutput, Task, select_images
+from psvit_core.incremental.cells import (
+    CellOutput,
+    Task,
+    as_array,
+    select_along,
+    select_images,
+)
 from psvit_core.incremental.fusion import convolve
 from psvit_core.incremental.graph import BatchLinear, Node, run_node
 from psvit_core.incremental.liveness import LiveRanges, MemoryPlan
@@ -34,6 +43,7 @@ from psvit_core.storage.predictions import Array
 
 _MAX_SPARED = 1 / 3  # share of a cell's work that narrower tensors may spare
 
+WeightsOf = Callable[[Mapping[str, Tensor]], Mapping[Any, Any]]
 Todo = Sequence[tuple[Task, Array]]  # cells with the positions of their images in the batch
 
 
@@ -57,10 +67,12 @@ class _Rows:
     Attributes:
         alive: Which units each row keeps, (n_rows, n_units + 1); the last column is 1.
         images: Position of each row's image, int64.
+        cells: Which cell has which rows: (cell, first row, end), in the order of rows.
     """
 
     alive: Tensor
     images: Tensor
+    cells: Sequence[tuple[int, int, int]]
 
     def zero_removed(self, value: Tensor, batch_axis: tuple[int, int], mask: ChannelMask) -> None:
         """Set the removed channels of a value of these rows to zero, in place."""
@@ -119,7 +131,7 @@ class StackedCells:
             n_images: Its images.
             batch: Images of a full batch.
         """
-        if task.edits or not self.supports(group.group_id):
+        if not self.supports(group.group_id):
             return False
         kept = len(task.kept) / group.n_units
         work = self._work[group.group_id]
@@ -132,7 +144,7 @@ class StackedCells:
         plan: MemoryPlan,
         todo: Todo,
         values: Mapping[int, Tensor],
-        weights: Mapping[Any, Any],
+        weights_of: WeightsOf,
         batch: int,
         tick: Tick,
     ) -> None:
@@ -143,12 +155,14 @@ class StackedCells:
             plan: Live ranges of the group's values.
             todo: The cells, and the images that may differ from the full model.
             values: Values of the full model, at least the group's start values.
-            weights: The full model's weights.
+            weights_of: Returns the full model's weights with some edits, by name.
             batch: Images of the full model's values.
             tick: Called before each portion; may raise to stop.
         """
         for part in self._together(todo):
-            start = _Start(self._network, self._masks[found.group.group_id], values, weights, batch)
+            masks, edits = self._masks[found.group.group_id], [task.edits for task, _ in part]
+            own = _OwnWeights.of(self._network, found.nodes, edits, weights_of)
+            start = _Start(self._network, masks, values, weights_of({}), batch, own)
             counted = self._results(
                 start, found, (found.count_nodes, plan.count_nodes), part, tick, requested=True
             )
@@ -195,12 +209,14 @@ class StackedCells:
             return [{} for _ in part]
         device = next(iter(start.values.values())).device
         alive = _alive(found.group, [task for task, _ in part], device, start.dtype)
-        cells = torch.from_numpy(np.repeat(np.arange(len(part)), lengths)).to(device)
+        cell_of = np.repeat(np.arange(len(part)), lengths)
+        cells = torch.from_numpy(cell_of).to(device)
         images = torch.from_numpy(np.concatenate(images_of)).to(device)
 
         def portion(low: int, high: int) -> dict[str, Array]:
             tick()
-            rows = _Rows(alive[cells[low:high]], images[low:high])
+            runs = _runs_of(cell_of[low:high])
+            rows = _Rows(alive[cells[low:high]], images[low:high], runs)
             return start.run(*steps, rows)
 
         parts = list(self.portions.over(len(images), portion))
@@ -212,6 +228,64 @@ class StackedCells:
         ]
 
 
+def _runs_of(cell_of: Array) -> list[tuple[int, int, int]]:
+    """Return (cell, first row, end) of each cell, given the cell of every row in order."""
+    starts = np.flatnonzero(np.diff(cell_of, prepend=-1))
+    ends = [*starts[1:].tolist(), len(cell_of)]
+    return [(int(cell_of[low]), int(low), end) for low, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class _OwnWeights:
+    """The steps whose weights differ between cells, and the weights of each cell."""
+
+    positions: frozenset[int]
+    of_cell: Sequence[Mapping[Any, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        positions: Sequence[int],
+        edits: Sequence[Mapping[str, Tensor]],
+        weights_of: WeightsOf,
+    ) -> _OwnWeights:
+        """Find the steps among nodes that read a tensor which some cell edits."""
+        names = {name for of_cell in edits for name in of_cell}
+        nodes = network.graph.nodes
+        found = frozenset(p for p in positions if names.intersection(nodes[p].weights()))
+        return cls(found, [weights_of(of_cell) for of_cell in edits] if found else [])
+
+    def run(self, network: Network, node: Node, values: dict[int, Tensor], rows: _Rows) -> None:
+        """Run a node cell by cell, each on its rows, and add the joined output to ``values``."""
+        graph, n_rows, device = network.graph, len(rows.images), rows.images.device
+        parts = []
+        for cell, low, high in rows.cells:
+            of_cell: dict[int, Tensor] = {}
+            for i in node.inputs():
+                batch_axis, value = graph.batch_axis(i), values[i]
+                if batch_axis is not None:
+                    chosen = torch.arange(low, high, device=device)
+                    value = select_images(value, *batch_axis, chosen, n_rows)
+                of_cell[i] = value
+            run_node(node, of_cell, self.of_cell[cell], high - low, device)
+            parts.append(of_cell[node.out])
+        batch_axis = graph.batch_axis(node.out)
+        assert batch_axis is not None
+        axis, steps = batch_axis
+        joined = torch.cat(parts, axis)
+        if steps > 1 and len(parts) > 1:  # one cell after another -> one step after another
+            order = [
+                torch.arange(
+                    steps * low + step * (high - low), steps * low + (step + 1) * (high - low)
+                )
+                for step in range(steps)
+                for _, low, high in rows.cells
+            ]
+            joined = select_along(joined, axis, torch.cat(order).to(device))
+        values[node.out] = joined
+
+
 @dataclass(frozen=True)
 class _Start:
     """What the steps of a group's cells start from: the full model's values, and its weights."""
@@ -221,6 +295,7 @@ class _Start:
     values: Mapping[int, Tensor]
     weights: Mapping[Any, Any]
     batch: int
+    own: _OwnWeights
 
     @property
     def dtype(self) -> torch.dtype:
@@ -236,7 +311,10 @@ class _Start:
             for i in ranges.loaded.get(position, ()):
                 values[i] = self._loaded(i, rows)
             node = graph.nodes[position]
-            run_node(node, values, self.weights, n_rows, rows.images.device)
+            if position in self.own.positions:
+                self.own.run(self.network, node, values, rows)
+            else:
+                run_node(node, values, self.weights, n_rows, rows.images.device)
             if position in self.masks.outputs:
                 batch_axis = graph.batch_axis(node.out)
                 assert batch_axis is not None
@@ -244,7 +322,7 @@ class _Start:
             for i in ranges.released.get(position, ()):
                 del values[i]
         named = {"": self.network.logits, **self.network.readers}
-        return {name: values[i].cpu().numpy() for name, i in named.items() if i in values}
+        return {name: as_array(values[i]) for name, i in named.items() if i in values}
 
     def _loaded(self, i: int, rows: _Rows) -> Tensor:
         """Return a start value for some rows, with zeros in removed channels."""

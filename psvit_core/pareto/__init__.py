@@ -10,7 +10,14 @@ from __future__ import annotations
 
 from psvit_core.pareto.archive import ParetoArchive
 from psvit_core.pareto.points import FrontPoint, ParetoPoint, PlanOrigin, Unreached
-from psvit_core.pareto.stored import add_point, empty_archive, find_archives, read_archive
+from psvit_core.pareto.stored import (
+    add_point,
+    add_quantized,
+    empty_archive,
+    find_archives,
+    list_quantized,
+    read_archive,
+)
 
 __all__ = [
     "FrontPoint",
@@ -19,7 +26,9 @@ __all__ = [
     "PlanOrigin",
     "Unreached",
     "add_point",
+    "add_quantized",
     "empty_archive",
     "find_archives",
+    "list_quantized",
     "read_archive",
 ]

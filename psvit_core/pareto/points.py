@@ -80,8 +80,14 @@ class ParetoPoint(Record):
     def point_id(self) -> str:
         """Identifier, equal for equal kept units and weights."""
         kept = {group: list(units) for group, units in self.plan.kept.items()}
-        recovery = self.measurement.conditions.recovery
-        return digest([kept, self.made[0].weights, *([recovery] if recovery != "none" else [])])
+        recovery, weights = self.measurement.conditions.recovery, self.stored_weights
+        named = [x for x, plain in ((recovery, "none"), (weights, "float32")) if x != plain]
+        return digest([kept, self.made[0].weights, *named])
+
+    @property
+    def stored_weights(self) -> str:
+        """``float32``, or the kind of quantized weights that was measured."""
+        return self.measurement.conditions.weights
 
     @property
     def plain(self) -> bool:

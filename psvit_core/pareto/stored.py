@@ -15,6 +15,7 @@ from psvit_core.storage.store import Store, digest
 log = logging.getLogger(__name__)
 
 HEAD_PREFIX = "pareto-head/"  # of the keys of archives without points
+QUANTIZED_PREFIX = "quantized/"  # of the keys of measured networks with quantized weights
 
 Warn = Callable[[str], None]
 
@@ -80,6 +81,58 @@ def add_point(
     store.put(f"{archive.key}/{entry}", point.to_dict())
     store.put(HEAD_PREFIX + archive.key.removeprefix(PREFIX), archive.to_dict())
     return point
+
+
+def add_quantized(
+    store: Store, measured: Measurement, made: PlanOrigin, *, batch_coupled: bool = False
+) -> None:
+    """Store a measured network with quantized weights; the same one is replaced.
+
+    It is no point of the archive, whose bytes are float32, but has the archive's conditions.
+
+    Args:
+        store: The store.
+        measured: The measurement, with the plan from the unpruned network.
+        made: How the plan was made, and what followed it.
+        batch_coupled: As for ``empty_archive``.
+
+    Raises:
+        RecordError: If it has no plan, or was not compared with the unpruned network.
+    """
+    plan, point = measured.plan, ParetoPoint(measurement=measured, made=(made,))
+    if plan is None or measured.drop is None:
+        raise RecordError("A quantized network is stored with its plan and drop; one is missing.")
+    archive = empty_archive(
+        plan.model, plan.weights_hash, measured.conditions, batch_coupled=batch_coupled
+    )
+    key = digest([archive.key, point.point_id, made.to_dict()])
+    entry = dataclasses.replace(archive, points=(point,))
+    store.put(f"{QUANTIZED_PREFIX}{key}", entry.to_dict())
+
+
+def list_quantized(store: Store, weights_hash: str) -> list[ParetoArchive]:
+    """Return the quantized networks made of a model, each as an archive with one point.
+
+    Args:
+        store: The store.
+        weights_hash: Hash of the unpruned model's weights.
+    """
+    found = store.read(QUANTIZED_PREFIX, _read_quantized).values()
+    return [entry for entry in found if entry is not None and entry.weights_hash == weights_hash]
+
+
+def _read_quantized(key: str, data: object) -> ParetoArchive | None:
+    try:
+        entry = ParetoArchive.from_dict(data)
+    except RecordError as error:
+        log.warning("skipped %s, which another version wrote: %s", key, error)
+        return None
+    if len(entry.points) == 1:
+        m = entry.points[0].measurement
+        if entry.points[0].made and m.plan is not None and m.drop is not None:
+            return entry
+    log.warning("skipped %s: it is not one measured plan with its drop", key)
+    return None
 
 
 def read_archive(store: Store, empty: ParetoArchive, warn: Warn = log.warning) -> ParetoArchive:

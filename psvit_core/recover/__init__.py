@@ -81,7 +81,7 @@ def recover(  # noqa: PLR0913  # public signature
         plan: The plan.
         calib: Calibration images from the training images; labels are not used.
         method: One of ``RECOVERIES``.
-        run: Device, batch, precision; the defaults when None.
+        run: Device, batch, precision (of fits: ``Run.exact``); the defaults when None.
         seed: Seed that selected ``calib``, for the report.
         memory: Memory limit of halted batches, in bytes (see ``lockstep``).
         tick: Called before each step of a batch; may raise to stop.
@@ -96,8 +96,7 @@ def recover(  # noqa: PLR0913  # public signature
     """
     if method not in RECOVERIES:
         raise UnknownNameError("recovery", method, RECOVERIES)
-    weights = _check(small, original, plan, calib)
-    run = run or Run()
+    weights, run = _check(small, original, plan, calib), (run or Run()).exact
     fit, held_out = _split(calib)
     work = _RecoveryRun(small, find_teacher(original, weights, fit, held_out, run), memory, tick)
     kl = _tried(work, method, plan)
@@ -128,14 +127,14 @@ def prepare(original: SpikingModel, calib: EvalSet, run: Run, tick: Tick = keep_
     Args:
         original: The unpruned model; not modified.
         calib: The calibration images of the recoveries.
-        run: Device, batch, precision of the recoveries.
+        run: Device, batch, precision of the recoveries (``recover``).
         tick: Called before each batch; may raise to stop.
 
     Raises:
         DataError: If ``calib`` is a split that accuracy is measured on.
     """
     check_calibration(calib)
-    teacher = find_teacher(original, weights_hash(original), *_split(calib), run)
+    teacher = find_teacher(original, weights_hash(original), *_split(calib), run.exact)
     teacher.is_shared(DEFAULT_MEMORY, tick)
 
 

@@ -71,7 +71,7 @@ class CellRefits:
         model: The unpruned model, placed, in evaluation mode; its weights must not change.
         groups: Its channel groups.
         images: Calibration images; an attribute of the same name.
-        run: Device, batch, precision.
+        run: Device, batch, precision; fits are made in float32 where it is reduced.
         memory: Bytes that Gram matrices may take; a single one may take more.
     """
 
@@ -83,7 +83,8 @@ class CellRefits:
         run: Run,
         memory: int = GRAM_MEMORY,
     ) -> None:
-        self._model, self.images, self._run, self._memory = model, images, run, memory
+        self._model, self.images, self._memory = model, images, memory
+        self._run = run.exact
         self._groups = {group.group_id: group for group in groups}
         self._known: dict[str, Tensor] = {}  # Gram matrices, if all fit into the memory
 

@@ -7,19 +7,25 @@ little compared with the work since the last write, and at the end. No torch.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from psvit_core.sensitivity.spec import SweepSpec
 from psvit_core.storage.baselines import add_outputs, load_outputs
-from psvit_core.storage.faults import StoreLock
-from psvit_core.storage.predictions import Array, Outcome, add_outcome, load_outcome
+from psvit_core.storage.leftovers import passing_lock
+from psvit_core.storage.predictions import (
+    Array,
+    Outcome,
+    add_outcome,
+    add_outcomes,
+    load_outcome,
+)
 from psvit_core.storage.store import Store, digest
 
 _WORK_PER_WRITE = 20.0  # seconds of work per second of writing
@@ -85,13 +91,27 @@ class ResultBuffer:
     def write(self) -> None:
         """Write all results so far."""
         begin = time.monotonic()
-        for key in list(self._unwritten):
-            add_outcome(self.store, key, _joined(self._unwritten.pop(key)))
+        add_outcomes(self.store, {key: _joined(parts) for key, parts in self._unwritten.items()})
+        self._unwritten.clear()
         for lock in self._locks:
             lock.release()
         self._locks.clear()
         self._last_write = time.monotonic()
         self._write_seconds = self._last_write - begin
+
+
+@contextmanager
+def store_or_temporary(store: Store | None) -> Iterator[Store]:
+    """Yield the store, or a temporary one that is deleted at the end."""
+    if store is not None:
+        yield store
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Store(folder)
+        try:
+            yield temporary
+        finally:
+            temporary.close()
 
 
 def _joined(parts: Sequence[Outcome]) -> Outcome:
@@ -107,33 +127,7 @@ def group_lock(store: Store, spec: SweepSpec, group: str) -> FileLock:
     The system releases it when the process ends, even if the process is killed.
     """
     name = digest([spec.baseline_key, group, *filter(None, [spec.recovered_by])])
-    return _CellsLock(store.place("locks", f"cells-{name}.lock"))
-
-
-class _CellsLock(StoreLock):
-    """A lock whose file goes with it, because a sweep has one for each of its groups.
-
-    A process that has just opened the removed file may run the group beside one that makes a new
-    file. Both would find the results that were written before the release.
-    """
-
-    def release(self, force: bool = False) -> None:
-        """Release the lock and remove its file."""
-        if self.is_locked:
-            with suppress(PermissionError):  # some systems do not remove open files
-                Path(self.lock_file).unlink(missing_ok=True)
-        super().release(force)
-
-
-def remove_idle_locks(store: Store) -> None:
-    """Remove the files of locks that killed processes left."""
-    for path in (store.folder / "locks").glob("cells-*.lock"):
-        lock = _CellsLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        lock.release()
+    return passing_lock(store, name)
 
 
 @dataclass

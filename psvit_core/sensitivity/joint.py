@@ -204,8 +204,10 @@ def measure_joint(
         n_again = min(most_again, sum(row.drop.value >= MUCH_LOST for row in rows))
         return len(rows) >= n_joint_plans(table, n_images, n_again, n_calib)
 
-    def keep() -> None:
-        store.put(place, [row.to_dict() for row in rows])
+    def keep(*, durable: bool = False) -> None:
+        store.put(place, [row.to_dict() for row in rows], durable=durable)
+
+    before = tuple(rows)
 
     if not is_enough():
         seen: list[dict[str, float]] = [row.ratios for row in rows]
@@ -226,6 +228,8 @@ def measure_joint(
         tick()
         rows[number] = _under_auto(table, rows[number], images, images.draw(number), again)
         keep()
+    if tuple(rows) != before:
+        keep(durable=True)
     return tuple(rows)
 
 

@@ -1,6 +1,6 @@
 """Running the joint plans of a sweep (``joint`` says which, and why).
 
-They run as native programs with the weights that the plan leaves, or silenced in torch where there
+They run on the recorded forward pass with the weights that the plan leaves, or silenced where there
 is none: for a hundred images, building a pruned model takes longer than it saves.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from psvit_core.callbacks import Tick, keep_going
 from psvit_core.data import EvalSet
-from psvit_core.evaluate import Prediction, outcome_of, place, predict, predict_plan
+from psvit_core.evaluate import Prediction, outcome_of, place, place_once, predict, predict_plan
 from psvit_core.groups import find_groups
 from psvit_core.plan.size import plan_widths
 from psvit_core.records import PrunePlan, SensitivityTable
@@ -65,7 +65,8 @@ def with_joint_plans(
     """
     baseline = SweepBaseline(spec, store)
     of_baseline = baseline.outcome()
-    runs = _Runs(spec, model, data, run, baseline.logits, of_baseline, refits, tick)
+    placed = place_once(model, run, spec.summary.weights_hash)
+    runs = _Runs(spec, model, placed, data, run, baseline.logits, of_baseline, refits, tick)
     again = Again(runs.recovered_again, len(refits.images)) if refits else None
     lock = group_lock(store, spec, "joint plans")
     with store.optional(), suppress(Timeout):
@@ -87,6 +88,7 @@ class _Runs:
 
     spec: SweepSpec
     model: SpikingModel
+    placed: SpikingModel
     data: EvalSet  # in any order
     run: Run
     logits: Array  # of the unpruned model
@@ -96,17 +98,16 @@ class _Runs:
 
     def like_cells(self, plan: PrunePlan, images: Array) -> tuple[Outcome, Outcome]:
         """Run a plan's network, recovered as the sweep's cells are."""
-        part, placed = self._part(images), place(self.model, self.run)
+        part = self._part(images)
         refitted = {}
         if self.refits is not None:
-            with self.run.autocast:
-                layers = self.refits.of({"plan": plan.kept}, self.tick)["plan"]
-                refitted = self.refits.tensors(layers)
+            layers = self.refits.of({"plan": plan.kept}, self.tick)["plan"]
+            refitted = self.refits.tensors(layers)
         prediction = self._natively(plan, part, refitted)
         if prediction is None:
-            edits = silencing_edits(placed, plan, find_groups(self.model)) | refitted
+            edits = silencing_edits(self.placed, plan, find_groups(self.model)) | refitted
             widths = plan_widths(self.spec.summary, plan)
-            subject = Silenced(placed, edits).eval()
+            subject = Silenced(self.placed, edits).eval()
             prediction = predict(subject, part, self.run, widths=widths, tick=self.tick)
         return self._results(part, prediction, images)
 
@@ -131,8 +132,7 @@ class _Runs:
     def _natively(
         self, plan: PrunePlan, part: EvalSet, new: SpikingModel | Mapping[str, Tensor]
     ) -> Prediction | None:
-        placed = place(self.model, self.run)
-        return predict_plan(placed, part, plan, self.run, self.tick, new=new, firing=False)
+        return predict_plan(self.placed, part, plan, self.run, self.tick, new=new, firing=False)
 
     def _results(
         self, part: EvalSet, prediction: Prediction, images: Array

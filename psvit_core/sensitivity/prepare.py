@@ -8,7 +8,7 @@ from psvit_core.data import EvalSet
 from psvit_core.incremental.executor import CellExecutor, FullExecutor, IncrementalExecutor
 from psvit_core.incremental.graph import GraphError
 from psvit_core.incremental.joint import share_recording
-from psvit_core.incremental.propagation import propagate, record_network
+from psvit_core.incremental.propagation import propagate, record_network, with_wide_sums
 from psvit_core.records import PrunePlan
 from psvit_core.runtime import Portions, Run, channels_last, device_of, free_memory
 from psvit_core.sensitivity.spec import SweepSpec
@@ -42,18 +42,21 @@ def prepare(
     """
     (x,) = data.take([0]).batches(1)
     try:
-        network = record_network(model, tuple(x.shape[1:]))
+        recorded = record_network(model, tuple(x.shape[1:]))
+        network = with_wide_sums(recorded) if run.is_reduced else recorded
         propagations = {g.group_id: propagate(network, g) for g in spec.summary.groups}
     except GraphError as reason:
         log.info("%s: every cell runs in full, because %s", model.name, reason)
         return FullExecutor(model, lambda group, kept: _plan_of(spec, group, kept)), run.batch
-    share_recording(model, tuple(x.shape[1:]), spec.summary.weights_hash, network)  # joint plans
+    share_recording(model, tuple(x.shape[1:]), spec.summary.weights_hash, recorded)  # joint plans
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     weights = {name: channels_last(t.detach()) for name, t in tensors.items()}
     # The published QKFormer couples the images of a batch; a custom model may reorder them.
     independent = not model.batch_coupled and model.family != CUSTOM_FAMILY
     stacks = device_of(run.device).type in _STACKED_DEVICES
-    executor = IncrementalExecutor(network, propagations, weights, independent, stacks)
+    executor = IncrementalExecutor(
+        network, propagations, weights, independent, stacks, may_be_native=not run.is_reduced
+    )
     if model.batch_coupled:
         return executor, run.batch
     batch = run.batch * (_NATIVE_BATCHES if executor.is_native else 1)

@@ -26,6 +26,7 @@ from psvit_core.records import (
     Conditions,
     Interval,
     ModelSummary,
+    PrecisionCheck,
     PrunePlan,
     Record,
     SensitivityRow,
@@ -36,7 +37,7 @@ from psvit_core.records import (
 from psvit_core.sensitivity.joint import read_joint
 from psvit_core.stats import drop_bounds_of_all
 from psvit_core.storage.predictions import Outcome, as_run, batches_key, load_outcome, outcome_key
-from psvit_core.storage.store import Store, digest
+from psvit_core.storage.store import ENGINE_VERSION, Store, digest
 
 MODES = ("exact", "progressive")
 FIRST_STAGE = 64  # images
@@ -287,7 +288,14 @@ def read_table(store: Store, spec: SweepSpec) -> SensitivityTable | None:
             if outcome is not None and len(seen := outcome.among(baseline.ids.tolist())):
                 rows.append(row_of(spec, cell, outcome, baseline))
                 runs |= seen.runs
-    return replace(table_of(spec, rows, baseline, runs), joint=read_joint(store, spec.key))
+    table, known = table_of(spec, rows, baseline, runs), store.get(check_key(spec))
+    check = PrecisionCheck.from_dict(known) if known else None
+    return replace(table, joint=read_joint(store, spec.key), precision_check=check)
+
+
+def check_key(spec: SweepSpec) -> str:
+    """Return the store key of a sweep's check of its precision (``precision``)."""
+    return "precision/" + digest([ENGINE_VERSION, spec.key])
 
 
 def table_of(

@@ -7,11 +7,10 @@ and then gets more precise.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,23 +23,23 @@ from psvit_core.data import EvalSet
 from psvit_core.data.ahead import Upcoming, placed
 from psvit_core.data.evalset import visiting_order
 from psvit_core.errors import DataError, UnknownNameError
-from psvit_core.evaluate import (
-    Prediction,
-    check_labels,
-    conditions_of,
-    outcome_of,
-    place,
-)
+from psvit_core.evaluate import Prediction, check_labels, conditions_of, outcome_of, place_once
 from psvit_core.groups import summarize
 from psvit_core.importance import CRITERIA, rank
 from psvit_core.incremental.cells import CellOutput, Task
 from psvit_core.plan.build import default_criterion
 from psvit_core.plan.size import plan_widths
 from psvit_core.records import DEFAULT_RATIOS, WEIGHT_CRITERIA, SensitivityTable
-from psvit_core.recover.cells import LayerWeights
+from psvit_core.recover.cells import CellRefits, LayerWeights
 from psvit_core.runtime import Portions, Run, out_of_memory_explained
-from psvit_core.sensitivity.buffer import ResultBuffer, SweepBaseline, group_lock
+from psvit_core.sensitivity.buffer import (
+    ResultBuffer,
+    SweepBaseline,
+    group_lock,
+    store_or_temporary,
+)
 from psvit_core.sensitivity.joint_run import with_joint_plans
+from psvit_core.sensitivity.precision import compared, exact_part
 from psvit_core.sensitivity.prepare import prepare
 from psvit_core.sensitivity.progress import FanOuts, ProgressMeter
 from psvit_core.sensitivity.recovered import SweepOptions, cell_refits, recovered
@@ -165,7 +164,7 @@ def sweep(  # noqa: PLR0913 - a public signature
     )
     if recovery_images is not None:
         spec = recovered(spec, recovery_images)
-    with _store_or_temporary(store) as results:
+    with store_or_temporary(store) as results:
         save_spec(results, spec)
         return run_spec(
             spec,
@@ -177,20 +176,6 @@ def sweep(  # noqa: PLR0913 - a public signature
             tick=tick,
             options=SweepOptions(memory_budget=memory_budget, recovery_images=recovery_images),
         )
-
-
-@contextmanager
-def _store_or_temporary(store: Store | None) -> Iterator[Store]:
-    """Yield the store, or a temporary one that is deleted at the end."""
-    if store is not None:
-        yield store
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        temporary = Store(folder)
-        try:
-            yield temporary
-        finally:
-            temporary.close()
 
 
 def run_spec(
@@ -212,17 +197,38 @@ def run_spec(
         DataError: If the sweep is recovered and its calibration images are not given.
     """
     options = options or SweepOptions()
+    placed = place_once(model, run, spec.summary.weights_hash)
+    refits = _run_cells(spec, placed, data, run, store, progress, tick, options)
+    table = read_table(store, spec)
+    assert table is not None
+    table = with_joint_plans(
+        table, spec, model, data, run=run, store=store, refits=refits, tick=tick
+    )
+    if table.precision_check is not None or not run.is_reduced:
+        return table
+    exact = exact_part(spec)
+    _run_cells(exact, placed, data, run.exact, store, ignore_progress, tick, options)
+    return replace(table, precision_check=compared(store, spec, exact))
+
+
+def _run_cells(
+    spec: SweepSpec,
+    model: SpikingModel,
+    data: EvalSet,
+    run: Run,
+    store: Store,
+    progress: Progress,
+    tick: Tick,
+    options: SweepOptions,
+) -> CellRefits | None:
+    """Run the cells of a sweep that the store lacks; return what recovers cells, if it does."""
     with store.using(), torch.no_grad(), run.autocast, out_of_memory_explained(run):
-        work = _SweepRun(spec, place(model, run), data, run, store, progress, tick, options)
+        work = _SweepRun(spec, model, data, run, store, progress, tick, options)
         try:
             work.run()
         finally:
             work.close()
-    table = read_table(store, spec)
-    assert table is not None
-    return with_joint_plans(
-        table, spec, model, data, run=run, store=store, refits=work.refits, tick=tick
-    )
+    return work.refits
 
 
 class _SweepRun:
@@ -335,6 +341,7 @@ class _SweepRun:
             def start(group: str) -> list[Task]:
                 """Lock a group and return its tasks; none if another process has the lock."""
                 running.close()  # the previous group is done
+                self._write_if_due()
                 lock = group_lock(self._store, self._spec, group)
                 try:
                     lock.acquire(timeout=0)

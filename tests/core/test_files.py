@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from psvit_core.errors import OutputError
-from psvit_core.files import check_writable, last_lines, write_atomic, write_text
+from psvit_core.files import (
+    check_writable,
+    last_lines,
+    write_all_atomic,
+    write_atomic,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -39,7 +45,7 @@ def test_readers_never_see_a_part(tmp_path: Path) -> None:
     def write(part: Path) -> None:
         part.write_text("half")
         assert path.read_text() == "old"
-        assert part.parent == path.parent  # same file system, so that the move is one step
+        assert part.parent.parent.parent == path.parent  # same disk: the move is one step
         part.write_text("whole")
 
     write_atomic(path, write)
@@ -88,6 +94,35 @@ def test_writer_may_replace_the_part_itself(tmp_path: Path) -> None:
 
     assert write_atomic(tmp_path / "a.txt", write).read_text() == "x"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_files_are_synced_before_they_get_their_names_and_folders_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut may leave a name without its content, or none at all."""
+    events: list[tuple[str, int]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def noting_sync(handle: int) -> None:
+        events.append(("sync", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def noting_replace(self: Path, target: Path) -> Path:
+        events.append(("name", self.stat().st_ino))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    places = [tmp_path / name / "x" for name in ("a", "b", "c")]
+    for place in places:
+        place.parent.mkdir()
+    write_all_atomic({p: lambda part: part.write_text("new") for p in places}, tmp_path)
+    files = [place.stat().st_ino for place in places]
+    folders = [place.parent.stat().st_ino for place in places]
+    assert sorted(events[:3]) == sorted(("sync", file) for file in files)
+    assert events[3:6] == [("name", file) for file in files]
+    assert sorted(events[6:]) == sorted(("sync", folder) for folder in folders)
+    assert names(tmp_path) == ["a", "b", "c"]
 
 
 def test_others_may_read_the_result(tmp_path: Path) -> None:

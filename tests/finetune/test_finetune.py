@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from psvit_core.data import EvalSet
 from psvit_core.errors import CancelledError, CheckpointError, DataError, JobError, PsvitError
-from psvit_core.finetune import CURVE_FILE, STATE_FILE, FinetuneResult, distillation, finetune
+from psvit_core.finetune import (
+    CURVE_FILE,
+    STATE_FILE,
+    FinetuneResult,
+    distillation,
+    finetune,
+    training,
+)
 from psvit_core.groups import find_groups, plan_from_kept
 from psvit_core.kernels.lif import plain_kernels
 from psvit_core.records import FinetuneReport, FinetuneSettings, read_curve
@@ -342,3 +349,8 @@ def test_a_step_in_float64_is_that_of_plain_torch() -> None:
     for name, parameter in fast.last.named_parameters():
         difference = parameter.detach() - plain.last.get_parameter(name).detach()
         assert float(difference.abs().max()) < 1e-9, name
+
+
+def test_a_full_disk_is_the_reason_that_is_told() -> None:
+    with pytest.raises(OSError, match="No space left"):
+        training._save_state({"weight": torch.zeros(100_000)}, Path("/dev/full"))

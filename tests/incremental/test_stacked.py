@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from psvit_core.incremental.cells import CellOutput, Task
 from psvit_core.incremental.executor import IncrementalExecutor
 from psvit_core.incremental.graph import Node, run_node
 from psvit_core.kernels import lif
+from psvit_core.recover.cells import CellRefits
 from psvit_core.runtime import Run
 from psvit_core.sensitivity import prepare
 from psvit_core.sensitivity.spec import Cell, SweepSpec
@@ -48,15 +49,20 @@ def executor_of(
 
 
 def outputs(
-    executor: IncrementalExecutor, cells: Sequence[Cell], x: torch.Tensor
+    executor: IncrementalExecutor,
+    cells: Sequence[Cell],
+    x: torch.Tensor,
+    edits: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, CellOutput]:
+    """Return the outputs of cells by key; ``edits``: new weights of recovered cells, by key."""
     found: dict[str, CellOutput] = {}
     tasks: dict[str, list[Task]] = {}
     for cell in cells:
         kept = cell.plan.kept.get(cell.group.group_id)
         if kept is not None:
             on_done = partial(found.__setitem__, cell.key)
-            tasks.setdefault(cell.group.group_id, []).append(Task(kept, np.arange(len(x)), on_done))
+            task = Task(kept, np.arange(len(x)), on_done, (edits or {}).get(cell.key, {}))
+            tasks.setdefault(cell.group.group_id, []).append(task)
     with torch.no_grad():
         executor.run_cells(x, {g: partial(list, t) for g, t in tasks.items()}, keep_going)
     return found
@@ -111,6 +117,46 @@ def test_equal_to_cells_one_by_one_and_to_silenced_models(
                 logits[stack[cell.key].images] = stack[cell.key].logits
                 wanted = silenced(model, cell.plan)(x).numpy()
                 np.testing.assert_allclose(logits, wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sdt_v1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sdt_v3", *QUICK[1:]))],
+)
+def test_recovered_cells_run_together_as_one_by_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in COUPLED:
+        return
+    model, data = tiny_model(name, torch.float64), tiny_data(name, 5)
+    spec, one_by_one = executor_of(model, data, monkeypatch, ())
+    _, together = executor_of(model, data, monkeypatch, ("cpu",))
+    assert together.stacked is not None
+    calib = replace(tiny_data(name, 6, seed=5), split="calib")
+    refits = CellRefits(model, spec.summary.groups, calib, RUN)
+    cells = [cell for cell in spec.cells() if cell.plan.kept]
+    layers = refits.of({cell.key: cell.plan.kept for cell in cells})
+    edits = {key: refits.tensors(found) for key, found in layers.items()}
+    assert sum(map(bool, edits.values())) > len(cells) / 2
+    (x,) = data.batches(5, torch.float64)
+    alone = outputs(one_by_one, cells, x, edits)
+    monkeypatch.setattr(stacked, "_MAX_SPARED", 1.0)  # every cell that can
+    monkeypatch.setattr(one_by_one, "_run_cell", None)  # not used from here on
+    monkeypatch.setattr(together, "_run_cell", None)
+    for rows in (100, 7):  # all cells of a group in a portion; parts of cells, and several cells
+        together.stacked.portions.size = rows
+        stack = outputs(together, cells, x, edits)
+        assert alone.keys() == stack.keys()
+        for key in alone:
+            assert_equal(alone[key], stack[key])
+    plain = outputs(together, cells, x)
+    n_changed = sum(
+        len(plain[key].images) < len(alone[key].images)
+        or abs(plain[key].logits - alone[key].logits).max() > 1e-6
+        for key in alone
+        if edits[key]
+    )
+    assert n_changed > len(cells) / 2
 
 
 def test_out_of_memory_means_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:

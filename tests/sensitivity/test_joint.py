@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from psvit_core.evaluate import measure, predict_plan
-from psvit_core.incremental import joint as incremental_joint
+from psvit_core.incremental import recorded as recorded_module
 from psvit_core.incremental.propagation import Network, record_network
 from psvit_core.plan.build import plan_from_ratios, reached_ratios
 from psvit_core.planners import MIN_JOINT
@@ -274,7 +274,7 @@ def test_cells_and_joint_plans_share_one_recording(
         recorded.append(neurons)
         return record_network(*arguments, neurons=neurons)
 
-    for module in (prepare, incremental_joint):
+    for module in (prepare, recorded_module):
         monkeypatch.setattr(module, "record_network", count)
     model, data = tiny_model("sdt_v1", torch.float64), tiny_data("sdt_v1", 7)
     shared = sweep(model, data, ratios=(0.5,), criterion="l2", run=RUN, store=Store(tmp_path))
