@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -149,7 +149,12 @@ def _with_copy(model: ModelSummary, groups: list[ChannelGroup], copy: int) -> Mo
 
 @contextmanager
 def served(
-    script: Path, cache: str, *, warm: bool = False, measures: bool = False
+    script: Path,
+    cache: str,
+    *,
+    warm: bool = False,
+    measures: bool = False,
+    arguments: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run a script's server over a store; yield its address.
 
@@ -158,13 +163,14 @@ def served(
         cache: Folder of the store.
         warm: Start a worker at once.
         measures: Measure edits at once on the Tune page.
+        arguments: Further arguments of ``streamlit run``.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.headless", "true"]
     process = subprocess.Popen(
-        [*command, "--server.port", str(port)],
+        [*command, "--server.port", str(port), *arguments],
         cwd=ROOT,
         env={
             **os.environ,

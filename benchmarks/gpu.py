@@ -1,10 +1,14 @@
 """The sensitivity sweep, a fine-tuning step and a recovery on a GPU, against the naive loop on it.
 
-    python benchmarks/gpu.py [--quick | --full] [--json]
+    python benchmarks/gpu.py [--quick | --full] [--precision bfloat16] [--json]
 
 Two full-size models at 224 px, T = 4: made pictures, untrained weights with BatchNorms set so that
 neurons fire, float32 (TF32 off, torch's default). So this measures time, not accuracy. Times are
 wall seconds of a device that nothing else uses, after a warm-up.
+
+With ``--precision bfloat16`` both sides run under torch's autocast (SpikingJelly's neurons then
+keep potentials of bfloat16, ours of float32), and a row says how many of our predictions are those
+of float32. Recoveries fit in float32 in any case. The result is stored as ``gpu_bfloat16``.
 
 By default, groups are sampled until the time is over (10 minutes in all). A group's nine cells run
 on one batch, and three of them in the naive loop: copy, prune, evaluate with SpikingJelly's neurons
@@ -23,7 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,12 +41,13 @@ from benchmarks._naive_loop import evaluate, naive_cell
 from benchmarks._report import options, report
 from benchmarks.sweep import calibrate_norms, full_sweep, logits_of_cells, made_data
 from psvit_core.callbacks import keep_going
+from psvit_core.evaluate import predict, predict_plan
 from psvit_core.finetune.training import Training
 from psvit_core.groups import summarize
 from psvit_core.importance import rank
 from psvit_core.incremental.executor import IncrementalExecutor
 from psvit_core.plan.build import plan_from_ratios
-from psvit_core.records import FinetuneSettings
+from psvit_core.records import FinetuneSettings, SensitivityTable
 from psvit_core.recover import recover
 from psvit_core.runtime import Run
 from psvit_core.sensitivity.spec import Cell
@@ -60,6 +65,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "meta_spikeformer_55m": {"embed_dim": [8, 16, 32, 40], "num_classes": 10},
 }
 ALL_IMAGES = 1024
+PRECISIONS = ("float32", "bfloat16")
 NAIVE_RATIOS = (0.1, 0.5, 0.9)
 NAIVE_BATCHES = (16, 32, 64, 128)
 SECONDS = 560.0  # in which groups are sampled, with what follows them
@@ -79,6 +85,7 @@ class Setting:
         full: Run every cell on all images.
         most_groups: Sampled groups at most.
         seconds: For the samples of one model.
+        precision: float32 or bfloat16.
     """
 
     device: str
@@ -87,6 +94,12 @@ class Setting:
     full: bool
     most_groups: int
     seconds: float
+    precision: str = "float32"
+
+    @property
+    def run(self) -> Run:
+        """Device, batch and precision."""
+        return Run(device=self.device, batch=self.batch, precision=self.precision)
 
     def wait(self) -> None:
         """Wait until the device has done everything."""
@@ -120,12 +133,16 @@ def main() -> None:
             rows.append(row)
             print(*row.values(), sep=" | ", file=sys.stderr)
     chosen.quick = chosen.quick or on_cpu  # never stored
-    report("gpu", rows, settings_of(setting), chosen)
+    name = "gpu" if setting.precision == "float32" else f"gpu_{setting.precision}"
+    report(name, rows, settings_of(setting), chosen)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--full", action="store_true", help="run every cell on all images")
+    parser.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="float32 (default) or bfloat16"
+    )
     parser.add_argument("--device", default="cuda", help="cuda (default); cpu tries the script")
 
 
@@ -138,15 +155,16 @@ def refused(reason: str) -> int:
 def setting_of(chosen: argparse.Namespace, on_cpu: bool) -> Setting:
     """Return what the options ask for."""
     if on_cpu:
-        return Setting("cpu", 4, 8, chosen.full, 1, 10.0)
+        return Setting("cpu", 4, 8, chosen.full, 1, 10.0, chosen.precision)
     seconds = 15.0 if chosen.quick else SECONDS / len(MODELS)
-    return Setting(chosen.device, 64, ALL_IMAGES, chosen.full, 3 if chosen.quick else 999, seconds)
+    most = 3 if chosen.quick else 999
+    return Setting(chosen.device, 64, ALL_IMAGES, chosen.full, most, seconds, chosen.precision)
 
 
 def settings_of(setting: Setting) -> dict[str, Any]:
     """Return the conditions of the result: settings, card and versions."""
     found: dict[str, Any] = {
-        "precision": "float32",
+        "precision": setting.precision,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "cudnn tf32": torch.backends.cudnn.allow_tf32,
         "batch": setting.batch,
@@ -175,8 +193,10 @@ def measured(name: str, setting: Setting, small: bool) -> list[Row]:
     rows += [row(name, *found) for found in compare(model, images, setting, began)]
     seconds = step_seconds(model, images, setting)
     rows.append(row(name, f"fine-tuning step, batch {setting.batch // 2} (s)", seconds, "measured"))
+    for what, seconds in plan_seconds(model, images, setting):
+        rows.append(row(name, what, seconds, "measured"))
     seconds = recovery_seconds(model, images, setting)
-    what = f"recovery lsq, {setting.batch} images, half of all units pruned (s)"
+    what = f"recovery lsq in float32, {setting.batch} images, half of all units pruned (s)"
     return [*rows, row(name, what, seconds, "measured")]
 
 
@@ -209,7 +229,9 @@ def sampled(
     model: SpikingModel, images: torch.Tensor, setting: Setting, began: float
 ) -> list[tuple[str, Any, str]]:
     """Compare on sampled groups, one batch each, until this model's time is over."""
-    _, cells, runner = full_sweep(model, images, setting.device)
+    _, cells, runner = full_sweep(model, images, setting.device, setting.precision)
+    reduced = setting.precision != "float32"
+    in_float32 = full_sweep(model, images, setting.device)[2] if reduced else None
     by_group: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         if cell.plan.kept:
@@ -220,18 +242,24 @@ def sampled(
     naive: list[float] = []
     ours: list[float] = []
     equal: list[float] = []
-    logits_of_cells(runner, by_group[order[0]], x)  # warms up, and compiles neurons
-    with torch.no_grad():
+    exact: list[float] = []
+    with setting.run.autocast:
+        logits_of_cells(runner, by_group[order[0]], x)  # warms up, and compiles neurons
+    with torch.no_grad(), setting.run.autocast:
         full = setting.seconds_of(lambda: runner.run_full_model(x))
     for group in order:
         some = by_group[group]
         ours += [group_seconds(runner, some, x, setting) / len(some)] * len(some)
         few = [cell for cell in some if cell.prune_ratio in NAIVE_RATIOS] or some[:1]
-        found = logits_of_cells(runner, few, x)
+        with setting.run.autocast:
+            found = logits_of_cells(runner, few, x)
+        if in_float32 is not None:
+            wanted = logits_of_cells(in_float32, few, x)
+            exact += [share_equal(a, b) for a, b in zip(found, wanted, strict=True)]
         for cell, mine in zip(few, found, strict=True):
             seconds, logits = naive_seconds(model, cell, x.split(size), setting)
             naive.append(seconds)
-            equal.append(float((logits.argmax(1) == mine.argmax(1)).mean()))
+            equal.append(share_equal(logits, mine))
         if time.perf_counter() - began > setting.seconds:
             break
     n_cells = sum(map(len, by_group.values()))
@@ -248,8 +276,19 @@ def sampled(
         (f"naive loop, {whole_sweep} (s)", round(slow, 1), guess),
         (f"sweep, {whole_sweep} (s)", round(fast, 1), guess),
         ("sweep: times faster", round(slow / fast, 1), guess),
-        ("predictions equal, float32 (%)", round(100 * statistics.mean(equal), 2), how),
+        (f"predictions equal, {setting.precision} (%)", percent(equal), how),
+        *([("predictions equal to float32 (%)", percent(exact), how)] if exact else []),
     ]
+
+
+def share_equal(a: Any, b: Any) -> float:
+    """Return the share of images with equal predictions, given logits (n_images, num_classes)."""
+    return float((a.argmax(1) == b.argmax(1)).mean())
+
+
+def percent(shares: Sequence[float]) -> float:
+    """Return the mean of shares in percent, rounded."""
+    return round(100 * statistics.mean(shares), 2)
 
 
 def mean(seconds: Sequence[float]) -> float:
@@ -262,13 +301,14 @@ def group_seconds(
 ) -> float:
     """Return the seconds of a group's cells on a batch, beyond the values that they start from."""
     group = cells[0].group.group_id
-    with torch.no_grad():
+    with torch.no_grad(), setting.run.autocast:
         prefix = setting.seconds_of(
             lambda: runner.run_cells(x, {group: partial(list[Any])}, keep_going)
         )
         full = setting.seconds_of(lambda: runner.run_full_model(x))
-    # This runs the full model first, for the logits of images that a cell does not change.
-    return max(setting.seconds_of(lambda: logits_of_cells(runner, cells, x)) - prefix - full, 0.0)
+        # This runs the full model first, for the logits of images that a cell does not change.
+        whole = setting.seconds_of(lambda: logits_of_cells(runner, cells, x))
+    return max(whole - prefix - full, 0.0)
 
 
 def naive_seconds(
@@ -276,8 +316,9 @@ def naive_seconds(
 ) -> tuple[float, Any]:
     """Return the seconds of a cell in the naive loop, and its logits."""
     found: list[torch.Tensor] = []
-    seconds = setting.seconds_of(lambda: found.append(naive_cell(model, cell, batches)))
-    return seconds, found[0].cpu().numpy()
+    with setting.run.autocast:
+        seconds = setting.seconds_of(lambda: found.append(naive_cell(model, cell, batches)))
+    return seconds, found[0].float().cpu().numpy()
 
 
 def fastest_batch(model: SpikingModel, x: torch.Tensor, setting: Setting) -> int:
@@ -285,8 +326,9 @@ def fastest_batch(model: SpikingModel, x: torch.Tensor, setting: Setting) -> int
     seconds = {}
     for size in sorted({min(size, len(x)) for size in NAIVE_BATCHES}):
         try:
-            evaluate(model, x.split(size))  # warms up
-            seconds[size] = setting.seconds_of(partial(evaluate, model, x.split(size)))
+            with setting.run.autocast:
+                evaluate(model, x.split(size))  # warms up
+                seconds[size] = setting.seconds_of(partial(evaluate, model, x.split(size)))
         except torch.OutOfMemoryError:
             break
     if not seconds:
@@ -300,14 +342,16 @@ def whole(
     """Run every cell on all images, in both."""
     many = images.repeat(-(-setting.n_all // len(images)), 1, 1, 1)[: setting.n_all]
     many = (many + 0.1 * torch.rand_like(many)).clamp(0, 1)
-    data, run = made_data(many), Run(batch=setting.batch, device=setting.device)
-    _, cells, _ = full_sweep(model, images, setting.device)
+    data, run = made_data(many), setting.run
+    _, cells, _ = full_sweep(model, images, setting.device, setting.precision)
     size = fastest_batch(model, images.to(setting.device), setting)
     batches = [x.to(setting.device) for x in many.split(size)]
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        fast = setting.seconds_of(lambda: sweep(model, data, run=run, store=store))
+        tables: list[SensitivityTable] = []
+        fast = setting.seconds_of(lambda: tables.append(sweep(model, data, run=run, store=store)))
         store.close()
+    check = tables[0].precision_check
     naive = [naive_seconds(model, cell, batches, setting)[0] for cell in cells if cell.plan.kept]
     slow = sum(naive)
     what = f"{len(naive)} cells, {setting.n_all} images"
@@ -315,10 +359,11 @@ def whole(
         (f"naive loop, {what}, at batch {size} (s)", round(slow, 1), "measured"),
         (f"sweep, {what}, joint plans included (s)", round(fast, 1), "measured"),
         ("sweep: times faster", round(slow / fast, 1), "measured"),
+        *([("check of the precision", check.text, "measured")] if check else []),
     ]
 
 
-# ---- training and recovery -------------------------------------------------------------------
+# ---- plans, training and recovery ------------------------------------------------------------
 
 
 def step_seconds(model: SpikingModel, images: torch.Tensor, setting: Setting) -> float:
@@ -326,7 +371,7 @@ def step_seconds(model: SpikingModel, images: torch.Tensor, setting: Setting) ->
     batch = setting.batch // 2
     train = made_data(images.repeat(STEPS, 1, 1, 1), "train")
     settings = FinetuneSettings(epochs=9, batch=batch, autocast="off")
-    run = Run(device=setting.device, batch=batch)
+    run = replace(setting.run, batch=batch)
     training = Training(model, train, train.take(range(batch)), None, settings, run, None)
     training.model.train()
     items = training.batches.epoch(0, STEPS + 1)
@@ -335,6 +380,28 @@ def step_seconds(model: SpikingModel, images: torch.Tensor, setting: Setting) ->
         learn = partial(training._learn_batch, x, labels, 0, training.per_epoch)
         seconds.append(setting.seconds_of(learn))
     return round(statistics.median(seconds[1:]), 4)  # the first one warms up
+
+
+def plan_seconds(
+    model: SpikingModel, images: torch.Tensor, setting: Setting
+) -> list[tuple[str, float]]:
+    """Return what a plan takes on a batch of images, without building its network and with it."""
+    summary = summarize(model, {"l2": rank(model, "l2")})
+    half = {group.group_id: 0.5 for group in summary.groups}
+    plan = plan_from_ratios(summary, half, criterion="l2")
+    data, run = made_data(images), setting.run
+
+    def built() -> object:
+        return predict(apply_plan(model, plan), data, run)
+
+    def recorded() -> object:
+        return predict_plan(model, data, plan, run)
+
+    found = []
+    for what, work in (("without building it", recorded), ("built", built)):
+        work()  # warms up
+        found.append((f"a plan of half of all units, {what} (s)", setting.seconds_of(work)))
+    return [(what, round(seconds, 4)) for what, seconds in found]
 
 
 def recovery_seconds(model: SpikingModel, images: torch.Tensor, setting: Setting) -> float:

@@ -3,7 +3,8 @@
     python benchmarks/quantized.py [--data cifar10-jpeg:DIR] [--quick] [--json]
 
 Each file is written, opened again and measured on test images, paired with the unpruned network.
-Its ONNX file is compared with it on eight random images.
+Its ONNX file is compared with it on eight random images. With ``--data``, the CIFAR-10 demo is also
+followed step by step to its int8 ONNX file, with latencies relative to the unpruned network.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 import torch
 
+from benchmarks._quantized_chain import chain, ends
 from benchmarks._quantized_page import NEXT, section
 from benchmarks._report import options, replace_section, report, stored
 from psvit_core.export import export_onnx
 from psvit_core.planners import make_plan
-from psvit_core.records import Interval, Measurement, RecoverySettings, Subject, SweepSettings
+from psvit_core.records import Measurement, RecoverySettings, Subject, SweepSettings
 from psvit_core.storage.shipped import DemoStore
-from psvit_core.storage.store import Store
 from psvit_core.surgery import apply_plan
 from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.prune import write_pruned
@@ -48,17 +49,24 @@ def main() -> None:
     chosen = options(__doc__ or "", add_data)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         store = DemoStore(Path(folder) / "store")
         data = dict.fromkeys(MODELS[:1] if chosen.quick else MODELS, "digits")
         if chosen.data and not chosen.quick:
             data[CIFAR10] = chosen.data
         for name, images in data.items():
-            for row in rows_of(name, images, store, Path(folder), onnx=not chosen.quick):
+            limit = N_CIFAR10 if name == CIFAR10 else None
+            test = Session(Subject(model=name, data=images, split="test", limit=limit), store)
+            files: dict[str, tuple[Path, Measurement]] = {}
+            for row in rows_of(test, files, Path(folder), onnx=not chosen.quick):
                 print(row, file=sys.stderr, flush=True)
                 rows.append(row)
+            if name == CIFAR10:
+                steps = list(chain(test, files, Path(folder)))
         store.close()
-    report("quantized", rows, {"memory saving": SAVING, "policy": POLICY}, chosen)
+    settings = {"memory saving": SAVING, "policy": POLICY, "steps": steps}
+    report("quantized", rows, settings, chosen)
     if not chosen.quick:
         page = Path(__file__).resolve().parents[1] / "docs" / "quantize.md"
         replace_section(page, section(stored("quantized")), NEXT)
@@ -70,12 +78,17 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def rows_of(
-    name: str, images: str, store: Store, folder: Path, *, onnx: bool
+    test: Session, files: dict[str, tuple[Path, Measurement]], folder: Path, *, onnx: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a model: unpruned, then pruned and recovered."""
-    limit = N_CIFAR10 if name == CIFAR10 else None
-    test = Session(Subject(model=name, data=images, split="test", limit=limit), store)
-    first: int | None = None
+    """Yield the rows of a model: unpruned, then pruned and recovered.
+
+    Args:
+        test: The model on test images.
+        files: Gets the files with their measurements, as ``unpruned fp32`` and so on.
+        folder: For the files.
+        onnx: Write ONNX files too.
+    """
+    name, first = test.subject.model, None
     for network in ("unpruned", "pruned, recovered"):
         file = folder / f"{name}_{network[:6]}.safetensors"
         if network == "unpruned":
@@ -83,7 +96,7 @@ def rows_of(
             session, found = test, evaluate(test)
         else:
             found = write_recovered(test, file)
-            session = Session(dataclasses.replace(test.subject, model=str(file)), store)
+            session = Session(dataclasses.replace(test.subject, model=str(file)), test.store)
         first = first or file.stat().st_size
         rows: list[tuple[str, Path, Measurement, Measurement | None]] = [
             ("fp32", file, found, None)
@@ -94,6 +107,7 @@ def rows_of(
             both = measure_quantized(session, out)
             rows.append((short, out, both.measured, both.alone))
         for short, out, measured, alone in rows:
+            files[f"{network} {short}"] = (out, measured)
             yield {
                 "model": name,
                 "network": network,
@@ -129,11 +143,6 @@ def numbers(measured: Measurement, alone: Measurement | None) -> dict[str, Any]:
         "drop (points)": ends(measured.drop) if measured.drop else None,
         "against fp32": ends(alone.drop) if alone and alone.drop else None,
     }
-
-
-def ends(interval: Interval, factor: float = 1) -> list[float]:
-    """Return value and ends of an interval."""
-    return [round(factor * x, 2) for x in (interval.value, interval.low, interval.high)]
 
 
 def sizes(file: Path, first: int, *, onnx: bool) -> dict[str, Any]:

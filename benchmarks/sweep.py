@@ -287,7 +287,7 @@ def made_data(images: torch.Tensor, split: str = "val") -> EvalSet:
 
 
 def full_sweep(
-    model: SpikingModel, images: torch.Tensor, device: str = "cpu"
+    model: SpikingModel, images: torch.Tensor, device: str = "cpu", precision: str = ""
 ) -> tuple[SweepSpec, list[Cell], IncrementalExecutor]:
     """Return a sweep over generated images, its cells, and their executor.
 
@@ -295,9 +295,10 @@ def full_sweep(
         model: The model, on the device.
         images: Images, on the processor.
         device: Where it runs.
+        precision: Of the run; the images' if empty.
     """
     data = made_data(images)
-    precision = str(images.dtype).removeprefix("torch.")
+    precision = precision or str(images.dtype).removeprefix("torch.")
     run = Run(batch=len(images), precision=precision, device=device)
     spec = make_spec(model, data, run=run)
     runner, _ = prepare(spec, model, data, run)

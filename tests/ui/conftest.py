@@ -6,6 +6,7 @@ the end that no page has sent a request to another host.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -14,10 +15,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -35,6 +37,13 @@ os.environ.setdefault("PSVIT_RECOVER", "none")  # tests/ui/test_recovery.py has 
 ROOT = Path(__file__).parents[2]
 expect.set_options(timeout=PATIENCE_MS)
 OpenPage = Callable[..., Page]
+T = TypeVar("T")
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a thread: the session's browser has an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 @dataclass

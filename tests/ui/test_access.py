@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import os
 import re
@@ -25,7 +24,7 @@ from websockets.sync.client import connect
 from psvit_core.jobs import client
 from psvit_core.records.jobs import ExportResult
 from tests.patience import PATIENCE
-from tests.ui.conftest import Server, start_server
+from tests.ui.conftest import Server, run_apart, start_server
 from ui.shell import access, downloads
 from ui.shell.access import Access, AccessError, choose_access, is_loopback
 from ui.shell.gate import Gate
@@ -128,7 +127,7 @@ def answer(
         "client": ("10.0.0.7", 1234),
         "scheme": scheme,
     }
-    asyncio.run(Gate(app, gate_access)(scope, receive, send))
+    run_apart(Gate(app, gate_access)(scope, receive, send))
     if sent[0]["type"] == "websocket.close":
         return 403, {}, ""
     found = {k.decode(): v.decode("latin-1") for k, v in sent[0]["headers"]}

@@ -12,13 +12,14 @@ from streamlit.testing.v1 import AppTest
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.machine_jobs import count_fits, find_fits
 from psvit_core.metrics.devices import DEVICES, own_device
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
 from psvit_core.records import PrunePlan, Subject
 from psvit_core.records.jobs import FitsRequest, FitsResult
 from psvit_core.storage.store import Store
-from psvit_core.workspace import Workspace, count_fits, find_fits
+from psvit_core.workspace import Workspace
 from tests.patience import JOB_MS, PATIENCE
 from tests.ui.conftest import OpenPage, Server, settled
 from tests.ui.example import fit_report, summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from dataclasses import replace
@@ -10,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from psvit_core.jobs import client, workers
+from psvit_core.jobs import client, queue, workers
 from psvit_core.jobs.client import Job
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import memory_saving
-from psvit_core.records import Subject, SweepSettings
+from psvit_core.records import FinetuneSettings, PrunePlan, Subject, SweepSettings
+from psvit_core.records.jobs import (
+    ExportRequest,
+    FinetuneRequest,
+    JobRequest,
+    MeasureRequest,
+    SweepRequest,
+)
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from tests.ui.conftest import OpenPage, Server
@@ -27,11 +35,18 @@ from ui.model import formats, saved_plans
 MODEL = "e_spikeformer_digits"
 TITLE = "E-SpikeFormer (SDT v3), digits"
 SUBJECT = Subject(model=MODEL, limit=64)
+PLAN = PrunePlan(model=MODEL, weights_hash="", criterion="l2", kept={})
+REQUESTS: dict[str, JobRequest] = {
+    "sweep": SweepRequest(settings=SweepSettings(ratios=(0.5,))),
+    "measure": MeasureRequest(plan=PLAN),
+    "export": ExportRequest(plan=PLAN, file_name="small.safetensors"),
+    "finetune": FinetuneRequest(settings=FinetuneSettings(), file_name="t.safetensors", plan=PLAN),
+}
 
 
 def put(store: Store, job_id: str, task: str, state: str, **changed: Any) -> Job:
     """Store a job as a worker would."""
-    params = {"subject": SUBJECT.to_dict(), "plan": {"weights_hash": "", "kept": {}}}
+    params = {"subject": SUBJECT.to_dict(), **REQUESTS[task].to_dict()}
     job = Job(
         id=job_id,
         task=task,
@@ -150,4 +165,114 @@ def test_a_running_job_is_followed_cancelled_and_resumed(
     row.get_by_role("button", name="Resume").click()
     expect(progress).to_be_visible()
     page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.get_by_text("No jobs are running or waiting")).to_be_visible()
+
+
+def queued(server: Server, *ratios: float) -> list[str]:
+    """Queue sweeps whose worker does not start; return their ids."""
+    workspace = Workspace(SUBJECT, server.store)
+    return [workspace.start_sweep(SweepSettings(ratios=(ratio,))).id for ratio in ratios]
+
+
+@pytest.mark.slow
+def test_waiting_jobs_are_moved(fresh_server: Server, open_page: OpenPage) -> None:
+    store = fresh_server.store
+    with workers.worker_lock(store, "cpu") as free:
+        assert free
+        a, b, c = queued(fresh_server, 0.25, 0.5, 0.75)
+        page = open_page(f"{fresh_server.url}/jobs")
+        row = page.locator(f".st-key-queue-{c}")
+        expect(row).to_contain_text("number 3 of 3 that wait")
+        row.get_by_role("button", name="Up").click()
+        expect(row).to_contain_text("number 2 of 3 that wait")
+        row.get_by_role("button", name="First").click()
+        expect(row).to_contain_text("number 1 of 3 that wait")
+        expect(row.get_by_role("button", name="First")).to_be_disabled()
+        assert [job.id for job in queue.waiting(store, "cpu")] == [c, a, b]
+        for job_id in (a, b, c):
+            client.cancel(store, job_id)
+
+
+#: A browser that grants notifications, and keeps what it was to show. Headless ones show nothing.
+NOTIFICATIONS = """
+window.told = [];
+window.Notification = class {
+  static permission = sessionStorage.permission ?? 'default';
+  static async requestPermission() {
+    return (this.permission = sessionStorage.permission = 'ANSWER');
+  }
+  constructor(title, options) { window.told.push([title, options.body, options.tag]); }
+  close() {}
+};
+"""
+
+
+def running(store: Store, job_id: str, task: str = "sweep") -> Job:
+    """Store a job that this process seems to run, since three minutes."""
+    own = {"pid": os.getpid(), "pid_started": workers.process_started(os.getpid())}
+    return put(store, job_id, task, "running", started=time.time() - 180, total=9, **own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("permission", ["granted", "denied"])
+def test_the_end_of_a_job_is_told(
+    permission: str, fresh_server: Server, open_page: OpenPage, browser: Browser
+) -> None:
+    store = fresh_server.store
+    job = running(store, "long")
+    page = open_page(f"{fresh_server.url}/jobs")
+    page.context.add_init_script(NOTIFICATIONS.replace("ANSWER", permission))
+    page.reload()
+    switch = page.get_by_role("switch", name="Notify me in this browser when a job ends")
+    expect(switch).not_to_be_checked()
+    switch.click()
+    if permission == "granted":
+        expect(switch).to_be_checked()
+    else:
+        expect(page.get_by_text("Allow them beside its address")).to_be_visible()
+        expect(switch).not_to_be_checked()
+    page.get_by_role("link", name="Compare").click()  # it is told on every page
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare")
+    expect(page.get_by_text("Running: sweep")).to_be_attached()
+
+    client.save(store, replace(job, state="failed", ended=time.time(), error="No **images**."))
+    message = page.get_by_test_id("stToast")
+    if permission == "granted":
+        page.wait_for_function("() => told.length")
+        assert page.evaluate("() => told.map(n => n.slice(0, 2))") == [
+            [f"Sweep failed after 3{formats.NBSP}min", f"{TITLE}: No **images**."]
+        ]
+        expect(message).to_have_count(0)
+    else:
+        expect(message).to_contain_text("Sweep failed after 3")
+        expect(message).to_contain_text("No **images**.")
+        assert page.evaluate("() => told") == []
+    short = running(store, "short", "measure")
+    page.wait_for_timeout(3500)  # seen by the page, which looks every 3 s
+    client.save(store, replace(short, state="done", started=time.time(), ended=time.time()))
+    page.wait_for_timeout(3500)
+    assert len(page.evaluate("() => told")) == (permission == "granted")  # nobody waits for it
+
+
+@pytest.mark.slow
+def test_logs_and_other_versions(fresh_server: Server, open_page: OpenPage) -> None:
+    store = fresh_server.store
+    log = workers.log_path(store, "cpu")
+    log.write_text("before\nRuntimeError: <b>![x](http://h.example/p)</b>\nafter\n")
+    put(store, "bad", "sweep", "failed", ended=time.time(), error="E", log_from=7, log_to=53)
+    known = client.find_job(store, "bad").to_dict()
+    strange = {**known, "id": "newer", "state": "queued", "speed": 3, "program": "9.0"}
+    store.put("job/newer", {**strange, "title": "![x](http://h.example/p)"})
+    page = open_page(f"{fresh_server.url}/jobs")
+    page.get_by_text("Log of this job").click()
+    own = page.get_by_test_id("stExpander").filter(has_text="Log of this job")
+    expect(own.get_by_text("RuntimeError: <b>![x](http://h.example/p)</b>").first).to_be_visible()
+    expect(own.get_by_text("before")).to_have_count(0)
+    expect(own.get_by_text("psvit jobs log bad")).to_be_visible()
+    section(page, "Of other versions")
+    expect(page.locator("strong", has_text="![x](http:")).to_be_visible()
+    expect(page.get_by_text("version 9.0 · queued")).to_contain_text("['speed']")
+    page.get_by_role("button", name="Remove this job").click()
+    expect(page.get_by_text("version 9.0")).to_have_count(0)
+    assert store.get("job/newer") is None
     expect(page.get_by_text("No jobs are running or waiting")).to_be_visible()

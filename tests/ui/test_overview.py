@@ -25,7 +25,7 @@ from psvit_core.zoo.cards import model_card
 from tests.patience import JOB_MS
 from tests.ui.conftest import OpenPage, Server, settled, start_server, wait_for_job
 from ui.charts.front import front_chart
-from ui.model import comparison, formats, fronts, loaders, sweeps
+from ui.model import comparison, formats, front_rows, fronts, loaders, sweeps
 from ui.model.fronts import AXES, DRAFT_ID, Overview
 from ui.model.measured import calibrated_predictor, measured_plans
 from ui.model.predictor import make_predictor
@@ -96,7 +96,7 @@ def test_tied_neighbours_are_marked(shipped: Overview) -> None:
     assert 0 < len(unsure) <= len(front)
     marks = next(t for t in front_chart(shipped, "bytes").data if t.name == "tied")
     assert {round(x * 1e6) for x in marks.x} == unsure
-    table = fronts.table_rows(shipped, "bytes")
+    table = front_rows.table_rows(shipped, "bytes")
     assert (table["front"].str.contains("≈")).sum() == len(unsure)
     assert len(table) == len(shipped.points)
 
@@ -186,7 +186,7 @@ def test_plans_of_two_criteria_are_two_lines(shipped: Overview) -> None:
         for criterion in ("l2", "reconstruction"):
             xs = lines[f"{policy} · {criterion}: its plans"].x
             assert len(xs) == len(set(xs))
-    assert set(fronts.table_rows(view, "bytes")["criterion"]) == {"l2", "reconstruction"}
+    assert set(front_rows.table_rows(view, "bytes")["criterion"]) == {"l2", "reconstruction"}
 
 
 def test_plans_of_one_title_get_numbers(shipped: Overview) -> None:
@@ -234,7 +234,7 @@ def test_latencies_have_a_reference_and_whiskers(shipped: Overview) -> None:
     rings = next(t for t in figure.data if t.name == "Front")
     assert len(rings.x) == len(view.front("latency"))
     assert "(1.75 to 2.50, 20 runs)" in "".join(figure.data[-1].text)
-    assert {"latency_low_ms", "latency_high_ms"} <= set(fronts.table_rows(view, "latency"))
+    assert {"latency_low_ms", "latency_high_ms"} <= set(front_rows.table_rows(view, "latency"))
 
 
 def timed(m: Measurement, median: float, threads: int = 1) -> Measurement:

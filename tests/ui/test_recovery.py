@@ -22,7 +22,7 @@ from psvit_core.zoo.cards import model_card
 from tests.ui.conftest import OpenPage, Server, settled, start_server
 from tests.ui.example import CONDITIONS, put_sweep, summary
 from ui.charts.front import front_chart
-from ui.model import comparison, drafts, formats, fronts
+from ui.model import comparison, drafts, formats, front_rows, fronts
 from ui.model.measured import measured_plans
 from ui.panels import live
 
@@ -131,7 +131,7 @@ def test_the_front_shows_both_and_follows_the_choice(
     assert symbol == ("circle-open" if recovery == "auto" else "circle")
     if recovery == "none":  # measured in one way: filled
         assert sorted(own.marker.symbol) == ["circle", "circle-open"]
-    rows = fronts.table_rows(view, "bytes").set_index("plan")
+    rows = front_rows.table_rows(view, "bytes").set_index("plan")
     row = rows[rows["accuracy_recovered"].notna()].iloc[0]
     assert (row["accuracy_pruned"], row["accuracy_recovered"]) == pytest.approx((0.92, 0.976))
 

@@ -12,10 +12,15 @@ from typing import Any
 import plotly.graph_objects as go
 
 from psvit_core.pareto import FrontPoint
-from psvit_core.records import Quartiles
+from ui.charts.front_marks import (
+    SYMBOLS,
+    drawn_policy,
+    interval_bars,
+    quartile_bars,
+    ring,
+    tooltip,
+)
 from ui.charts.palette import Palette, layout, palette, value_axis
-from ui.model import formats
-from ui.model.foreign import in_chart
 from ui.model.formats import POLICY_NAMES
 from ui.model.fronts import (
     AXES,
@@ -26,13 +31,12 @@ from ui.model.fronts import (
     PlanPoint,
     quartile_range,
 )
+from ui.model.stored_weights import SHORT
 
 #: Policies drawn as reference curves next to the front, with their dashes.
 REFERENCES = {"uniform": "dot", "psvit": "dash", "prime": "dashdot"}
 _BELOW_BASELINE = 12.0  # percentage points below the baseline that the chart shows
-_SYMBOLS = {"optimal": "circle", "psvit": "square", "prime": "diamond", "uniform": "triangle-up"}
 _DRAWING_ORDER = ("uniform", "prime", "psvit", "optimal", "")  # later ones lie on top
-_ERROR_BAR = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 3}
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ def front_chart(
 ) -> go.Figure:
     """Draw accuracy against cost: measured plans filled with intervals, predicted ones hollow.
 
+    Where bytes are those of fewer bits a weight, plans whose accuracy was measured in float32 are
+    hollow, too, in their policy's colour.
+
     A light band is the expected range of the predicted plans. Latencies are measured, and smaller
     plans are not always faster, so there whiskers show the quartiles, and rings instead of a line
     mark the front.
@@ -113,7 +120,7 @@ def front_chart(
     _add_lines(chart, predicted)
     _add_gains(chart, measured)
     for policy in _DRAWING_ORDER:
-        _add_measured(chart, [p for p in measured if _drawn_policy(p) == policy], policy)
+        _add_measured(chart, [p for p in measured if drawn_policy(p) == policy], policy)
     _add_predicted(chart, predicted)
     _add_ties(chart)
     _add_unpruned(chart)
@@ -172,10 +179,16 @@ def _add_lines(chart: _Chart, predicted: Sequence[PlanPoint]) -> None:
     on_front = [
         (p.value * chart.cost.scale, p.point.measurement.accuracy.value) for p in chart.front
     ]
+    mixed = chart.view.weights != "float32"  # hollow plans are on it
     chart.add_line(
         [(x, 100 * accuracy) for x, accuracy in on_front],
-        "Front",
-        line={"color": colours.accent, "width": 2.5, "shape": "hv"},
+        "Front, hollow: accuracy of fp32" if mixed else "Front",
+        line={
+            "color": colours.accent,
+            "width": 2.5,
+            "shape": "hv",
+            "dash": "dash" if mixed else "solid",
+        },
     )
     if chart.timed and on_front:
         chart.figure.add_scatter(
@@ -184,7 +197,7 @@ def _add_lines(chart: _Chart, predicted: Sequence[PlanPoint]) -> None:
             mode="markers",
             name="Front",
             hoverinfo="skip",
-            marker=_ring(16, colours.accent, 2),
+            marker=ring(16, colours.accent, 2),
         )
 
 
@@ -217,14 +230,14 @@ def _add_gains(chart: _Chart, measured: Sequence[PlanPoint]) -> None:
                 hoverinfo="skip",
                 marker={
                     "size": 8,
-                    "symbol": [_symbol(_drawn_policy(p)) + symbol for p, _ in others],
-                    "color": [_policy_colour(chart, _drawn_policy(p)) for p, _ in others],
+                    "symbol": [_symbol(drawn_policy(p)) + symbol for p, _ in others],
+                    "color": [_policy_colour(chart, drawn_policy(p)) for p, _ in others],
                 },
             )
 
 
 def _symbol(policy: str) -> str:
-    return _SYMBOLS.get(policy, "x")
+    return SYMBOLS.get(policy, "x")
 
 
 def _policy_colour(chart: _Chart, policy: str) -> str:
@@ -250,13 +263,10 @@ def _add_measured(chart: _Chart, points: Sequence[PlanPoint], policy: str) -> No
             marker={
                 "size": 9,
                 "color": colour,
-                "symbol": [
-                    _symbol(policy) + ("-open" if p.recovered and not p.is_recovered else "")
-                    for p in shown
-                ],
+                "symbol": [_symbol(policy) + ("-open" if _is_hollow(p) else "") for p in shown],
             },
-            error_y=_interval_bars(shown, colour),
-            error_x=_quartile_bars([p.times for p in shown], colour) if chart.timed else None,
+            error_y=interval_bars(shown, colour),
+            error_x=quartile_bars([p.times for p in shown], colour) if chart.timed else None,
         )
     if below:
         chart.figure.add_scatter(
@@ -268,6 +278,11 @@ def _add_measured(chart: _Chart, points: Sequence[PlanPoint], policy: str) -> No
             hoverinfo="skip",
             marker={"size": 9, "color": colour, "symbol": "triangle-down"},
         )
+
+
+def _is_hollow(point: PlanPoint) -> bool:
+    """Return whether a measured plan is a ring: another accuracy of it counts, or is not known."""
+    return point.is_assumed or bool(point.recovered and not point.is_recovered)
 
 
 def _add_predicted(chart: _Chart, predicted: Sequence[PlanPoint]) -> None:
@@ -285,7 +300,7 @@ def _add_predicted(chart: _Chart, predicted: Sequence[PlanPoint]) -> None:
                 name=name,
                 hoverinfo="skip",
                 showlegend=inside,
-                marker=_ring(9, chart.colours.faint, 1.5) | {"symbol": symbol},
+                marker=ring(9, chart.colours.faint, 1.5) | {"symbol": symbol},
             )
 
 
@@ -313,15 +328,39 @@ def _add_unpruned(chart: _Chart) -> None:
     if value is None:
         return
     spread = quartile_range(view.unpruned_times) if chart.timed else ""
+    title = "Unpruned" if view.weights == "float32" else "Unpruned in fp32"
     chart.figure.add_scatter(
         x=[value * cost.scale],
         y=[chart.top],
         mode="markers",
-        name="Unpruned",
+        name=title,
         marker={"size": 11, "symbol": "star", "color": colour},
-        error_x=_quartile_bars([view.unpruned_times], colour) if chart.timed else None,
-        hovertemplate=f"<b>Unpruned</b><br>{cost.title}: {cost.format(value)}{spread}<br>"
+        error_x=quartile_bars([view.unpruned_times], colour) if chart.timed else None,
+        hovertemplate=f"<b>{title}</b><br>{cost.title}: {cost.format(value)}{spread}<br>"
         f"top-1 {chart.top:.2f} %<extra></extra>",
+    )
+    if chart.axis == "bytes" and view.unpruned_stored:
+        _add_unpruned_stored(chart)
+
+
+def _add_unpruned_stored(chart: _Chart) -> None:
+    """Add the unpruned model with its weights in fewer bits; hollow if that was not measured."""
+    view, cost, found = chart.view, chart.cost, chart.view.unpruned_measured
+    name, level = SHORT[view.weights], chart.top if found is None else 100 * found.value
+    of = f"in {name}" if found is not None else "measured in fp32"
+    chart.figure.add_scatter(
+        x=[view.unpruned_stored * cost.scale],
+        y=[max(level, chart.floor)],
+        mode="markers",
+        name=f"Unpruned in {name}",
+        marker={
+            "size": 11,
+            "symbol": "star" if found is not None else "star-open",
+            "color": chart.colours.text,
+        },
+        hovertemplate=f"<b>Unpruned in {name}</b><br>{cost.title}: "
+        f"{cost.format(view.unpruned_stored)}, exact<br>"
+        f"top-1 {level:.2f} % {of}<extra></extra>",
     )
 
 
@@ -333,9 +372,9 @@ def _add_selection(chart: _Chart, selected: PlanPoint) -> None:
         y=[chart.y(selected.accuracy.value)],
         mode="markers",
         name="Your choice",
-        marker=_ring(20, colour, 2.5),
+        marker=ring(20, colour, 2.5),
         hoverinfo="skip",
-        error_y=None if selected.measured else _interval_bars([selected], colour, chart.floor),
+        error_y=None if selected.measured else interval_bars([selected], colour, chart.floor),
     )
 
 
@@ -356,7 +395,7 @@ def _add_levels(chart: _Chart) -> None:
 
 def _add_click_targets(chart: _Chart, points: Sequence[PlanPoint]) -> None:
     """Add the invisible trace that receives clicks; of plans in one place the first gets it."""
-    ordered = sorted(points, key=lambda p: (not p.measured, _drawn_policy(p) != "optimal"))
+    ordered = sorted(points, key=lambda p: (not p.measured, drawn_policy(p) != "optimal"))
     chart.figure.add_scatter(
         x=[chart.x(p) for p in ordered],
         y=[chart.y(p.accuracy.value) for p in ordered],
@@ -367,7 +406,7 @@ def _add_click_targets(chart: _Chart, points: Sequence[PlanPoint]) -> None:
         selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
         customdata=[p.id for p in ordered],
-        text=[_tooltip(p, chart) for p in ordered],
+        text=[tooltip(p, chart.axis) for p in ordered],
         hovertemplate="%{text}<extra></extra>",
     )
 
@@ -375,7 +414,9 @@ def _add_click_targets(chart: _Chart, points: Sequence[PlanPoint]) -> None:
 def _set_layout(chart: _Chart) -> None:
     figure, cost = chart.figure, chart.cost
     grid = value_axis(chart.colours) | {"zeroline": False}
-    figure.update_xaxes(**grid, title_text=f"{cost.title}, {cost.unit}", rangemode="tozero")
+    fewer = chart.axis == "bytes" and chart.view.weights != "float32"
+    stored = f" in {SHORT[chart.view.weights]}" if fewer else ""
+    figure.update_xaxes(**grid, title_text=f"{cost.title}{stored}, {cost.unit}", rangemode="tozero")
     figure.update_yaxes(
         **grid,
         title_text="top-1 accuracy, %",
@@ -396,51 +437,3 @@ def _set_layout(chart: _Chart) -> None:
             "itemdoubleclick": False,
         },
     )
-
-
-def _drawn_policy(point: PlanPoint) -> str:
-    """Return the policy whose mark a plan gets; empty for a plan of no policy drawn."""
-    return next((policy for policy in _SYMBOLS if policy in point.policies), "")
-
-
-def _ring(size: float, colour: str, width: float) -> dict[str, Any]:
-    return {"size": size, "symbol": "circle-open", "color": colour, "line": {"width": width}}
-
-
-def _interval_bars(points: Sequence[PlanPoint], colour: str, floor: float = 0.0) -> dict[str, Any]:
-    """Return error bars of accuracies, percent, that end at the chart's lower edge."""
-    levels = [(max(100 * p.accuracy.value, floor), p.accuracy) for p in points]
-    return _ERROR_BAR | {
-        "color": colour,
-        "array": [max(100 * a.high - y, 0.0) for y, a in levels],
-        "arrayminus": [max(y - max(100 * a.low, floor), 0.0) for y, a in levels],
-    }
-
-
-def _quartile_bars(times: Sequence[Quartiles | None], colour: str) -> dict[str, Any]:
-    """Return error bars from the median to the quartiles, ms."""
-    return _ERROR_BAR | {
-        "color": colour,
-        "array": [t.high - t.median if t else 0.0 for t in times],
-        "arrayminus": [t.median - t.low if t else 0.0 for t in times],
-    }
-
-
-def _tooltip(point: PlanPoint, chart: _Chart) -> str:
-    cost = chart.cost
-    spread = quartile_range(point.times) if chart.timed else ""
-    value = cost.format(point.values[chart.axis])
-    text = f"<b>{in_chart(point.title)}</b><br>{cost.title}: {value}{spread}"
-    accuracy, drop = formats.accuracy(point.accuracy), formats.drop(point.drop)
-    numbers = f"top-1 {accuracy}<br>drop {drop}"
-    if point.measurement is not None:
-        m = point.measurement
-        text += f"<br>{numbers}<br>{formats.recovery_text(m.conditions.recovery, m.recovered_by)}"
-        if point.twin is not None:
-            name = "as pruned" if point.is_recovered else "recovered"
-            text += f"<br>{name}: top-1 {formats.accuracy(point.twin)}"
-        return text
-    text += f"<br>predicted, with the expected range:<br>{numbers}"
-    if point.raised_from:
-        text += "<br>no less than a measured plan of this policy that saves less"
-    return text

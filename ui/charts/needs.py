@@ -12,7 +12,7 @@ from ui.model.fits import Need
 
 _WIDE, _NARROW = 0.78, 0.42  # of the bars
 _LABELS = 1.4  # the axis ends after the labels, which are right of the bars
-_LEGEND = {
+LEGEND = {
     "orientation": "h",
     "x": 0,
     "xref": "container",
@@ -47,7 +47,7 @@ def needs_chart(found: Sequence[Need], *, dark: bool = False) -> go.Figure:
         barmode="overlay",
         height=26 * len(found) + 56,
         margin={"l": 8, "r": 8, "t": 36 if legend else 4, "b": 4},
-        legend=_LEGEND,
+        legend=LEGEND,
     )
     return figure
 

@@ -136,9 +136,15 @@ def read_plan(summary: ModelSummary, text: bytes | str) -> Draft:
     return draft_of(summary, PrunePlan.from_dict(data))
 
 
-def load_draft(store: Store, summary: ModelSummary) -> Draft | None:
-    """Return the stored draft for these weights; None without a usable one."""
-    data = store.get(_key(summary))
+def load_draft(store: Store, summary: ModelSummary, browser: str = "") -> Draft | None:
+    """Return the stored draft for these weights; None without a usable one.
+
+    Args:
+        store: The store.
+        summary: The model.
+        browser: Whose draft it is; empty: that of all browsers.
+    """
+    data = store.get(_key(summary, browser))
     if data is None:
         return None
     try:
@@ -149,16 +155,22 @@ def load_draft(store: Store, summary: ModelSummary) -> Draft | None:
     return draft
 
 
-def save_draft(store: Store, summary: ModelSummary, draft: Draft) -> None:
+def save_draft(store: Store, summary: ModelSummary, draft: Draft, browser: str = "") -> None:
     """Store the draft, so that it survives a reload."""
-    store.put(_key(summary), draft.to_dict())
+    # Not durable: a drag stores one every few pixels.
+    store.put(_key(summary, browser), draft.to_dict(), durable=False)
 
 
 def save_history(
-    store: Store, summary: ModelSummary, undo: Sequence[Draft], redo: Sequence[Draft]
+    store: Store,
+    summary: ModelSummary,
+    undo: Sequence[Draft],
+    redo: Sequence[Draft],
+    browser: str = "",
 ) -> None:
     """Store the newest steps of undo and redo, so that they survive a reload."""
-    store.put(_history_key(summary), {"undo": _newest(undo), "redo": _newest(redo)})
+    steps = {"undo": _newest(undo), "redo": _newest(redo)}
+    store.put(_history_key(summary, browser), steps, durable=False)
 
 
 def _newest(steps: Sequence[Draft]) -> list[dict[str, Any]]:
@@ -173,9 +185,9 @@ def _newest(steps: Sequence[Draft]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
-def load_history(store: Store, summary: ModelSummary) -> dict[str, list[Draft]]:
+def load_history(store: Store, summary: ModelSummary, browser: str = "") -> dict[str, list[Draft]]:
     """Return the stored steps of ``undo`` and ``redo``; none if this version cannot read them."""
-    data = store.get(_history_key(summary)) or {}
+    data = store.get(_history_key(summary, browser)) or {}
     try:
         found = {
             name: [Draft.from_dict(step) for step in data.get(name, ())]
@@ -201,9 +213,9 @@ def lost_draft(stored: Draft | None, seen: Draft | None, new: Draft) -> Draft | 
     return None if seen is not None and stored.plan.kept == seen.plan.kept else stored
 
 
-def _history_key(summary: ModelSummary) -> str:
-    return f"draft-history/{summary.weights_hash}"
+def _history_key(summary: ModelSummary, browser: str) -> str:
+    return "/".join(filter(None, ("draft-history", summary.weights_hash, browser)))
 
 
-def _key(summary: ModelSummary) -> str:
-    return f"draft/{summary.weights_hash}"
+def _key(summary: ModelSummary, browser: str) -> str:
+    return "/".join(filter(None, ("draft", summary.weights_hash, browser)))

@@ -50,7 +50,7 @@ def set_budget(summary: ModelSummary, saving: float) -> None:
     """Set the memory to save, a fraction; clipped to the range that the control offers."""
     clipped = min(max(saving, _LEAST_SAVING), _MOST_SAVING)
     state.put(_budget_key(summary), clipped)
-    loaders.open_store().put(_budget_key(summary), clipped)  # survives a reload
+    loaders.open_store().put(_budget_key(summary), clipped, durable=False)  # survives a reload
 
 
 def _budget_key(summary: ModelSummary) -> str:

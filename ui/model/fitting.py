@@ -10,6 +10,7 @@ import streamlit as st
 from psvit_core import planners
 from psvit_core.errors import PsvitError, TargetError
 from psvit_core.plan.build import reached_ratios
+from psvit_core.plan.latency import PredictedLatency
 from psvit_core.plan.size import memory_saving
 from psvit_core.planners import SavingRange
 from psvit_core.records import ModelSummary, PrunePlan, SensitivityTable
@@ -51,8 +52,21 @@ def locked_ratios(summary: ModelSummary, draft: Draft) -> dict[str, float]:
     return {group: reached[group] for group in draft.locked}
 
 
-def fit(table: SensitivityTable, policy: str, wanted: Limits, draft: Draft) -> Draft:
+def fit(
+    table: SensitivityTable,
+    policy: str,
+    wanted: Limits,
+    draft: Draft,
+    latency: PredictedLatency | None = None,
+) -> Draft:
     """Return a draft by a policy that meets all limits; locked groups stay.
+
+    Args:
+        table: The sweep's table.
+        policy: The policy.
+        wanted: The limits.
+        draft: Its locked groups stay.
+        latency: Predicts latencies; a limit on latency needs it.
 
     Raises:
         PsvitError: If no plan of the other groups meets them; groups are named as on screen.
@@ -65,6 +79,7 @@ def fit(table: SensitivityTable, policy: str, wanted: Limits, draft: Draft) -> D
             max_drop=wanted.max_drop,
             savings=wanted.savings,
             locked=locked_ratios(table.summary, draft),
+            cost=latency,
         )
     except TargetError as error:
         raise TargetError(with_labels(str(error), table.summary)) from error

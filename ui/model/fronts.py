@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from psvit_core import records
 from psvit_core.pareto import FrontPoint, ParetoArchive, ParetoPoint, PlanOrigin
 from psvit_core.plan.size import memory_saving, plan_size
@@ -94,6 +92,7 @@ class PlanPoint:
     times: Quartiles | None = None  # of ``values["latency"]``, ms
     # Accuracy of the same plan measured without recovery if this one has it, else with; a fraction.
     twin: Interval | None = None
+    weights: str = "float32"  # in which ``values["bytes"]`` counts them
     # The sweep's own prediction, where ``drop`` was raised to that of a measured smaller saving.
     raised_from: Interval | None = None
 
@@ -106,6 +105,12 @@ class PlanPoint:
     def measured(self) -> bool:
         """Whether its accuracy was measured."""
         return self.measurement is not None
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether its accuracy was measured, but with weights of another precision."""
+        m = self.measurement
+        return m is not None and self.weights != "float32" and m.conditions.weights == "float32"
 
     @property
     def is_recovered(self) -> bool:
@@ -137,6 +142,9 @@ class Overview:
     unpruned_times: Quartiles | None = None  # of its latency, ms
     machine: Machine | None = None  # the latencies' machine
     prediction_note: str = ""  # what the ranges of predictions are; empty without a sweep
+    weights: str = "float32"  # precision of the weights whose bytes are shown
+    unpruned_stored: int = 0  # bytes of the unpruned model in it; 0: that is float32
+    unpruned_measured: Interval | None = None  # its accuracy with such weights, if it was measured
 
     @property
     def points(self) -> dict[str, PlanPoint]:
@@ -389,44 +397,3 @@ def predicted_point(
         policies=(plan.policy,),
         raised_from=from_sweep if drop.value > from_sweep.value else None,
     )
-
-
-def _recovery(point: PlanPoint) -> str:
-    """Return how a measured plan was recovered; empty for predicted ones."""
-    m = point.measurement
-    return formats.recovery_text(m.conditions.recovery, m.recovered_by) if m else ""
-
-
-def table_rows(view: Overview, axis: str) -> pd.DataFrame:
-    """Return all plans as a table, the largest first, with the front on one axis."""
-    front = {p.point.point_id: p.overlaps for p in view.front(axis)}
-    knee = view.knee(axis)
-    points = sorted(view.points.values(), key=lambda p: -p.values.get("bytes", 0.0))
-    position = {
-        p.id: ("knee" if p.id == knee else "on the front") + (" ≈" if front[p.id] else "")
-        for p in points
-        if p.id in front
-    }
-    table = {
-        "plan": [p.title for p in points],
-        "criterion": [p.criterion for p in points],
-        "how": ["measured" if p.measured else "predicted" for p in points],
-        "front": [position.get(p.id, "") for p in points],
-        "accuracy": [p.accuracy.value for p in points],
-        "accuracy_low": [p.accuracy.low for p in points],
-        "accuracy_high": [p.accuracy.high for p in points],
-        "drop_pp": [p.drop.value for p in points],
-        "drop_low_pp": [p.drop.low for p in points],
-        "drop_high_pp": [p.drop.high for p in points],
-        "recovery": [_recovery(p) for p in points],
-        "accuracy_pruned": [p.pruned.value if p.pruned else None for p in points],
-        "accuracy_recovered": [p.recovered.value if p.recovered else None for p in points],
-    }
-    for name, cost in AXES.items():
-        values = [p.values.get(name) for p in points]
-        if any(v is not None for v in values):
-            table[f"{name}_{cost.unit}"] = [None if v is None else v * cost.scale for v in values]
-    if any(p.times for p in points):
-        table["latency_low_ms"] = [p.times.low if p.times else None for p in points]
-        table["latency_high_ms"] = [p.times.high if p.times else None for p in points]
-    return pd.DataFrame(table)

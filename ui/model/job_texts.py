@@ -13,6 +13,7 @@ from psvit_core.records.jobs import (
     ParetoRequest,
     PlanRequest,
     PlanResult,
+    QuantizeRequest,
     SweepRequest,
 )
 from psvit_core.storage.store import Store
@@ -28,9 +29,11 @@ _PAGES = {  # of a finished job's result
     "plan": "Compare",
     "pareto": "Overview",
     "export": "Export",
+    "quantize": "Export",
     "graph": "Export",
     "report": "Export",
     "fits": "Export",
+    "latency": "Compare",
     "finetune": "Fine-tune",
     "summary": "Open",
     "check_data": "Open",
@@ -45,13 +48,13 @@ def about(store: Store, job: Job) -> str:
     if isinstance(request, ParetoRequest):
         names = [POLICY_NAMES.get(p, p) for p in request.settings.policies]
         return f"{len(list(request.settings.cells()))} plans by {', '.join(names)}"
-    if isinstance(request, GraphRequest):
+    if isinstance(request, GraphRequest | QuantizeRequest):
         return Path(request.path).name
     plan = job_plan(job)
     if plan is None:
         if isinstance(request, PlanRequest):
             return settings_line(request.settings)
-        return "unpruned" if job.task in ("measure", "fits") else ""
+        return "unpruned" if job.task in ("measure", "fits", "latency") else ""
     summary = Workspace(job.subject, store).summary() if job.subject else None
     if summary is None or summary.weights_hash != plan.weights_hash:
         return POLICY_NAMES.get(plan.policy, plan.policy)

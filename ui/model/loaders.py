@@ -14,12 +14,17 @@ import streamlit as st
 
 from psvit_core.errors import StoreError
 from psvit_core.files import data_set_name
-from psvit_core.jobs import client, workers
+from psvit_core.jobs import client, devices, queue, workers
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.warming import request_warm_up
 from psvit_core.pareto import ParetoArchive
 from psvit_core.records import Measurement, ModelSummary, PrunePlan, Subject
-from psvit_core.records.jobs import CheckDataResult, ExportRequest, GraphRequest, InspectRequest
+from psvit_core.records.jobs import (
+    CheckDataResult,
+    ExportRequest,
+    GraphRequest,
+    InspectRequest,
+)
 from psvit_core.sensitivity.spec import load_spec
 from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store, digest
@@ -93,6 +98,7 @@ class Choice:
             num_heads=rest.pop("num_heads", None),
             entry=self.entry,
             arguments=rest,
+            device=devices.default_device(),
         )
 
 
@@ -113,7 +119,8 @@ def model_titles(store: Store) -> dict[str, str]:
     """
     cards = [model_card(name) for name in list_models()]
     titles = {card.name: card.title for card in cards if card.weights}
-    for job in exports(store):
+    quantized = [job for job in client.list_jobs(store) if job.task == "quantize"]
+    for job in (*exports(store), *quantized):
         path = Path(job.written.path) if job.written else None
         if path and path.is_file():
             titles[str(path)] = f"Pruned: {path.stem} ({job.id[:4]})"
@@ -357,8 +364,9 @@ def warm_up(workspace: Workspace) -> None:
         return
     state.put(_WARMED, name)
     with workspace.store.optional():
-        request_warm_up(workspace.store, workspace.subject)
-        workers.ensure_worker(workspace.store)
+        device = devices.first_device()
+        request_warm_up(workspace.store, workspace.subject, device)
+        workers.ensure_worker(workspace.store, device)
 
 
 def is_active(store: Store, job: Job | None) -> bool:
@@ -367,16 +375,29 @@ def is_active(store: Store, job: Job | None) -> bool:
 
 
 def active_jobs(store: Store) -> list[Job]:
-    """Return the jobs of all models that run or wait, in the order a worker takes them."""
+    """Return the jobs of all models that run or wait, in the order a worker takes them.
+
+    Without those of other versions, which wait for a program that can run them.
+    """
     jobs = [job for job in client.list_jobs(store) if job.active]
-    return sorted(
-        jobs, key=lambda job: (job.state != "running", job.task not in client.SHORT, job.created)
-    )
+    running = [job for job in jobs if job.state == "running"]
+    queued = [job for job in jobs if job.state == "queued" and not job.misfit]
+    return [
+        *sorted(running, key=lambda job: (job.task not in client.SHORT, job.created)),
+        *queue.in_order(store, queued),
+    ]
 
 
 def ended_jobs(store: Store) -> list[Job]:
-    """Return the jobs of all models that have ended, the last first."""
-    jobs = [job for job in client.list_jobs(store) if not job.active]
+    """Return the jobs of all models that have ended, the last first.
+
+    Those of other versions that can only be removed are not among them (``jobs.versions``).
+    """
+    jobs = [
+        job
+        for job in client.list_jobs(store)
+        if not job.active and (job.state == "done" or not job.misfit)
+    ]
     return sorted(jobs, key=lambda job: job.ended or job.created, reverse=True)
 
 

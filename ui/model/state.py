@@ -30,6 +30,7 @@ DATA = "data"
 ENTRY = "entry"  # of a checkpoint file with several state dicts: the one to load
 ARGUMENTS = "arguments"  # of a checkpoint file: what its tensors do not reveal
 COMPARED = "compare-a/{}"  # session key by weights hash: the first plan on the Compare page
+BROWSER = "browser"  # session key: whose plans it edits; empty or missing: those of all browsers
 SHOWN = "shown-model"  # session key: description of the model that the page shows
 PAGES = Path(__file__).parents[2] / "pages"
 _UNDO_STEPS = 50
@@ -167,10 +168,10 @@ def draft(store: Store, summary: ModelSummary) -> Draft:
     """Return the session's draft for this model; at first the stored one, or an empty one."""
     key = _draft_key(summary)
     if key not in st.session_state:
-        stored = drafts.load_draft(store, summary)
+        stored = drafts.load_draft(store, summary, _browser())
         st.session_state[_seen_key(summary)] = stored
         st.session_state[key] = stored or drafts.empty_draft(summary)
-        for direction, steps in drafts.load_history(store, summary).items():
+        for direction, steps in drafts.load_history(store, summary, _browser()).items():
             _history(summary, direction).extend(steps)
     found: Draft = st.session_state[key]
     return found
@@ -242,7 +243,10 @@ def _put_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
 
 
 def _save_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
-    seen, stored = st.session_state.get(_seen_key(summary)), drafts.load_draft(store, summary)
+    seen, stored = (
+        st.session_state.get(_seen_key(summary)),
+        drafts.load_draft(store, summary, _browser()),
+    )
     lost = drafts.lost_draft(stored, seen, new)
     if lost is not None:
         name = saved_plans.save_plan(store, summary, lost.plan, "From another tab", lost.tab).name
@@ -252,8 +256,10 @@ def _save_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
             icon=":material/tab:",
         )
     with store.optional():  # the tab keeps it in any case
-        drafts.save_draft(store, summary, dataclasses.replace(new, tab=tab_id()))
-        drafts.save_history(store, summary, _history(summary), _history(summary, "redo"))
+        own = dataclasses.replace(new, tab=tab_id())
+        drafts.save_draft(store, summary, own, _browser())
+        undo, redo = _history(summary), _history(summary, "redo")
+        drafts.save_history(store, summary, undo, redo, _browser())
     st.session_state[_seen_key(summary)] = new
 
 
@@ -263,7 +269,7 @@ def _save_draft(store: Store, summary: ModelSummary, new: Draft) -> None:
 def draft_from_elsewhere(store: Store, summary: ModelSummary) -> Draft | None:
     """Return the stored plan if another tab wrote it and this tab's user has not answered yet."""
     own, seen = draft(store, summary), st.session_state.get(_seen_key(summary))
-    stored = drafts.load_draft(store, summary)
+    stored = drafts.load_draft(store, summary, _browser())
     known = [own, seen, st.session_state.get(_declined_key(summary))]
     if stored is None or stored.tab == tab_id():
         return None
@@ -281,6 +287,11 @@ def take_draft_from_elsewhere(store: Store, summary: ModelSummary, other: Draft)
 def decline_draft_from_elsewhere(summary: ModelSummary, other: Draft) -> None:
     """Keep this tab's plan, and mention this plan of another tab no more."""
     st.session_state[_declined_key(summary)] = other
+
+
+def _browser() -> str:
+    found: str = st.session_state.get(BROWSER, "")
+    return found
 
 
 def _history(summary: ModelSummary, direction: str = "undo") -> list[Draft]:

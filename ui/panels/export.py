@@ -9,7 +9,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from psvit_core.files import is_file, module_name
+from psvit_core.files import module_name
 from psvit_core.jobs.client import Job
 from psvit_core.plan.size import memory_saving
 from psvit_core.records import DIGITS_TRANSFORM, ModelSummary, PrunePlan
@@ -23,6 +23,7 @@ from ui.model import (
     fronts,
     loaders,
     measured,
+    provenance,
     recovery,
     state,
     sweeps,
@@ -30,14 +31,16 @@ from ui.model import (
 from ui.model.drafts import Draft
 from ui.model.foreign import in_markdown
 from ui.model.provenance import source_card
+from ui.model.stored_weights import FLOAT32, SHORT
 from ui.panels.fits import fits_panel
 from ui.panels.frame import boot
 from ui.panels.graph import graph_button, graph_state
 from ui.panels.job import follow_job
 from ui.panels.measurement import measurement_line
 from ui.panels.plan import default_file_name, plan_button, plan_line, plan_uploader
+from ui.panels.quantized import quantized_panel
 from ui.panels.report import report_panel
-from ui.panels.widgets import action_button, download_link
+from ui.panels.widgets import action_button, download_link, python_button
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}\.safetensors")
 
@@ -53,6 +56,7 @@ def export_page() -> None:
         if draft.empty:
             st.info("The plan removes nothing yet. Make one on the Tune page, or open a plan file.")
         else:
+            _quantized_line(page.workspace)
             measurement_line(page.workspace, draft.plan, key="measure")
             loss_panel(page.workspace, page.summary, draft.plan)
             export_panel(page.workspace, page.summary, draft.plan, key="export")
@@ -68,6 +72,17 @@ def export_page() -> None:
         st.header("Report", anchor=False)
         plan = None if draft.empty else draft.plan
         report_panel(page.workspace, page.summary, plan, key="report")
+
+
+def _quantized_line(workspace: Workspace) -> None:
+    """Say that pruning a quantized network writes float32 weights again."""
+    weights = provenance.stored_weights(workspace.subject.model)
+    if weights != FLOAT32:
+        st.info(
+            f"The open file stores its weights in {SHORT[weights]}. Pruned by this plan, they are "
+            "fp32 again, and the file may be larger than it is now: quantize it below.",
+            icon=":material/compress:",
+        )
 
 
 def loss_panel(workspace: Workspace, summary: ModelSummary, plan: PrunePlan) -> None:
@@ -170,7 +185,7 @@ def _export_entry(
             )
             if path.is_file():
                 download_link(workspace.store, job, path)
-                _code_button(Path(written.code), key=key)
+                python_button(Path(written.code), key=key)
                 graph = graph_button(workspace, summary, path, key=key)
                 st.button(
                     "Open here",
@@ -187,24 +202,11 @@ def _export_entry(
         st.markdown(in_markdown(comparison.gain_text(job)))
         st.caption("SHA-256")
         st.code(written.sha256, language=None)
+        if path.is_file():
+            with st.expander("Quantize this file", expanded=first, key=f"{key}-bits"):
+                quantized_panel(workspace, summary, path, key=f"{key}-quantize")
         with st.expander("Load this file", expanded=first, key=f"{key}-load"):
             load_examples(path.name, workspace)
-
-
-def _code_button(code: Path, *, key: str) -> None:
-    """Draw the button that downloads the Python file of a checkpoint, if there is one."""
-    if not is_file(code):
-        return
-    st.download_button(
-        "Python file",
-        code.read_text(encoding="utf-8"),
-        code.name,
-        "text/x-python",
-        key=f"{key}-code",
-        on_click="ignore",
-        help="The network's definition. With the checkpoint beside it, it runs where this program "
-        "is not installed: it needs only torch and safetensors.",
-    )
 
 
 def load_examples(name: str, workspace: Workspace) -> None:

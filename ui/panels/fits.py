@@ -6,10 +6,11 @@ import streamlit as st
 
 from psvit_core.errors import InvalidSizeError
 from psvit_core.jobs.client import Job
+from psvit_core.machine_jobs import count_fits, find_fits
 from psvit_core.metrics.devices import DEVICES, NEUROMORPHIC, own_device, parse_size
 from psvit_core.records import ModelSummary, PrunePlan, TargetDevice
 from psvit_core.records.jobs import FitsResult
-from psvit_core.workspace import Workspace, count_fits, find_fits
+from psvit_core.workspace import Workspace
 from ui.charts.needs import needs_chart
 from ui.model import fits
 from ui.model.fits import Need, Needs

@@ -10,6 +10,7 @@ import streamlit as st
 
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.words import rate_text
 from psvit_core.storage.store import Store
 from ui.model import formats
 from ui.model.foreign import in_markdown
@@ -30,9 +31,11 @@ TASKS = {
     "plan": TaskText("Planning", "Planning"),
     "pareto": TaskText("Front measurement", "Measuring plans"),
     "export": TaskText("Export", "Exporting"),
+    "quantize": TaskText("Quantization", "Quantizing and measuring"),
     "graph": TaskText("ONNX export", "Writing and checking the ONNX file"),
     "report": TaskText("Report", "Writing the report"),
     "fits": TaskText("Memory count", "Counting the memory that the network needs"),
+    "latency": TaskText("Layer times", "Timing the layers at several widths"),
     "recovery": TaskText("Recovery", "Recovering"),
     "finetune": TaskText("Fine-tuning", "Fine-tuning"),
     "summary": TaskText("Model description", "Reading the model", "Could not read this model."),
@@ -148,10 +151,11 @@ def progress_text(job: Job, text: TaskText, cancelling: bool = False, waits_for:
     if job.total:
         what = job.what if job.task == "sweep" or job.task in _UNITS else ""
         left = formats.time_left(job.seconds_left())
-        parts = [f"{text.running}: {how_far(job)}", left, what]
+        parts = [f"{text.running}: {how_far(job)}", rate_text(job), left, what]
         return " · ".join(filter(None, parts))
     if job.done:
-        return f"{text.running}: {job.done} {job.what}"
+        parts = [f"{text.running}: {job.done:,} {job.what}", rate_text(job)]
+        return " · ".join(filter(None, parts))
     if job.task == "sweep":
         return f"{text.running}: loading the model, then measuring the baseline"
     return f"{text.running}…"

@@ -9,15 +9,17 @@ from pathlib import Path
 import streamlit as st
 
 from psvit_core.files import last_lines
-from psvit_core.jobs import client
+from psvit_core.jobs import client, queue, versions
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.logs import job_log, printable
 from psvit_core.storage.aside import found_aside
 from psvit_core.storage.store import Store, digest
+from ui.components.notify import notify_switch
 from ui.model import formats, job_texts, loaders, open_files, state
 from ui.model.foreign import in_code, in_markdown
 from ui.panels.frame import show_message
 from ui.panels.job import cancel_button, progress_text, resume_button, running_title, task_text
-from ui.panels.widgets import download_link
+from ui.panels.widgets import action_button, download_link
 from ui.shell import downloads
 
 _STATES = {  # an icon and a word: never the colour alone
@@ -28,8 +30,7 @@ _STATES = {  # an icon and a word: never the colour alone
 }
 _REASONS = {
     "cancelled": "Finished results are stored; resuming continues from there.",
-    "interrupted": "Its worker process ended: it was killed, or the machine shut down or ran out "
-    "of memory. Finished results are stored; resuming continues from there.",
+    "interrupted": client.GONE,
 }
 _ADVICE = {  # by a part of the error message, lower case
     "out of memory": "Use a smaller batch or memory budget, then try again.",
@@ -56,13 +57,15 @@ def jobs_page() -> None:
     active = [job.id for job in loaders.active_jobs(store)]
 
     @st.fragment(run_every=1.0 if active else 3.0)  # jobs may also be started in another tab
-    def queue() -> None:
+    def waiting_and_running() -> None:
         now = loaders.active_jobs(store)
         queue_panel(store, now, key="queue")
         if [job.id for job in now] != active:
             st.rerun()  # a job has started or ended: the rest of the page changes too
 
-    queue()
+    waiting_and_running()
+    notify_switch(key="notify")
+    others_panel(store, key="others")
     files_panel(store, key="files")
     ended_panel(store, key="ended")
     log_panel(store, key="log")
@@ -92,6 +95,8 @@ def _active_job(store: Store, job: Job, *, key: str) -> None:
             f"**{in_markdown(title(job))}**  \n:gray[{in_markdown(_about(store, job))}]",
             width="stretch",
         )
+        if job.state == "queued" and not cancelling:
+            _move_buttons(store, job, key=key)
         cancel_button(store, job, cancelling, key=f"{key}-cancel")
     line = progress_text(job, task_text(job.task), cancelling, running_title(store, job))
     text = in_markdown(line)
@@ -100,6 +105,36 @@ def _active_job(store: Store, job: Job, *, key: str) -> None:
     else:
         icon = "hourglass_top" if job.state == "running" else "schedule"
         st.markdown(f":material/{icon}: {text}")
+
+
+def _move_buttons(store: Store, job: Job, *, key: str) -> None:
+    """Draw the buttons that move a waiting job forward; none if it waits alone."""
+    rivals = [other.id for other in queue.rivals(store, job)]
+    if len(rivals) < 2 or job.id not in rivals:
+        return
+    place = rivals.index(job.id)
+    above = rivals[max(place - 1, 0)]
+    action_button(
+        "Up",
+        queue.move,
+        *(store, job.id, above),
+        key=f"{key}-up",
+        type="tertiary",
+        icon=":material/arrow_upward:",
+        disabled=place == 0,
+        help="Run this job before the one above it.",
+    )
+    action_button(
+        "First",
+        queue.move,
+        *(store, job.id),
+        key=f"{key}-first",
+        type="tertiary",
+        icon=":material/vertical_align_top:",
+        disabled=place == 0,
+        help="Run this job next. Measurements and other short jobs still run between the steps of "
+        "a long one.",
+    )
 
 
 def title(job: Job) -> str:
@@ -121,7 +156,16 @@ def _about(store: Store, job: Job) -> str:
         parts.append(f"running for {formats.duration(time.time() - job.started)}")
     elif job.active:
         parts.append(f"queued {formats.time_ago(job.created)}")
+        parts.append(_place(store, job))
     return " · ".join(filter(None, parts))
+
+
+def _place(store: Store, job: Job) -> str:
+    """Return a waiting job's place on its device; empty if it waits alone."""
+    ids = [other.id for other in queue.waiting(store, job.device)]
+    if job.id not in ids or len(ids) < 2:
+        return ""
+    return f"number {ids.index(job.id) + 1} of {len(ids)} that wait"
 
 
 # ---- ended jobs ------------------------------------------------------------------------------
@@ -148,6 +192,17 @@ def ended_panel(store: Store, *, key: str) -> None:
             st.error(in_markdown(_advice(job)), icon=":material/error:")
         elif job.state in _REASONS:
             st.caption(_REASONS[job.state])
+        if job.state in ("failed", "interrupted"):
+            _job_log(store, job, key=f"{key}-{job.id}-log")
+
+
+def _job_log(store: Store, job: Job, *, key: str) -> None:
+    """Draw what the worker's log says of a job; nothing if that is not known."""
+    lines = job_log(store, job, _LOG_LINES)
+    if lines:
+        with st.expander("Log of this job", key=key):
+            st.code("\n".join(lines), language=None)
+            st.caption(f"In a shell: {in_code(f'psvit jobs log {job.id}')}")
 
 
 def _result_button(store: Store, job: Job, page: str, *, key: str) -> None:
@@ -176,6 +231,7 @@ def _about_ended(store: Store, job: Job) -> str:
         parts.append(f"took {formats.duration(job.ended - job.started)}")
     if job.total and job.state != "done":
         parts.append(f"{100 * job.done // job.total}{formats.NBSP}% done")
+    parts.append(versions.version_note(job.program))
     return " · ".join(filter(None, parts))
 
 
@@ -185,6 +241,30 @@ def _advice(job: Job) -> str:
         if sign in job.error.lower():
             return f"{job.error} {advice}"
     return job.error
+
+
+# ---- jobs of other versions ------------------------------------------------------------------
+
+
+def others_panel(store: Store, *, key: str) -> None:
+    """Draw the jobs that another version of the program has written; nothing if there are none."""
+    others = versions.list_other_jobs(store)
+    if not others:
+        return
+    st.header("Of other versions", anchor=False)
+    st.markdown(f"This version cannot run these jobs. {versions.WAY_OUT}")
+    for other in others:
+        name = digest(other.id)
+        made = f"version {other.program}" if other.program else "an older version"
+        when = formats.time_ago(other.created) if other.created else ""
+        about = " · ".join(filter(None, [made, other.state, when, other.why]))
+        with st.container(key=f"{key}-{name}", horizontal=True, vertical_alignment="center"):
+            st.markdown(
+                f"**{in_markdown(other.title)}**  \n:gray[{in_markdown(about)}]", width="stretch"
+            )
+            action_button(
+                "Remove this job", versions.remove, store, other.id, key=f"{key}-{name}-remove"
+            )
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -262,6 +342,6 @@ def log_panel(store: Store, *, key: str) -> None:
     for path in sorted((store.folder / "logs").glob("worker-*.log")):
         device = path.stem.removeprefix("worker-")
         with st.expander(f"Log of the worker on {in_markdown(device)}", key=f"{key}-{device}"):
-            lines = last_lines(path, _LOG_LINES)
+            lines = [printable(line) for line in last_lines(path, _LOG_LINES)]
             st.code("\n".join(lines) or "The log is empty.", language=None)
             st.caption(f"The last {len(lines)} lines of {in_markdown(str(path))}")

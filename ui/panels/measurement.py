@@ -80,6 +80,9 @@ def measured_table(m: Measurement, *, baseline: Measurement | None = None) -> No
     if m.agreement is not None and m.kl is not None:
         facts.append(("Same prediction as baseline", formats.percent(m.agreement, 2)))
         facts.append(("KL to baseline", f"{m.kl:.4f} nats"))
+    if m.precision_check is not None:
+        same = formats.percent(m.precision_check.agreement, 2)
+        facts.append((f"Same prediction in float32, {m.precision_check.n_images} images", same))
     base = baseline or m
     facts.append(("SOPs per image", formats.short_count(m.sops) + _change(m.sops, base.sops)))
     energy = formats.energy(m.energy_pj) + _change(m.energy_pj, base.energy_pj)

@@ -13,6 +13,7 @@ from psvit_core.zoo.sizing import format_arguments
 from ui.charts.bytes import bytes_chart
 from ui.model import formats, provenance, tables
 from ui.model.foreign import in_code
+from ui.model.stored_weights import FLOAT32
 from ui.panels.widgets import NO_TOOLBAR
 
 MANY_GROUPS = 24  # a longer table scrolls
@@ -135,8 +136,10 @@ def bytes_panel(summary: ModelSummary, *, key: str, dark: bool) -> None:
         config=NO_TOOLBAR,
         alt="Bytes of each block of the network",
     )
+    quantized = provenance.stored_weights(summary.model) != FLOAT32
+    fp32 = " in fp32, as pruning writes them" if quantized else ""
     st.caption(
-        "Bytes of each block's tensors. Tensors that belong only to a residual stream (its "
+        f"Bytes of each block's tensors{fp32}. Tensors that belong only to a residual stream (its "
         "normalisation, the classifier's input) are listed under that stream. Removing channels "
         "also frees bytes in every layer that reads them, so savings do not simply add up; the "
         "Tune page shows the exact joint size."

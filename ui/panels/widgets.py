@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from psvit_core.files import is_file
 from psvit_core.jobs.client import Job
 from psvit_core.storage.store import Store
 from ui.model import state
@@ -98,4 +99,20 @@ def download_link(
     st.html(
         f'<a class="psvit-button" href="{link}" download="{name}"{aria}>{escape(text)}</a>',
         width="content",
+    )
+
+
+def python_button(code: Path, *, key: str) -> None:
+    """Draw the button that downloads the Python file of a checkpoint, if there is one."""
+    if not is_file(code):
+        return
+    st.download_button(
+        "Python file",
+        code.read_text(encoding="utf-8"),
+        code.name,
+        "text/x-python",
+        key=f"{key}-code",
+        on_click="ignore",
+        help="The network's definition. With the checkpoint beside it, it runs where this program "
+        "is not installed: it needs only torch and safetensors.",
     )

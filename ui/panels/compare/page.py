@@ -26,6 +26,7 @@ from ui.panels.compare.saving import save_panel
 from ui.panels.compare.table import picked_plans, plans_table, two_plans
 from ui.panels.frame import Frame, boot
 from ui.panels.job import follow_job
+from ui.panels.latency import latency_panel
 
 NamedPlans = dict[str, tuple[str, PrunePlan]]  # name and plan by id
 _CURRENT = "current"  # the draft's id among those of saved plans
@@ -84,6 +85,8 @@ def _details(page: Frame, a: ComparedPlan, b: ComparedPlan) -> None:
         st.header("Firing rate by layer", anchor=False)
         unpruned = loaders.measurement(page.workspace, None)
         firing_panel(both, unpruned, dark=page.dark, key="firing")
+        st.header("Latency by layer", anchor=False)
+        latency_panel(page.workspace, page.summary, a.plan, key="latency", dark=page.dark)
     with right:
         st.header("Accuracy by class", anchor=False)
         classes_panel(both, dark=page.dark, key="classes")

@@ -6,9 +6,10 @@ import streamlit as st
 
 from psvit_core.plan.size import plan_size
 from psvit_core.records import ModelSummary
-from ui.model import open_files
+from ui.model import formats, open_files, provenance
 from ui.model.drafts import locked_reason
 from ui.model.foreign import in_code, in_markdown
+from ui.model.stored_weights import FLOAT32, SHORT, counted, quantized_note
 from ui.panels.frame import Frame
 from ui.panels.model import card_panel, groups_panel, size_tiles
 
@@ -28,10 +29,24 @@ def found_panel(page: Frame, *, key: str) -> None:
             on_click=open_files.open_model,
             args=(card.name,),
         )
-    size_tiles(plan_size(summary, None), len(summary.groups))
+    weights = provenance.stored_weights(subject.model)
+    size_tiles(plan_size(summary, None, counted(weights)), len(summary.groups))
+    if weights != FLOAT32:
+        _quantized(subject.model, weights)
     st.markdown("  \n".join(f":material/{icon}: {text}" for icon, text in report_lines(summary)))
     with st.expander(f"All {len(summary.groups)} channel groups", key=f"{key}-groups-open"):
         groups_panel(summary, key=f"{key}-groups")
+
+
+def _quantized(model: str, weights: str) -> None:
+    """Say in which form a file stores its weights, what it was measured at, and what it is for."""
+    st.info(
+        f"Weights of convolutions and linear layers are stored in **{SHORT[weights]}**; the memory "
+        f"above is that of the stored tensors. {quantized_note(weights)}",
+        icon=":material/compress:",
+    )
+    for measured in provenance.recorded(model):
+        st.caption(in_markdown(formats.recorded_line(measured)))
 
 
 def report_lines(summary: ModelSummary) -> list[tuple[str, str]]:

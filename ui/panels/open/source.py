@@ -15,6 +15,7 @@ from psvit_core.zoo.cards import list_models, model_card
 from ui.model import formats, loaders, open_files, roots, state
 from ui.model.foreign import in_markdown
 from ui.model.loaders import Choice
+from ui.model.stored_weights import FLOAT32, SHORT, quantized_note
 from ui.panels.job import follow_job
 from ui.panels.open.sizing import sizing_form
 from ui.panels.widgets import action_button
@@ -240,12 +241,15 @@ def _entry_choice(store: Store, report: FileReport, *, key: str) -> None:
 
 def _pruned_file(file: str, report: FileReport, facts: str, *, key: str) -> None:
     origin = loaders.card_title(report.pruned_from)
+    stored = f", with weights in **{SHORT[report.weights]}**" if report.weights in SHORT else ""
     st.success(
-        f"A pruned model that this tool wrote, made from {in_markdown(origin)}. {facts}",
+        f"A pruned model that this tool wrote, made from {in_markdown(origin)}{stored}. {facts}",
         icon=":material/content_cut:",
     )
     for measured in report.recorded:
         st.caption(in_markdown(formats.recorded_line(measured)))
+    if report.weights != FLOAT32:
+        st.caption(quantized_note(report.weights))
     action_button(
         "Open the pruned model",
         open_files.open_file,

@@ -9,7 +9,7 @@ import streamlit as st
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from ui.charts.front import front_chart
-from ui.model import editing, formats, fronts, loaders, state
+from ui.model import editing, formats, front_rows, fronts, loaders, state, stored_weights
 from ui.model.foreign import in_markdown
 from ui.model.fronts import AXES, Overview, PlanPoint
 from ui.model.predictor import Predictor
@@ -26,6 +26,12 @@ _LEGEND = (
 _LATENCY_LEGEND = (
     f"{_MEASURED} Horizontal whiskers: quartiles of the latency. Rings: the front, plans that no "
     "measured plan beats."
+)
+_STORED_LEGEND = (
+    "Bytes are exact: those of the tensors in a quantized file. Filled: accuracy measured with "
+    "these weights. Hollow, in a policy's colour: accuracy measured in fp32, which quantizing may "
+    "change; grey: predicted for fp32. Dashed line: the front through both. **★** the unpruned "
+    "network in fp32, **☆** with these weights."
 )
 _MARKS = (
     "**≈** statistically tied with a neighbouring plan on the front: their intervals overlap. "
@@ -46,6 +52,29 @@ def axis_control(*, key: str) -> str:
         help="\n".join(f"- **{a.title}**: {a.note}" for a in AXES.values()),
     )
     return axis or "bytes"
+
+
+def weights_control(*, key: str) -> str:
+    """Draw the choice of the precision that weights are stored in; it is also in the URL.
+
+    Returns:
+        The precision, as ``plan_size`` takes it.
+    """
+    state.restore_values(key)
+    chosen = st.segmented_control(
+        "Weights stored in",
+        list(stored_weights.CHOICES),
+        format_func=stored_weights.TITLES.__getitem__,
+        default="fp32",
+        required=True,
+        key=key,
+        bind="query-params",
+        help="Of convolutions and linear layers; everything else stays fp32. Bytes are exact. "
+        "Accuracies are those of fp32, unless a network was measured with such weights: quantize "
+        "its file on the Export page. The unpruned network in fp32 stays the reference.",
+    )
+    state.remember_values(key)
+    return stored_weights.CHOICES[chosen or "fp32"]
 
 
 def images_control(workspace: Workspace, *, key: str) -> Workspace:
@@ -94,9 +123,10 @@ def selected_point(
     known = view.find(draft.plan)
     if known is not None or predictor is None or view.baseline is None:
         return known
-    return fronts.predicted_point(
+    predicted = fronts.predicted_point(
         view.summary, draft.plan, predictor, view.baseline, view.measured, is_draft=True
     )
+    return stored_weights.point_with_weights(view, predicted)
 
 
 def take_point(store: Store, view: Overview, point: PlanPoint) -> None:
@@ -130,13 +160,16 @@ def front_panel(
         note += f" Measured on {in_markdown(m.processor)}, {m.threads} thread(s); "
         note += "other machines are left out."
     legend = _LATENCY_LEGEND if axis == "latency" else _LEGEND
+    if view.weights != stored_weights.FLOAT32:
+        legend = _STORED_LEGEND
+        note = note if axis != "bytes" else stored_weights.joint_line(view)
     st.caption(f"{legend} {_MARKS} {note}")
 
 
 def table_panel(view: Overview, axis: str, *, key: str) -> None:
     """Draw all plans as a table, with a CSV download."""
     with st.expander(f"All {len(view.points)} plans as a table", key=f"{key}-open"):
-        frame = fronts.table_rows(view, axis)
+        frame = front_rows.table_rows(view, axis)
         fractions = ("accuracy", "accuracy_low", "accuracy_high")
         numbers = frame.columns[frame.columns.get_loc("drop_pp") :]
         shown_as = dict.fromkeys(fractions, "percent") | dict.fromkeys(numbers, "%.2f")

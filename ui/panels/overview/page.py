@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from psvit_core.storage.store import Store
-from ui.model import loaders, measured, sweeps
+from ui.model import loaders, measured, stored_weights, sweeps
 from ui.model.fronts import AXES, Overview, PlanPoint
 from ui.panels.frame import boot
 from ui.panels.overview.first import first_steps_panel
@@ -15,10 +15,13 @@ from ui.panels.overview.front import (
     images_control,
     selected_point,
     table_panel,
+    weights_control,
 )
 from ui.panels.overview.measuring import measure_front_panel
 from ui.panels.overview.plan import plan_panel
 from ui.panels.sweep_choice import select_used_sweep
+
+WEIGHTS = "weights"  # widget key; also the name in the URL
 
 
 def overview_page() -> None:
@@ -36,7 +39,10 @@ def overview_page() -> None:
         measure_front_panel(workspace, summary, sweep, key="front", first=True)
         st.stop()
 
-    axis = axis_control(key="overview-axis")
+    with st.container(horizontal=True, gap="medium", key="overview-view"):
+        axis = axis_control(key="overview-axis")
+        weights = weights_control(key=WEIGHTS)
+    view = stored_weights.shown(shown, view, weights)
     selected = selected_point(store, view, predictor, axis)
     left, right = st.columns([3, 2], gap="large")
     with left:

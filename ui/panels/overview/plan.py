@@ -11,7 +11,16 @@ from psvit_core.jobs.client import Job
 from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
-from ui.model import comparison, editing, formats, fronts, loaders, recovery, state
+from ui.model import (
+    comparison,
+    editing,
+    formats,
+    fronts,
+    loaders,
+    recovery,
+    state,
+    stored_weights,
+)
 from ui.model.foreign import in_markdown
 from ui.model.fronts import AXES, Overview, PlanPoint
 from ui.panels.job import follow_job
@@ -61,14 +70,19 @@ def _plan_choice(store: Store, view: Overview, point: PlanPoint, knee: str | Non
 
 
 def _tiles(view: Overview, point: PlanPoint, *, key: str) -> None:
-    size, whole = plan_size(view.summary, point.plan), plan_size(view.summary, None)
+    n_bytes, whole = round(point.values["bytes"]), plan_size(view.summary, None).bytes
     suffix, width = ("", _NARROW) if point.measured else (", predicted", _WIDE)
+    stored = ""
+    if point.weights != stored_weights.FLOAT32:
+        stored = f" in {stored_weights.stored_name(point)}"
+        if point.measured:
+            suffix, width = f" in {stored_weights.accuracy_weights(point)}", _WIDE
     low, high = point.accuracy.low, point.accuracy.high
-    saving = formats.relative_change(size.bytes, whole.bytes)
+    saving = formats.relative_change(n_bytes, whole)
     accuracy = formats.percent(point.accuracy.value, 2)
     drop_range = formats.drop_range(point.drop).strip("()")
     tiles = (
-        ("Weights", formats.megabytes(size.bytes), saving, _NARROW),
+        (f"Weights{stored}", formats.megabytes(n_bytes), saving, _WIDE if stored else _NARROW),
         (f"Accuracy{suffix}", accuracy, f"{100 * low:.1f} to {100 * high:.1f}", width),
         (f"Drop{suffix}", formats.points(point.drop.value), drop_range, width),
     )
@@ -86,6 +100,8 @@ def _facts(
     yield "Position", _position(view, point, axis, knee)
     yield "Ranked by", in_markdown(formats.CRITERION_NAMES.get(point.criterion, point.criterion))
     yield "Groups pruned", f"{len(point.plan.kept)} of {len(view.summary.groups)}"
+    if point.weights != stored_weights.FLOAT32:
+        yield "Bytes", stored_weights.bytes_text(view.summary, point)
     yield "Parameters", f"{size.params:,} of {whole.params:,}"
     for name, a in AXES.items():
         if name != "bytes" and name in point.values:
@@ -119,7 +135,8 @@ def _origin_line(view: Overview, point: PlanPoint) -> str:
         noise = " The drop is within noise." if formats.within_noise(point.drop) else ""
         before = point.measurement.predicted
         frozen = f" Predicted before: {formats.drop(before)}." if before else ""
-        return f"Measured on {formats.plan_conditions(point.measurement)}.{noise}{frozen}"
+        assumed = stored_weights.assumed_line(point)
+        return f"Measured on {formats.plan_conditions(point.measurement)}.{noise}{frozen}{assumed}"
     raised = ""
     if point.raised_from:
         raised = (
@@ -163,6 +180,8 @@ def actions_panel(workspace: Workspace, view: Overview, point: PlanPoint, *, key
             measure_button(workspace, point.plan, key=f"{key}-measure", disabled=active)
     if recovery.used() != "none" and loaders.lacks_images(workspace):
         st.caption(_without_images(point))
+    if view.weights != stored_weights.FLOAT32:
+        st.caption("Files written here have fp32 weights. Quantize them on the Export page.")
     drop = point.drop
     text = fronts.loss_warning(*((drop, None) if point.measured else (None, drop)))
     if text:

@@ -9,26 +9,35 @@ import streamlit as st
 from psvit_core.plan.size import plan_size
 from psvit_core.planners import SavingRange
 from psvit_core.records import ModelSummary
-from ui.model import fitting, formats, state
+from psvit_core.workspace import Workspace
+from ui.model import fitting, formats, latency, state
 from ui.model.drafts import Draft
+from ui.panels.latency import timing_offer
 from ui.panels.tune.setup import Setup
 
 #: Resources beside memory whose saving can be a limit.
-RESOURCES = ("macs", "energy")
+RESOURCES = ("macs", "energy", "latency")
 _LABELS = {
     "drop": "Largest predicted drop (points)",
     "macs": "MACs saved (%)",
     "energy": "Energy saved, theoretical (%)",
+    "latency": "Latency saved, predicted (%)",
 }
 _NAMED = 3  # locked groups in a message
 
 
 def limits_popover(
-    summary: ModelSummary, changed: Callable[[], None], *, disabled: bool, key: str
+    workspace: Workspace,
+    summary: ModelSummary,
+    changed: Callable[[], None],
+    *,
+    disabled: bool,
+    key: str,
 ) -> None:
     """Draw the button that opens the limits beside the budget.
 
     Args:
+        workspace: The model on its images.
         summary: The model.
         changed: Called after a limit changed.
         disabled: Whether there is no table to plan from.
@@ -44,6 +53,7 @@ def limits_popover(
         key=key,
     ):
         st.markdown("A fitted plan meets the budget and all of these. Empty fields set no limit.")
+        timed = latency.predicted(workspace.store, summary) is not None
         values = {"drop": None if now.max_drop is None else 100 * now.max_drop}
         values |= {r: 100 * now.savings[r] if r in now.savings else None for r in RESOURCES}
         names = {field: f"{key}-{field}/{summary.weights_hash[:8]}" for field in values}
@@ -65,7 +75,12 @@ def limits_popover(
                 key=names[field],
                 on_change=take,
                 placeholder="no limit",
+                disabled=field == "latency" and not timed and value is None,
             )
+        if timed:
+            st.caption(latency.conditions(workspace.store, summary))
+        else:
+            timing_offer(workspace, key=f"{key}-timing")
 
 
 def range_note(summary: ModelSummary, setup: Setup, draft: Draft) -> None:

@@ -121,7 +121,7 @@ def _draw(page: _Page) -> None:
     if view and view.key and page.sweep_job:
         view = sweeps.sweep_view(store, view.key)
     setup = equalizer_setup(summary, view)
-    saving, as_columns = toolbar(store, summary, setup, key="tune")
+    saving, as_columns = toolbar(page.workspace, summary, setup, key="tune")
     draft = state.draft(store, summary)
     equalizer_panel(
         store,

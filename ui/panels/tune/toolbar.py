@@ -10,7 +10,8 @@ from psvit_core.errors import PsvitError
 from psvit_core.plan.size import plan_size
 from psvit_core.records import ModelSummary
 from psvit_core.storage.store import Store
-from ui.model import drafts, editing, fitting, formats, predictor, state
+from psvit_core.workspace import Workspace
+from ui.model import drafts, editing, fitting, formats, latency, predictor, state
 from ui.model.drafts import Draft
 from ui.panels.tune.limits import limits_popover, range_note
 from ui.panels.tune.setup import Setup
@@ -26,12 +27,15 @@ _POLICY_HELP = (
 )
 
 
-def toolbar(store: Store, summary: ModelSummary, setup: Setup, *, key: str) -> tuple[float, bool]:
+def toolbar(
+    workspace: Workspace, summary: ModelSummary, setup: Setup, *, key: str
+) -> tuple[float, bool]:
     """Draw the toolbar.
 
     Returns:
         (memory to save, a fraction; whether the plan is edited in the equalizer).
     """
+    store = workspace.store
     draft = state.draft(store, summary)
     marked = fitting.fitting_policy(summary, draft)
 
@@ -42,7 +46,7 @@ def toolbar(store: Store, summary: ModelSummary, setup: Setup, *, key: str) -> t
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key=key):
         saving = _budget(summary, refit, key)
-        limits_popover(summary, refit, disabled=setup.table is None, key=f"{key}-limits")
+        limits_popover(workspace, summary, refit, disabled=setup.table is None, key=f"{key}-limits")
         st.button(
             "Fit",
             key=f"{key}-fit",
@@ -176,7 +180,8 @@ def _fit(
     if quiet and not fitting.possible(setup.table, setup.stamp, draft).contains(wanted.saving):
         return
     try:
-        fitted = fitting.fit(setup.table, policy, wanted, draft)
+        predicted = latency.predicted(store, summary) if "latency" in wanted.savings else None
+        fitted = fitting.fit(setup.table, policy, wanted, draft, predicted)
         fitting.remember_fit(summary, fitted, wanted)
         editing.set_draft(store, summary, fitted)
     except PsvitError as error:
