@@ -1,4 +1,4 @@
-# make run | test | test-portable | test-slow | lint | docs | lock | hostile | clean
+# make run | test | test-portable | test-slow | lint | docs | lock | hostile | faults | clean
 # Tests run in two processes: make test WORKERS=0 for one.
 # Arguments go through: make test ARGS="-k wilson", make run ARGS="--server.port 8600".
 # Another interpreter: make run PYTHON=python3.12 (for the first call, which creates .venv).
@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
-.PHONY: run test test-portable test-slow lint docs lock hostile clean
+.PHONY: run test test-portable test-slow lint docs lock hostile faults clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m streamlit run app.py $(ARGS)
@@ -48,6 +48,11 @@ lock: | $(BIN)/python
 hostile: $(VENV)/installed-dev
 	$(BIN)/python scripts/write_hostile_table.py
 
+# Faults and outcomes, into docs/faults.md; takes minutes.
+faults: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python scripts/ensure_chromium.sh
+	$(BIN)/python scripts/write_faults_table.py
+
 # What was installed and what tools left behind; results under cache/ stay.
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
@@ -61,7 +66,8 @@ $(VENV)/installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements.txt | $(BIN)/python
+$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements-nir.txt requirements.txt \
+		| $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $(VENV)/installed $@
 

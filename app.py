@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -18,14 +19,15 @@ import streamlit as st
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from psvit_core.errors import StoreError
-from psvit_core.jobs import servers, workers
+from psvit_core.errors import PsvitError, StoreError
+from psvit_core.jobs import devices, servers, workers
 from psvit_core.records import Subject
 from psvit_core.storage.store import Store
 from ui.model import recovery
 from ui.model.loaders import WARM_ENV
 from ui.panels import live
 from ui.shell.access import announce, current_access, start_access
+from ui.shell.browsers import BrowserNames, separates_browsers
 from ui.shell.downloads import ROUTE, send_file
 from ui.shell.errors import show_error
 from ui.shell.gate import Gate
@@ -47,18 +49,34 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
             running.callback(servers.unregister_server, store)
             running.enter_context(servers.jobs_have_workers(store, serves=True))
             if os.environ.get(WARM_ENV) != "0":
-                workers.ensure_worker(store, warm=Subject(recovery=recovery.default()))
+                warm = Subject(recovery=recovery.default(), device=devices.default_device())
+                workers.ensure_worker(store, devices.first_device(), warm=warm)
         except StoreError as error:  # a full disk, for example, of which every page tells
             log.error("%s", error)
         announce(current_access())
         yield {}
 
 
+def check_settings() -> None:
+    """Check what the environment says, before anybody asks for a page.
+
+    Raises:
+        SystemExit: Status 2, with one line on stderr, if something is wrong.
+    """
+    try:
+        devices.queue_devices()
+        separates_browsers()
+    except PsvitError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+
+
 app = st.App(
     "ui/shell/main.py",
     routes=[Route(ROUTE, send_file), Route(live.ROUTE, live.send_progress)],
-    middleware=[Middleware(SecurityHeaders), Middleware(Gate)],
+    middleware=[Middleware(SecurityHeaders), Middleware(Gate), Middleware(BrowserNames)],
     lifespan=lifespan,
     on_script_error=show_error,
 )
 start_access()  # after st.App, which finds the settings that lie beside this file
+check_settings()

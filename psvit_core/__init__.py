@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from psvit_core.data import EvalSet, load_data
     from psvit_core.errors import PsvitError
     from psvit_core.evaluate import measure
-    from psvit_core.export import export_onnx, export_pt2, export_torch
+    from psvit_core.export import export_nir, export_onnx, export_pt2, export_torch
     from psvit_core.groups import find_groups, plan_from_kept
     from psvit_core.metrics.fits import check_fit
     from psvit_core.pareto import ParetoArchive
@@ -52,6 +52,7 @@ _HOMES = {
     "build_model": "zoo.registry",
     "check_fit": "metrics.fits",
     "check_groups": "custom",
+    "export_nir": "export",
     "export_onnx": "export",
     "export_pt2": "export",
     "export_torch": "export",
@@ -88,6 +89,7 @@ __all__ = [
     "build_model",
     "check_fit",
     "check_groups",
+    "export_nir",
     "export_onnx",
     "export_pt2",
     "export_torch",

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import psutil
@@ -23,8 +23,15 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 125
-#: Precision -> type of weights and images. With autocast, CUDA chooses half precision per operator.
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "autocast": torch.float32}
+#: Precisions in which torch chooses bfloat16 or float16 for some operators.
+REDUCED_PRECISIONS = ("bfloat16", "autocast")
+#: Precision -> type of weights and images, which reduced precisions leave in float32.
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.float32,
+    "autocast": torch.float32,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,12 @@ class Run:
             )
         if self.precision == "autocast" and kind != "cuda":
             raise DeviceError(
-                f"Autocast needs a CUDA device, not {self.device!r}. Use --precision float32."
+                f"Autocast needs a CUDA device, not {self.device!r}. Use --precision float32, or "
+                "bfloat16, which the processor has, too."
+            )
+        if self.precision == "bfloat16" and kind == "cuda" and not torch.cuda.is_bf16_supported():
+            raise DeviceError(
+                f"Device {self.device!r} does not compute in bfloat16. Use --precision float32."
             )
 
     @property
@@ -75,9 +87,21 @@ class Run:
         return device_of(self.device).type != "cpu"
 
     @property
+    def is_reduced(self) -> bool:
+        """Whether some operators run in half precision."""
+        return self.precision in REDUCED_PRECISIONS
+
+    @property
+    def exact(self) -> Run:
+        """This run, in float32 if it is reduced: for fits and rankings, whose sums are long."""
+        return replace(self, precision="float32") if self.is_reduced else self
+
+    @property
     def autocast(self) -> AbstractContextManager[None]:
-        """Context for a forward pass; autocasts if ``precision`` says so."""
-        return torch.autocast("cuda", enabled=self.precision == "autocast")
+        """Context for a forward pass; autocasts if ``precision`` says so, else not at all."""
+        half = torch.float16 if self.precision == "autocast" else torch.bfloat16
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=half, enabled=self.is_reduced)
 
 
 def use_default_threads() -> None:

@@ -6,15 +6,15 @@ one file or request that had the outcome which the row states.
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
-from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from scripts.case_table import Row, rows_text, write_page
+
 PAGE = ROOT / "docs" / "hostile.md"
 _HEAD = """\
 # Hostile inputs
@@ -27,15 +27,6 @@ variants; a test of `hypothesis` is one case, whatever number of inputs it tries
 | input | outcome | cases | longest, s | tests |
 |---|---|---|---|---|
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """Inputs of one kind."""
-
-    what: str
-    outcome: str
-    tests: tuple[str, ...]  # FILE::FUNCTION below ``tests``
 
 
 ROWS = (
@@ -190,48 +181,14 @@ ROWS = (
 )
 
 
-def run(tests: list[str]) -> tuple[Counter[str], dict[str, float]]:
-    """Run tests; return the passed cases and the longest time in seconds of each FILE::FUNCTION.
-
-    Raises:
-        SystemExit: If one of them fails.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}"]
-        if subprocess.run([*command, *tests], cwd=ROOT, check=False).returncode:
-            raise SystemExit("A test failed, so no table was written.")
-        root = ElementTree.parse(report)
-    cases, longest = Counter[str](), defaultdict[str, float](float)
-    for case in root.iter("testcase"):
-        if case.find("skipped") is not None:
-            continue
-        file = case.attrib["classname"].removeprefix("tests.").replace(".", "/") + ".py"
-        name = f"{file}::{case.attrib['name'].partition('[')[0]}"
-        cases[name] += 1
-        longest[name] = max(longest[name], float(case.attrib["time"]))
-    return cases, longest
-
-
 def page_text(cases: Counter[str], longest: dict[str, float]) -> str:
     """Return the page."""
-    lines, total = [], 0
-    for row in ROWS:
-        names = [name for name in cases if name.startswith(row.tests)]
-        number = sum(cases[name] for name in names)
-        seconds = max(longest[name] for name in names)
-        files = ", ".join(f"`{file}`" for file in sorted({n.partition("::")[0] for n in row.tests}))
-        lines.append(f"| {row.what} | {row.outcome} | {number} | {seconds:.1f} | {files} |\n")
-        total += number
-    end = "Times are those of a busy machine with 2 cores, and include what a test prepares."
-    return f"{_HEAD}{''.join(lines)}\nTogether {total} cases, all with the outcome named. {end}\n"
+    return _HEAD + rows_text(ROWS, cases, longest)
 
 
 def main() -> None:
     """Run the tests and write the page."""
-    cases, longest = run([f"tests/{test}" for row in ROWS for test in row.tests])
-    PAGE.write_text(page_text(cases, longest), encoding="utf-8")
-    print(f"{PAGE.relative_to(ROOT)}: {sum(cases.values())} cases")
+    write_page(PAGE, ROWS, page_text)
 
 
 if __name__ == "__main__":

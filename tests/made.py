@@ -20,6 +20,8 @@ from psvit_core.records import (
     SensitivityRow,
     SensitivityTable,
     ShapeTable,
+    Subject,
+    SweepSettings,
     TensorShape,
 )
 
@@ -123,4 +125,8 @@ def measured_as(
 
 def make_job(**fields: Any) -> Job:
     """Return a sweep's job with these fields."""
-    return Job(**{"id": "a", "task": "sweep", "title": "", "params": {}, **fields})
+    task = fields.get("task", "sweep")
+    # Without a readable request it would be a job of another version, which is listed apart.
+    asked = {"settings": SweepSettings().to_dict()} if task == "sweep" else {}
+    params = {"subject": Subject().to_dict(), **asked}
+    return Job(**{"id": "a", "task": task, "title": "", "params": params, **fields})

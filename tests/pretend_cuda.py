@@ -108,6 +108,7 @@ def pretended_cuda(free: int = 1 << 34) -> Iterator[None]:
     answers: dict[str, Any] = {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
+        "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda *_: (free, free),
         "current_device": lambda: 0,
         "get_rng_state_all": list,

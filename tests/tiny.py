@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from psvit_core.data import EvalSet
+from psvit_core.groups import find_groups, plan_from_kept
+from psvit_core.records import PrunePlan
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.registry import FAMILIES, build_model
 
@@ -123,11 +126,11 @@ def tiny_input(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
 def tiny_data(name: str, n_images: int = 7, seed: int = 0) -> EvalSet:
     """Return synthetic data for a tiny model: mixtures of the vector's images, random labels."""
     base = tiny_input(name)
-    random = torch.Generator().manual_seed(seed)
-    mix = torch.rand(n_images, len(base), generator=random).softmax(1)
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.rand(n_images, len(base), generator=generator).softmax(1)
     images = torch.einsum("ni,ichw->nchw", mix, base) * 1.5
     classes = vector(name).tensors["logits"].shape[1]
-    labels = torch.randint(classes, (n_images,), generator=random).tolist()
+    labels = torch.randint(classes, (n_images,), generator=generator).tolist()
     return EvalSet(
         spec="made",
         split="val",
@@ -137,3 +140,16 @@ def tiny_data(name: str, n_images: int = 7, seed: int = 0) -> EvalSet:
         classes=tuple(str(i) for i in range(classes)),
         load=lambda i: images[i],
     )
+
+
+def random_plan(model: SpikingModel, seed: int) -> PrunePlan:
+    """Return a plan that keeps random units, at least half of each group, equally many per head."""
+    chance, kept = random.Random(seed), {}
+    for g in find_groups(model):
+        heads = g.heads or 1
+        width = g.n_units // heads
+        n = chance.randint(-(-width // 2), width)
+        kept[g.group_id] = [
+            h * width + i for h in range(heads) for i in sorted(chance.sample(range(width), n))
+        ]
+    return plan_from_kept(model, kept)

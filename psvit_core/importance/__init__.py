@@ -86,7 +86,7 @@ def all_scores(
     if chosen.needs_images:
         _check_calibration(name, model, calib)
     images = calib if chosen.needs_images else None
-    calibration = Calibration(images=images, run=run or Run(), seed=seed, tick=tick)
+    calibration = Calibration(images=images, run=(run or Run()).exact, seed=seed, tick=tick)
     return chosen.all_scores(model, calibration)
 
 

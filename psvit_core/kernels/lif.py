@@ -214,7 +214,9 @@ def _is_dense(x: Tensor) -> bool:
 
 def _accelerated_lif(x: Tensor, v_threshold: float) -> Tensor:
     """Run neurons as one kernel, or in SpikingJelly's operations where that is not exact."""
-    # In half precision, a kernel would keep potentials in float32, which the operations round.
+    if x.dtype == torch.bfloat16:  # arithmetic is that of float32, as on the processor
+        return _accelerated_lif(x.float(), v_threshold).to(torch.bfloat16)
+    # In float16, a kernel would keep potentials in float32, which the operations round.
     exact = x.dtype in (torch.float32, torch.float64)
     if exact and not _mode.plain and _fused_kernel_agrees(x.device.type):
         order = _memory_order(x)

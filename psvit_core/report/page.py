@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import tomllib
 from collections.abc import Iterator
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from psvit_core.files import program_version
 from psvit_core.records import FinetuneReport, Measurement, RecoveryReport
 from psvit_core.report import figures, tables, words
 from psvit_core.report.commands import commands, short_path
@@ -196,6 +196,8 @@ def _sweep(report: RunReport) -> Iterator[tuple[str, str]]:
     conditions = dataclasses.replace(table.conditions, data=short_path(table.conditions.data))
     yield "Conditions", words.conditions(conditions)
     yield "Accuracy, unpruned [95 %]", percent(table.baseline_accuracy)
+    if table.precision_check is not None:
+        yield "Check of the precision", table.precision_check.text
 
 
 def _plan(report: RunReport) -> Iterator[tuple[str, str]]:
@@ -284,7 +286,7 @@ def _file(written: Written) -> tables.Row:
 
 
 def _versions(report: RunReport) -> Iterator[tuple[str, str]]:
-    yield "psvit-explorer", _own_version()
+    yield "psvit-explorer", program_version()
     for name in ("torch", "numpy", "spikingjelly"):
         yield name, version(name)
     yield "Version of the computation", f"{ENGINE_VERSION} (part of every result's key)"
@@ -296,13 +298,3 @@ def _versions(report: RunReport) -> Iterator[tuple[str, str]]:
     }
     for machine in sorted(machines):
         yield "Profiles were measured with", machine
-
-
-def _own_version() -> str:
-    """Return the version of the installed package, or of the checkout that runs."""
-    try:
-        return version("psvit-explorer")
-    except PackageNotFoundError:
-        project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-        stated = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-        return f"{stated}, from a checkout"

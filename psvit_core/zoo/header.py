@@ -142,6 +142,27 @@ def read_origin(path: Path) -> str:
         raise _invalid(path, error) from error
 
 
+def read_stored(path: Path) -> tuple[str, tuple[Measurement, ...]]:
+    """Read how a pruned file stores its weights, and its measurements; the rest is not checked.
+
+    Returns:
+        (``float32`` or one of ``STORED_WEIGHTS``, the measurements that can be read).
+
+    Raises:
+        CheckpointError: If the file is unreadable, no pruned file, or these parts are invalid.
+    """
+    header = _parse_header(path)
+    try:
+        weights = header.get("weights", "float32")
+        records = header.get("measurements", ())
+        found = tuple(Measurement.from_dict(record) for record in records)
+    except _MALFORMED as error:
+        raise _invalid(path, error) from error
+    if weights != "float32" and weights not in STORED_WEIGHTS:
+        raise _invalid(path, ValueError(f"its weights are {weights!r:.40}"))
+    return weights, found
+
+
 def unreadable(path: Path, kind: str, error: Exception) -> CheckpointError:
     """Return the error for a file that is truncated, damaged or of another kind."""
     reason = str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else ""

@@ -28,6 +28,12 @@ def max_pool(x: Tensor) -> Tensor:
     return pooled.unflatten(0, x.shape[:2])
 
 
+def wide_sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sum over some axes; of half precision, whose whole numbers soon round, in float32."""
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    return x.sum(dim=axes, dtype=torch.float32) if half else x.sum(dim=axes)
+
+
 class SpikeSum(nn.Module):
     """Base class of sums of spikes: each unit of the output costs one accumulate."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from psvit_core.zoo.layers import wide_sum
+
 Monomial = tuple[str, float, tuple[str, ...]]  # (suffix of the layer, factor, groups)
 
 
@@ -53,7 +55,7 @@ def _path(name: str) -> str:
 
 
 def _sum_of_each(x: Tensor) -> Tensor:
-    return x.sum(dim=tuple(range(1, x.dim())))
+    return wide_sum(x, tuple(range(1, x.dim())))
 
 
 class SpikeProduct(AttentionProduct):

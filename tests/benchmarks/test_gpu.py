@@ -57,8 +57,27 @@ def test_its_code_on_a_small_model(
     assert faster["how"].startswith("measured" if full else "extrapolated from ")
     if not full:
         assert rows["predictions equal, float32 (%)"]["value"] == 100
-    assert any(what.startswith("fine-tuning step") for what in rows)
-    assert any(what.startswith("recovery") for what in rows)
+    for begin in ("fine-tuning step", "recovery lsq in float32", "a plan of half of all units"):
+        assert any(what.startswith(begin) for what in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
+def test_its_code_in_bfloat16(
+    full: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "MODELS", gpu.MODELS[:1])
+    monkeypatch.setattr("benchmarks._report.store_result", refuse)
+    options = ["--device", "cpu", "--quick", "--precision", "bfloat16", "--json"]
+    started(monkeypatch, *options, *(["--full"] if full else []))
+    document = json.loads(capsys.readouterr().out)
+    assert document["benchmark"] == "gpu_bfloat16"
+    assert document["settings"]["precision"] == "bfloat16"
+    rows = {row["what"]: row["value"] for row in document["rows"]}
+    if full:
+        assert rows["check of the precision"].startswith("predictions equal to float32: ")
+    else:
+        assert 0 <= rows["predictions equal to float32 (%)"] <= 100
 
 
 def refuse(*_: Any) -> None:

@@ -23,7 +23,7 @@ CORE = ROOT / "psvit_core"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "callbacks"),
-    ("files", "documents", "stats", "kernels", "neurons", "runtime"),
+    ("durable", "files", "documents", "stats", "kernels", "neurons", "runtime"),
     ("records",),
     ("plan", "data", "quantize", "zoo"),
     ("groups", "selection", "storage"),
@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("report",),
     ("jobs",),
-    ("workspace", "cli", "__main__"),
+    ("workspace", "machine_jobs", "cli", "__main__"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 SCREEN = {"streamlit", "plotly"}
@@ -41,6 +41,7 @@ HEAVY = {"torch", "torchvision", "spikingjelly", "timm"}
 TORCH_FREE = (
     "psvit_core",
     "psvit_core.callbacks",
+    "psvit_core.durable",
     "psvit_core.errors",
     "psvit_core.files",
     "psvit_core.stats",
@@ -65,6 +66,7 @@ TORCH_FREE = (
     "psvit_core.tasks.finetune",
     "psvit_core.tasks.fits",
     "psvit_core.tasks.inspect",
+    "psvit_core.tasks.latency",
     "psvit_core.tasks.pareto",
     "psvit_core.tasks.plan",
     "psvit_core.tasks.prune",

@@ -45,6 +45,7 @@ COMMANDS = {
         "run",
         "quantize",
         "fits",
+        "latency",
         "report",
         "picture",
         "compare",
@@ -108,7 +109,7 @@ def test_reference_has_every_command_and_option() -> None:
     assert set(sections) == COMMANDS
     assert "`--memory-saving MEMORY_SAVING`" in sections["plan"]
     assert "`--resume, --no-resume`" in sections["finetune"]
-    assert "one of cancel, stop, resume, list, log" in sections["jobs"]
+    assert "watch: follow a job, or all that wait and run" in sections["jobs"]
 
 
 def test_every_name_that_can_be_chosen_is_documented() -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("psvit_core", "ui", "pages", ".streamlit", "app.py", "setup.py", "pyproject.toml"),
-    *("MANIFEST.in", "requirements.txt", "requirements-onnx.txt"),
+    *("MANIFEST.in", "requirements.txt", "requirements-onnx.txt", "requirements-nir.txt"),
     *("README.md", "CHANGELOG.md", "LICENSE"),
     "docs/definitions.md",
 )
@@ -127,6 +127,10 @@ def test_app_runs_from_the_checkout_on_loopback(monkeypatch: pytest.MonkeyPatch)
     assert command[5:9] == ["--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     assert command[9:] == ["--server.port", "8600", "--server.headless", "true"]
     assert app.app_environment({"A": "b"}) == {"A": "b", "PYTHONSAFEPATH": "1"}
+    own = make_parser().parse_args(["app", "--devices", "cuda:0, cuda:1"])
+    assert app.app_environment({}, own.devices)["PSVIT_DEVICES"] == "cuda:0,cuda:1"
+    with pytest.raises(PsvitError, match="is no device"):
+        app.app_environment({}, "gpu")
     monkeypatch.setattr(app, "_PACKAGE", ROOT / "docs" / "none")
     with pytest.raises(PsvitError, match="contains no app"):
         app.app_script()

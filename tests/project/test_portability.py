@@ -1,6 +1,7 @@
 """Tests that may be skipped without a C compiler: those of the compiled code itself, by name.
 
-Everything else must pass without one; torch then runs the same computations.
+Everything else must pass without one; torch then runs the same computations. Modules of
+``tests/faults`` watch programs from below, through a library that they compile.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 #: Modules whose every test runs compiled code; ``test_lowering`` and the sweeps test the fallback.
-WHOLE_MODULES = {"incremental/test_program.py", "incremental/test_series.py"}
+WHOLE_MODULES = {
+    "faults/test_power_cut_of_sweeps.py",
+    "faults/test_power_cuts.py",
+    "incremental/test_program.py",
+    "incremental/test_series.py",
+}
 SINGLE_TESTS = {
     "test_spike_driven_convolution",
     "test_results_do_not_depend_on_threads",

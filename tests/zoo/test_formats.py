@@ -17,7 +17,7 @@ from psvit_core.export.origin import origin_comment
 from psvit_core.records import Measurement, PrunePlan
 from psvit_core.surgery import silenced
 from psvit_core.zoo.checkpoint import card_of, load_model, weights_hash
-from psvit_core.zoo.header import METADATA_KEY, PRUNED_FORMAT, QUANTIZED_FORMAT
+from psvit_core.zoo.header import METADATA_KEY, PRUNED_FORMAT, QUANTIZED_FORMAT, READABLE_FORMATS
 from psvit_core.zoo.pruned import save_pruned
 from psvit_core.zoo.recorded import record_measurement, recorded_measurements
 from tests.tiny import tiny_data, tiny_input, tiny_model
@@ -25,6 +25,16 @@ from tests.zoo.test_checkpoint import half, header_of
 
 FILES = Path(__file__).parent / "files"
 VECTOR = "sdt_v1_cifar"  # the network of the files, with every second unit of each group removed
+
+
+def test_there_is_a_file_of_every_format() -> None:
+    names = sorted(path.name for path in FILES.iterdir())
+    assert names == [f"pruned_format_{number}.safetensors" for number in READABLE_FORMATS]
+    assert READABLE_FORMATS[-1] == QUANTIZED_FORMAT
+    for number in READABLE_FORMATS:
+        path = FILES / f"pruned_format_{number}.safetensors"
+        assert header_of(path)["format"] == number
+        assert load_model(path).provenance["plans"]
 
 
 @pytest.mark.parametrize("number", range(1, PRUNED_FORMAT + 1))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from psvit_core.errors import CheckpointError, ModelError, UnknownNameError
 from psvit_core.groups import plan_from_kept, summarize
+from psvit_core.importance import rank
+from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
 from psvit_core.quantize import int8_of, packed, unpacked
 from psvit_core.records import STORED_WEIGHTS
@@ -107,10 +109,16 @@ def test_other_weights_are_refused() -> None:
 def test_bytes_of_every_family_are_those_of_arithmetic(name: str) -> None:
     """One byte per weight, a scale per output channel; ``plan.size`` counts from shapes alone."""
     model = tiny_model(name)
-    summary = summarize(model, {})
+    summary = summarize(model, {"l2": rank(model, "l2")})
     assert weights_bytes(model) == plan_size(summary, None).bytes
+    ratios = {group.group_id: 0.3 for group in summary.groups}
+    plan = plan_from_ratios(summary, ratios, criterion="l2")
+    pruned = apply_plan(model, plan)
     small = quantize_weights(model, "int8")
     assert weights_bytes(small) == plan_size(summary, None, "int8").bytes
+    for kind, counted in (("int8", "int8"), ("bfloat16", "float16")):
+        less = weights_bytes(quantize_weights(pruned, kind))
+        assert less == plan_size(summary, plan, counted).bytes < weights_bytes(model)
     weights = {t.name for t in summary.shapes.tensors if t.role == "weight"}
     assert weights <= set(layer_weights(model)) <= weights | set(model.unused)
 
