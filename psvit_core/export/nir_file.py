@@ -45,6 +45,30 @@ OUTPUT = "output"
 _ALLOWED = 0.5  # of the largest logit: the layers are compared one by one
 
 
+def check_expressible(model: SpikingModel) -> None:
+    """Check that NIR has nodes for all that a network does, before other work begins.
+
+    Args:
+        model: The network, in float32.
+
+    Raises:
+        MissingPackageError: If nir is not installed.
+        ModelError: If it lacks some, as for all families; they are named.
+    """
+    own = _own_network(model)
+    check_nir_packages()
+    _check_float32(own)
+    steps = trace_steps(own, random_images(own, 1).to(next(own.parameters()).device))
+    _graph_of(steps, _node_names(steps), own)
+
+
+def _own_network(model: SpikingModel) -> CustomModel:
+    """Return a network that is no family; raise ``ModelError`` for those."""
+    if not isinstance(model, CustomModel):
+        refuse_family(model)
+    return model
+
+
 def export_nir(
     model: SpikingModel,
     path: str | Path,
@@ -73,9 +97,7 @@ def export_nir(
         OutputError: If the file cannot be written, or would replace one that no export wrote.
     """
     path = check_traced_path(path, NIR_SUFFIX, model.name)
-    if not isinstance(model, CustomModel):
-        refuse_family(model)
-    assert isinstance(model, CustomModel)
+    model = _own_network(model)
     check_nir_packages()
     network = plain_network(model)
     _check_float32(model)

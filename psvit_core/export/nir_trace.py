@@ -11,7 +11,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from spikingjelly.activation_based import base, functional, layer, neuron
@@ -101,7 +101,7 @@ class _Shapes(fx.Interpreter):
         return result
 
 
-def refuse_family(model: SpikingModel) -> None:
+def refuse_family(model: SpikingModel) -> NoReturn:
     """Raise ``ModelError`` for a network of the zoo: it names the nodes that NIR lacks."""
     products = [n for n, m in model.named_modules() if isinstance(m, AttentionProduct)]
     integer = [n for n, m in model.named_modules() if isinstance(m, IntegerLIF)]

@@ -1,4 +1,4 @@
-"""A whole run by a configuration file: sweep, plan, pruned file, training, exports, test.
+"""A whole run by a configuration file: sweep, plan, pruned file, training, exports, test, report.
 
 Every finished stage leaves a record in the folder of the results, so that a run that was stopped
 goes on where it was. Torch is imported inside functions.
@@ -138,11 +138,11 @@ def _finished(
         if record is None:
             continue
         altered = folder.altered(record)
-        if record.key != stage.key:
+        if record.key != stage.key and not stage.derived:
             lost += [name for name in record.files if name not in folder.missing(record)]
         elif altered:
             lost += altered
-        elif not folder.missing(record):
+        elif record.key == stage.key and not folder.missing(record):
             done[stage.name] = record
     if lost and not replace:
         why = "; ".join(changes) or (
@@ -212,6 +212,7 @@ def _result(work: Work, done: Mapping[str, StageRecord], targets: list[Judged]) 
         "tuned": results.get("tuned"),
         "exports": exports,
         "test": results.get("test"),
+        "report": results.get("report"),
         "targets": [judged.to_dict() for judged in targets],
         "files": {
             name: {"bytes": (work.folder.place / name).stat().st_size, "sha256": digest}
