@@ -11,6 +11,7 @@ from psvit_core.recover.cells import CellRefits
 from psvit_core.recover.readers import RIDGE
 from psvit_core.runtime import Run
 from psvit_core.sensitivity.spec import SweepSpec
+from psvit_core.sensitivity.work import MakeMeasurer
 from psvit_core.storage.store import digest
 from psvit_core.zoo.base import SpikingModel
 
@@ -22,10 +23,12 @@ class SweepOptions:
     Args:
         memory_budget: Bytes for the values of a batch; a quarter of the free memory if None.
         recovery_images: Calibration images of a recovered sweep.
+        measurer: Makes what measures the cells elsewhere; this process if None.
     """
 
     memory_budget: int | None = None
     recovery_images: EvalSet | None = None
+    measurer: MakeMeasurer | None = None
 
 
 def recovered(spec: SweepSpec, images: EvalSet) -> SweepSpec:
