@@ -7,7 +7,8 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /source
 # What the wheel is made of: tests/project/test_container.py compares it with the packaging's tests.
-COPY pyproject.toml setup.py MANIFEST.in requirements.txt requirements-onnx.txt requirements-nir.txt ./
+COPY pyproject.toml setup.py MANIFEST.in requirements.txt ./
+COPY requirements-onnx.txt requirements-nir.txt requirements-cluster.txt ./
 COPY README.md CHANGELOG.md LICENSE app.py ./
 COPY docs/definitions.md docs/
 COPY .streamlit .streamlit

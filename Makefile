@@ -66,8 +66,8 @@ $(VENV)/installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements-nir.txt requirements.txt \
-		| $(BIN)/python
+$(VENV)/installed-dev: requirements-dev.txt requirements-onnx.txt requirements-nir.txt \
+		requirements-cluster.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $(VENV)/installed $@
 

@@ -106,6 +106,10 @@ class DeviceError(PsvitError):
     """A device that is not available on this machine."""
 
 
+class ClusterError(PsvitError):
+    """A Ray cluster that cannot be used as asked. Finished parts stay in the store."""
+
+
 class JobError(PsvitError):
     """A background job that failed."""
 

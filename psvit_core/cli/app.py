@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from psvit_core.cli.options import chosen_engine
+from psvit_core.cluster.settings import EngineSettings, engine_of, environment_of
 from psvit_core.errors import PsvitError
 from psvit_core.jobs.devices import DEVICES_ENV, parse_devices
 
@@ -46,7 +48,11 @@ def app_command(port: int | None = None, arguments: Sequence[str] = ()) -> list[
     return [*command, *_PRIVATE, *chosen, *arguments]
 
 
-def app_environment(environment: Mapping[str, str], devices: str | None = None) -> dict[str, str]:
+def app_environment(
+    environment: Mapping[str, str],
+    devices: str | None = None,
+    engine: EngineSettings | None = None,
+) -> dict[str, str]:
     """Return the environment for the app and for the workers that it starts.
 
     A package folder named like one of the app's in the current directory must not shadow it, and an
@@ -55,6 +61,7 @@ def app_environment(environment: Mapping[str, str], devices: str | None = None) 
     Args:
         environment: The environment of this process.
         devices: The devices of the queue, separated by commas; None: as the environment says.
+        engine: What measures sweeps and fronts; None: as the environment says.
 
     Raises:
         DeviceError: If these are no devices.
@@ -62,6 +69,8 @@ def app_environment(environment: Mapping[str, str], devices: str | None = None) 
     found = {**environment, "PYTHONSAFEPATH": "1"}
     if devices is not None:
         found[DEVICES_ENV] = ",".join(parse_devices(devices))
+    if engine is not None:
+        found |= environment_of(engine)
     if app_script().parent == _INSTALLED:
         found["PYTHONDONTWRITEBYTECODE"] = "1"
     return found
@@ -70,4 +79,7 @@ def app_environment(environment: Mapping[str, str], devices: str | None = None) 
 def run_app(options: argparse.Namespace) -> NoReturn:
     """Replace this process with the app; it ends with Ctrl-C."""
     command = app_command(options.port, options.streamlit)
-    os.execve(command[0], command, app_environment(os.environ, options.devices))
+    default = engine_of(os.environ)
+    engine = chosen_engine(options, default)
+    changed = engine if engine != default else None
+    os.execve(command[0], command, app_environment(os.environ, options.devices, changed))

@@ -28,6 +28,7 @@ from psvit_core.cli.options import (
     add_condition_argument,
     add_data_argument,
     add_data_arguments,
+    add_engine_arguments,
     add_entry_arguments,
     add_model_arguments,
     add_plugin_argument,
@@ -133,7 +134,7 @@ def _add_main_commands(add: AddCommand) -> None:
 
 
 def _app_arguments(command: _Parser) -> None:
-    command.usage = "%(prog)s [-h] [--port N] [--devices LIST] [ARGUMENT ...]"
+    command.usage = "%(prog)s [-h] [--port N] [--devices LIST] [--engine NAME] [ARGUMENT ...]"
     command.epilog = (
         "Other arguments go to `streamlit run` unchanged, for example --server.headless true."
     )
@@ -146,6 +147,7 @@ def _app_arguments(command: _Parser) -> None:
         help="devices that background jobs use at once, such as cuda:0,cuda:1 (default: "
         "$PSVIT_DEVICES, else cpu)",
     )
+    add_engine_arguments(command)
 
 
 # ---- the main commands -----------------------------------------------------------------------
@@ -189,6 +191,7 @@ def _evaluate_arguments(command: argparse.ArgumentParser) -> None:
 def _sweep_arguments(command: argparse.ArgumentParser) -> None:
     add_model_arguments(command)
     add_data_arguments(command)
+    add_engine_arguments(command)
     command.add_argument(
         "--ratios",
         type=parse_ratios,
@@ -288,6 +291,7 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
 def _pareto_arguments(command: argparse.ArgumentParser) -> None:
     add_model_arguments(command)
     add_data_arguments(command)
+    add_engine_arguments(command)
     command.add_argument(
         "--policies", type=parse_names, help=f"{', '.join(POLICIES)} (default all)"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
+from psvit_core.cluster.settings import ENGINES, EngineSettings
 from psvit_core.errors import DataError, InvalidRatioError
 from psvit_core.files import expand, expand_spec
 from psvit_core.records import RECOVERIES, RESOURCES
@@ -153,6 +155,45 @@ def add_data_arguments(
         metavar="ACTION",
         help="stop at an unreadable image (default), or skip it",
     )
+
+
+def add_engine_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what measures: this process, or a Ray cluster."""
+    group = command.add_argument_group(
+        "a cluster", "Numbers are those of the local engine; docs/cluster.md says what runs where."
+    )
+    group.add_argument(
+        "--engine", metavar="NAME", help=f"what measures the cells of a sweep: {', '.join(ENGINES)}"
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="a running Ray cluster (default: Ray on this machine, for this command)",
+    )
+    group.add_argument(
+        "--ray-gpus", type=float, metavar="N", help="GPUs of one worker, e.g. 0.5 (default 1)"
+    )
+    group.add_argument(
+        "--ray-workers",
+        type=int,
+        metavar="N",
+        help="number of workers (default: as many as the cluster's GPUs or CPU cores serve)",
+    )
+
+
+def chosen_engine(options: argparse.Namespace, default: EngineSettings) -> EngineSettings:
+    """Return the engine that a command's options choose; what they leave open is the default's.
+
+    An option about Ray chooses the engine ray unless ``--engine`` says otherwise.
+
+    Raises:
+        UnknownNameError: If there is no such engine.
+        ClusterError: If a number is not possible.
+    """
+    asked = {name: getattr(options, f"ray_{name}", None) for name in ("address", "gpus", "workers")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    name = getattr(options, "engine", None) or ("ray" if given else default.name)
+    return replace(default, name=name, **given)
 
 
 def add_data_argument(command: argparse.ArgumentParser) -> None:

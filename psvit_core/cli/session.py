@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from psvit_core.cli.options import chosen_engine
 from psvit_core.errors import StoreError
 from psvit_core.records import RecoverySettings, SensitivityTable, Subject, check_recovery
 from psvit_core.storage.leftovers import tidy
@@ -43,6 +44,7 @@ def make_session(options: argparse.Namespace) -> Session:
     if running := getattr(options, "running", None):
         running.enter_context(store.using())
     session = Session(subject, store, warn=lambda text: print(f"psvit: {text}", file=sys.stderr))
+    session.engine = chosen_engine(options, session.engine)
     options.session = session  # whose notes the JSON object repeats
     options.warnings = session.warnings  # which the command fills
     return session

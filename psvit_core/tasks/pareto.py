@@ -7,6 +7,7 @@ policies or targets cost only their own measurements.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 
 from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
 from psvit_core.errors import TargetError
@@ -27,7 +28,7 @@ from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.plan import check_table, plan_origin, run_plan
 from psvit_core.tasks.recover import measure_recovered
 from psvit_core.tasks.session import Session, warm_up
-from psvit_core.tasks.sweep import run_sweep
+from psvit_core.tasks.sweep import check_cluster, run_sweep
 from psvit_core.tasks.unpruned import profiled_measurement_key
 
 #: Savings at which a front is predicted: between and beyond the usual measured ones.
@@ -69,18 +70,35 @@ def run_pareto(
         check_table(table, session)
     _measure_first(session, settings, tick)
     unreached = []
-    for done, cell in enumerate(cells, start=swept):
+    ready = _ready(session, settings, table, cells, tick)
+    for done, cell in enumerate(ready, start=swept):
         title = _title(cell)
 
         def report(n: int, total: int, what: str, done: int = done, title: str = title) -> None:
             progress(done, swept + len(cells), f"{title}: {n} {what}")
 
         try:
-            _measure_cell(session, settings, table, cell, report, tick)
+            measure_cell(session, settings, table, cell, report, tick)
         except TargetError as error:
             unreached.append(Unreached(made=plan_origin(cell, table), reason=str(error)))
         progress(done + 1, swept + len(cells), title)
     return dataclasses.replace(session_archive(session), unreached=tuple(unreached))
+
+
+def _ready(
+    session: Session,
+    settings: ParetoSettings,
+    table: SensitivityTable,
+    cells: Sequence[PlanSettings],
+    tick: Tick,
+) -> Iterable[PlanSettings]:
+    """Return a front's plans; on a cluster, each once its measurements are in the store."""
+    if not session.engine.is_ray:
+        return cells
+    from psvit_core.tasks.front_workers import measured_on_cluster
+
+    check_cluster(session)
+    return measured_on_cluster(session, settings, table, cells, measure_cell, tick)
 
 
 def _run_sweep(
@@ -110,7 +128,7 @@ def _measure_first(session: Session, settings: ParetoSettings, tick: Tick) -> No
         session.store.put(profiled_measurement_key(_empty_archive(session)), baseline.to_dict())
 
 
-def _measure_cell(
+def measure_cell(
     session: Session,
     settings: ParetoSettings,
     table: SensitivityTable,
@@ -118,7 +136,7 @@ def _measure_cell(
     progress: Progress,
     tick: Tick,
 ) -> None:
-    """Choose one plan, measure it and each of its recoveries.
+    """Choose one plan of a front, measure it and each of its recoveries.
 
     Raises:
         TargetError: If no plan reaches the cell's target.

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psvit_core.cluster.settings import EngineSettings, engine_of
 from psvit_core.errors import DataError, PsvitWarning, StoreError
 from psvit_core.plan.size import plan_size
 from psvit_core.records import ModelSummary, RecoverySettings, Subject, check_recovery
@@ -43,6 +45,7 @@ class Session:
         warnings: Reasons why numbers of this session may be wrong.
         unkept: Called if a measured plan cannot be added to the archive, because the disk is full,
             for example; that raises when None.
+        engine: What measures sweeps; what the environment names by default.
     """
 
     subject: Subject
@@ -50,6 +53,7 @@ class Session:
     warn: Callable[[str], None] = field(default=log.warning, repr=False)
     warnings: list[str] = field(default_factory=list, repr=False)
     unkept: Callable[[StoreError], None] | None = field(default=None, repr=False)
+    engine: EngineSettings = field(default_factory=lambda: engine_of(os.environ))
     _model: SpikingModel | None = field(default=None, repr=False)
     _data: EvalSet | None = field(default=None, repr=False)
     _description: ModelSummary | None = field(default=None, repr=False)
@@ -267,6 +271,25 @@ class Session:
             precision=s.precision,
             workers=s.workers,
         )
+
+
+def loaded_session(
+    subject: Subject,
+    store: Store,
+    model: SpikingModel,
+    data: EvalSet,
+    calib: Mapping[tuple[int, int], EvalSet],
+) -> Session:
+    """Return a session whose model and images are there already, and nothing else is.
+
+    Args:
+        subject: The subject that they were loaded for.
+        store: The store of results.
+        model: The model.
+        data: The images of the subject's split.
+        calib: Calibration images by their number and seed.
+    """
+    return Session(subject, store, _model=model, _data=data, _calib=dict(calib))
 
 
 def summarize_model(session: Session) -> ModelSummary:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
-from psvit_core.errors import DataError, ModelError
+from psvit_core.errors import ClusterError, DataError, ModelError
 from psvit_core.plan.build import default_criterion
 from psvit_core.records import SensitivityTable, SweepSettings, sweep_recovery
 from psvit_core.sensitivity.spec import SweepSpec, save_spec
@@ -16,6 +16,7 @@ from psvit_core.tasks.session import Session
 
 if TYPE_CHECKING:
     from psvit_core.data import EvalSet
+    from psvit_core.sensitivity.work import MakeMeasurer
 
 
 def run_sweep(
@@ -65,11 +66,39 @@ def run_sweep(
         store=session.store,
         progress=report,
         tick=tick,
-        options=SweepOptions(memory_budget=settings.memory_budget, recovery_images=recovery_images),
+        options=SweepOptions(
+            memory_budget=settings.memory_budget,
+            recovery_images=recovery_images,
+            measurer=_measurer(session, settings),
+        ),
     )
     baseline.look()
     session.caution(precision_warning(table.precision_check, table.conditions.precision))
     return table
+
+
+def _measurer(session: Session, settings: SweepSettings) -> MakeMeasurer | None:
+    """Return what measures the cells on the session's cluster; None: this process does.
+
+    Raises:
+        MissingPackageError: If ray is not installed.
+        ClusterError: If the model's code is not on the nodes.
+    """
+    if not session.engine.is_ray:
+        return None
+    check_cluster(session)
+    from psvit_core.cluster.sweep import on_cluster
+
+    return on_cluster(session.engine, session.model, settings.memory_budget)
+
+
+def check_cluster(session: Session) -> None:
+    """Raise ``ClusterError`` if the nodes of a cluster do not have a model's code."""
+    if session.subject.plugin is not None:
+        raise ClusterError(
+            f"The nodes of a cluster do not have the code of {session.subject.plugin}. Use "
+            "--engine local for models of your own."
+        )
 
 
 def _spec_of(

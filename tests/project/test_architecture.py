@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("groups", "selection", "storage"),
     ("importance", "metrics", "pareto", "picture", "surgery", "estimates"),
     ("incremental", "evaluate", "planners", "custom", "export"),
-    ("recover", "sensitivity", "finetune"),
+    ("recover", "sensitivity", "finetune", "cluster"),
     ("tasks",),
     ("report",),
     ("batch",),
@@ -42,6 +42,7 @@ HEAVY = {"torch", "torchvision", "spikingjelly", "timm"}
 TORCH_FREE = (
     "psvit_core",
     "psvit_core.callbacks",
+    "psvit_core.cluster.settings",
     "psvit_core.durable",
     "psvit_core.errors",
     "psvit_core.files",

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("psvit_core", "ui", "pages", ".streamlit", "app.py", "setup.py", "pyproject.toml"),
     *("MANIFEST.in", "requirements.txt", "requirements-onnx.txt", "requirements-nir.txt"),
+    "requirements-cluster.txt",
     *("README.md", "CHANGELOG.md", "LICENSE"),
     "docs/definitions.md",
 )

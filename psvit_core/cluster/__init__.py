@@ -1,0 +1,1 @@
+"""Measurements on a Ray cluster: other processes and nodes run the cells, this one stores them."""
