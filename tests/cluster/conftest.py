@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ def nodes() -> Iterator[Any]:
     found = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
-    ray.init(address=found.address, log_to_driver=False)
+    ray.init(address=found.address, log_to_driver=False, logging_level=logging.ERROR)
     yield found
     ray.shutdown()
     found.shutdown()

@@ -22,7 +22,7 @@ def test_the_command_starts_ray_and_ends_it(
         monkeypatch.setenv("PSVIT_CACHE", str(tmp_path / engine))
         out = tmp_path / f"{engine}.json"
         words = ["sweep", "sdt_v1_digits", "--limit", "24", "--ratios", "0.5", "--out", str(out)]
-        assert main([*words, "--engine", engine, "--recovery", "none"]) == 0
+        assert main([*words, "--engine", engine, "--recover", "none"]) == 0
         tables.append(SensitivityTable.load(out))
     assert tables[0] == tables[1]
     assert not load_ray().is_initialized()
