@@ -11,7 +11,7 @@ from benchmarks._report import RESULTS, replace_section
 
 PAGE = RESULTS.parents[1] / "docs" / "scaling.md"
 COSTS, FIGURES, DEMO = "## Measured and assumed\n", "## Figures\n", "## Checked on the demo\n"
-END = "## What limits\n"
+END = "## What limits\n"  # before which new sections come
 
 
 def write_page(page: Path = PAGE) -> None:
@@ -33,7 +33,7 @@ def costs(document: Mapping[str, Any]) -> str:
         f"`{s['model']}` ({s['parameters'] / 1e6:.1f} M parameters, T = {s['T']}, 224 px,",
         "untrained weights with BatchNorms set so that neurons fire):",
         f"{s['groups']} groups × {s['ratios']} ratios = {n_cells} cells. Measured by",
-        "`python benchmarks/scaling.py` in CPU seconds of one thread of this machine, on",
+        "`python benchmarks/scaling.py` in CPU seconds of one thread, **on a busy machine**, on",
         f"{measured['images']} images and {measured['cells measured']} cells:",
         "",
         "| measured | |",
