@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psutil
@@ -157,9 +157,10 @@ def server_of(url: str) -> psutil.Process:
     """Return the process of the app at an address, which this process has started."""
     port = url.rpartition(":")[2]
     for process in psutil.Process().children(recursive=True):
-        command = process.cmdline()
-        if "streamlit" in command and port in command:
-            return process
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # ended, also as a zombie
+            command = process.cmdline()
+            if "streamlit" in command and port in command:
+                return process
     raise LookupError(f"no app at {url}")
 
 

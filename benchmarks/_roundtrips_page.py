@@ -41,7 +41,8 @@ and written to a pruned file. From that file it is exported:
 | int8 against float32 | no round trip: what quantizing to int8 changes |
 
 A process in which this program, SpikingJelly, timm and torchvision cannot be imported runs the
-exports, on {images} images, with T = {steps}, in float32.
+exports, on {images} images, with T = {steps}, in float32. Where the images of a batch influence
+each other, the graph of `torch.export` is one for a batch of {images}.
 
 {summary}
 

@@ -257,8 +257,10 @@ class _Trip:
 
     def _graph(self, format_: str, export: Callable[..., Any]) -> None:
         file = self._folder.parent / f"{self._folder.name}.{format_}"
+        fixed = format_ == "pt2" and self._model.batch_coupled  # possible for a batch of one size
+        more = {"batch": N_IMAGES} if fixed else {}
         try:
-            done = export(self._model, file, self._images, timing=False)
+            done = export(self._model, file, self._images, timing=False, **more)
         except ModelError as error:
             reason = str(error).removeprefix(f"{self._model.name} ")
             self._outcomes[format_] = Outcome(kind="refused", reason=f"It {reason}")

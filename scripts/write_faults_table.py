@@ -54,10 +54,12 @@ _TAIL = """
 
 ROWS = (
     Row(
-        "`kill -9` of the worker during a sweep, fine-tuning, a training, a whole run",
+        "`kill -9` of the worker during a sweep, planning, recovery, fine-tuning, an export, a "
+        "training, a whole run",
         "interrupted, with the reason; resumed, it ends like an undisturbed one; only the cell in "
         "work is computed again; nothing temporary stays",
         (
+            "faults/test_killed_jobs.py::test_a_killed_job_is_resumed_and_ends_alike",
             "jobs/test_jobs.py::test_a_sweep_survives_a_killed_worker",
             "jobs/test_jobs.py::test_a_finetuning_survives_a_killed_worker",
             "tasks/test_train.py::test_a_killed_training_reaches_the_same_weights",
@@ -116,9 +118,10 @@ ROWS = (
         ("faults/test_power_cut_of_sweeps.py",),
     ),
     Row(
-        "a disk that becomes full during a sweep, or while a job begins or ends",
+        "a disk that becomes full during a job of any kind, or while one begins or ends",
         "failed, with the reason; resumed, it ends like an undisturbed one",
         (
+            "faults/test_killed_jobs.py::test_a_job_on_a_disk_that_becomes_full_ends_alike",
             "jobs/test_sweep_on_full_disk.py",
             "jobs/test_full_disk.py::test_the_end_of_a_job_is_saved_when_there_is_room",
             "jobs/test_full_disk.py::test_a_job_that_cannot_begin_waits",

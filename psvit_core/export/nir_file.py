@@ -47,6 +47,18 @@ OUTPUT = "output"
 _ALLOWED = 0.5  # of the largest logit: the layers are compared one by one
 
 
+def check_expressible(model: SpikingModel) -> None:
+    """Check that NIR has nodes for all that a network does, before other work begins.
+
+    Args:
+        model: The network, in float32.
+
+    Raises:
+        PsvitError: As ``nir_graph``.
+    """
+    nir_graph(model, random_images(model, 1))
+
+
 def export_nir(
     model: SpikingModel,
     path: str | Path,
@@ -108,9 +120,9 @@ def nir_graph(model: SpikingModel, images: Tensor) -> tuple[nir.NIRGraph, list[s
         images: Some of its inputs, whose shapes are traced.
 
     Raises:
-        MissingPackageError: As ``export_nir``.
-        ModelError: As ``export_nir``.
-        CheckpointError: As ``export_nir``.
+        MissingPackageError: If nir is not installed.
+        ModelError: If the network has nodes that NIR lacks; they are named.
+        CheckpointError: If it has no usable weights.
         ExportError: If the nir library refuses the graph.
     """
     if not isinstance(model, CustomModel):

@@ -141,7 +141,7 @@ def trace_steps(model: CustomModel, images: Tensor) -> StepGraph:
             parent, _, leaf = path.rpartition(".")
             whole = wholes.setdefault(module, _Whole(module))  # type: ignore[arg-type]
             setattr(net.get_submodule(parent), leaf, whole)
-    x, repeats = images[:1], model.arguments.get("T")
+    x, repeats = images[:1].cpu(), model.arguments.get("T")
     if x.dim() == 5:
         x = x.transpose(0, 1)
     elif repeats:

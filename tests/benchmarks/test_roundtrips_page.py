@@ -32,7 +32,7 @@ def test_every_kind_of_a_family_makes_every_trip() -> None:
         assert {kinds[name] for name in ("torch", "int8", "int8 torch")} <= {"bits", "rounding"}
         coupled = tiny_model(vectors()[row["family"]]).batch_coupled
         for name in ("onnx", "pt2"):
-            assert (kinds[name] == "refused") == coupled, row
+            assert (kinds[name] == "refused") == (coupled and name == "onnx"), row
             assert "influence each other" in row[name].get("reason", "influence each other")
             assert row[name].get("predictions", 0) == 0
 

@@ -190,6 +190,7 @@ def test_a_network_comes_back_with_its_logits_and_spikes(name: str, tmp_path: Pa
     small = psvit.apply_plan(full, random_plan(full, 1))
     path = psvit.save_pruned(small, tmp_path / "small.safetensors")
     model, file = psvit.load_model(path), tmp_path / "network.nir"
+    nir_file.check_expressible(model)
     done = export_nir(model, file)
     assert done.agreement.layers is not None
     assert done.agreement.layers.n_flips <= 0.001 * done.agreement.layers.n_outputs
@@ -412,8 +413,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_what_nir_lacks_is_named(name: str, tmp_path: Path) -> None:
     build, reason = REFUSED[name]
     register(f"nir_{name}", build)
+    model = psvit.load_model(f"nir_{name}")
     with pytest.raises(ModelError, match=reason):
-        export_nir(psvit.load_model(f"nir_{name}"), tmp_path / "network.nir")
+        export_nir(model, tmp_path / "network.nir")
+    with pytest.raises(ModelError, match=reason):
+        nir_file.check_expressible(model)
     assert not list(tmp_path.iterdir())
 
 

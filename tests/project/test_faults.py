@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from scripts.write_faults_table import ROWS, page_text
+from scripts.write_faults_table import PAGE, ROWS, page_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = [test for row in ROWS for test in row.tests]
@@ -31,6 +31,19 @@ def test_every_test_of_a_fault_is_on_the_page() -> None:
         names = re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         found |= {f"faults/{path.name}::{name}" for name in names}
     assert {name for name in found if not name.startswith(tuple(TESTS))} == NOT_ON_THE_PAGE
+
+
+def test_the_page_is_of_this_suite() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    counts = []
+    for row in ROWS:
+        found = re.search(
+            rf"^\| {re.escape(row.what)} \| {re.escape(row.outcome)} \| (\d+) ", page, re.M
+        )
+        assert found is not None, row.what
+        counts.append(int(found[1]))
+    assert min(counts) >= 1
+    assert f"Together {sum(counts)} cases" in page
 
 
 def test_cases_are_counted_by_row() -> None:

@@ -255,6 +255,15 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     assert hashlib.sha256(path.read_bytes()).hexdigest() == result.sha256
     assert download.value.suggested_filename.endswith("-tuned.safetensors")
 
+    page.get_by_text("Quantize this file").first.click()
+    page.get_by_role("button", name="Quantize and measure").first.click()
+    quantized = wait_for_job(server.store, "quantize")
+    assert quantized.state == "done", quantized.error
+    expect(page.get_by_text("against this network in fp32")).to_be_visible()
+    expect(
+        page.get_by_role("link", name=re.compile("^Download .*-tuned-int8.safetensors"))
+    ).to_be_visible()
+
 
 @pytest.mark.slow
 def test_stop_keeps_the_best(server: Server, open_page: OpenPage) -> None:

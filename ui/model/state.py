@@ -118,6 +118,22 @@ def reset_widget(name: str) -> None:
     st.session_state[f"resets/{name}"] = st.session_state.get(f"resets/{name}", 0) + 1
 
 
+def key_of_content(name: str, content: object) -> str:
+    """Return the key of a widget whose options are ``content``: a new one whenever that changes.
+
+    The browser keeps a list's value by its options' positions, so that new options need a new
+    widget. Old options that come back need one, too: the browser may have forgotten the widget of
+    the first time while the server still knows it, and then shows the first option.
+    """
+    kept = f"contents/{name}"
+    number, before = st.session_state.get(kept, (0, None))
+    now = digest(content)
+    if before != now:
+        number += 1
+        st.session_state[kept] = number, now
+    return f"{name}/{number}"
+
+
 # ---- clicks --------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import streamlit as st
 
 from psvit_core.records import ModelSummary
-from psvit_core.storage.store import digest
 from ui.model import comparison, state
 from ui.model.comparison import ComparedPlan
 
@@ -128,10 +127,9 @@ def two_plans(names: dict[str, str], pick: tuple[str, str], *, key: str) -> None
         pick: Keys of the two choices (``picked_plans``).
         key: The container's key.
     """
-    names_digest = digest([*names.items()])  # new names need a new widget in the browser
     with st.container(horizontal=True, gap="medium", key=key):
         for label, at in zip(PICK_LABELS, pick, strict=True):
-            widget = f"{at}/{names_digest}"
+            widget = state.key_of_content(at, [*names.items()])
             state.put(widget, state.get(at))
             st.selectbox(
                 label,

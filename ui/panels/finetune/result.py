@@ -14,6 +14,7 @@ from ui.model import comparison, consent, formats, history, loaders, state
 from ui.model.foreign import in_markdown
 from ui.model.measured import measured_plans
 from ui.panels.graph import graph_button, graph_state
+from ui.panels.quantized import quantized_panel
 from ui.panels.widgets import download_link, facts_table
 
 
@@ -78,6 +79,8 @@ def _file_row(workspace: Workspace, summary: ModelSummary, job: Job, *, key: str
         graph_state(workspace, graph, key=f"{key}-graph-job")
     st.caption("SHA-256")
     st.code(written.sha256, language=None, wrap_lines=True)
+    with st.expander("Quantize this file", key=f"{key}-bits"):
+        quantized_panel(workspace, summary, path, key=f"{key}-quantize")
 
 
 def _open(path: str) -> None:

@@ -10,7 +10,7 @@ from psvit_core.errors import PsvitError
 from psvit_core.files import expand
 from psvit_core.records import FileReport, NearestModel
 from psvit_core.records.jobs import InspectRequest, InspectResult
-from psvit_core.storage.store import Store, digest
+from psvit_core.storage.store import Store
 from psvit_core.zoo.cards import list_models, model_card
 from ui.model import formats, loaders, open_files, roots, state
 from ui.model.foreign import in_markdown
@@ -139,7 +139,7 @@ def _file_choice(store: Store, found: list[tuple[Path, int]], *, key: str) -> st
     """
     files = {str(file): f"{file.name} · {formats.kilobytes(n)}" for file, n in found}
     state.ensure_option(key, list(files), next(iter(files)))
-    widget = f"{key}-file/{digest(files)}"  # a new list needs a new widget in the browser
+    widget = state.key_of_content(f"{key}-file", files)
     state.put(widget, state.get(key))
 
     def take() -> None:
@@ -223,7 +223,7 @@ def _entry_choice(store: Store, report: FileReport, *, key: str) -> None:
         if chosen := state.get(widget):
             open_files.inspect_file(store, report.path, chosen)
 
-    widget = f"{key}/{digest([report.path, *entries])}"
+    widget = state.key_of_content(key, [report.path, *entries])
     state.put(widget, report.entry or None)
     st.selectbox(
         "Weights to load (the file contains several)",

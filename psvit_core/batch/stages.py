@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psvit_core.batch.folder import RunFolder
+from psvit_core.batch.schema import RunConfig
 from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
 from psvit_core.plan.build import reached_ratios
 from psvit_core.plan.size import memory_saving, plan_size
@@ -22,18 +25,17 @@ from psvit_core.tasks.graph import images_to_check
 from psvit_core.tasks.plan import counting_note, latency_timer, run_plan
 from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.recover import load_written, measure_file
-from psvit_core.tasks.run.folder import RunFolder
-from psvit_core.tasks.run.schema import RunConfig
 from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
 
 SWEEP, PLAN, PRUNED, TUNED = "sweep.json", "plan.json", "pruned.safetensors", "tuned.safetensors"
-_TUNED_LAST = "tuned.last.safetensors"
+_TUNED_LAST, REPORT = "tuned.last.safetensors", "report.html"
 _EXPORTED = {
     "torch": ("network.py", "network.safetensors"),
     "onnx": ("network.onnx",),
     "pt2": ("network.pt2",),
+    "nir": ("network.nir",),
 }
 
 #: Stages that others build on by their files. If one of these was lost and the new one is another,
@@ -80,6 +82,7 @@ class Stage:
     key: str  # hash of all that decides its result
     files: tuple[str, ...] = ()
     run: Callable[[Work], Result] = field(repr=False)
+    derived: bool = False  # only shows what other stages found: written anew when that changes
 
 
 def make_stages(config: RunConfig, session: Session) -> list[Stage]:
@@ -90,10 +93,15 @@ def make_stages(config: RunConfig, session: Session) -> list[Stage]:
     found: list[Stage] = []
 
     def add(
-        name: str, run: Callable[[Work], Result], files: tuple[str, ...], *decisive: Any
+        name: str,
+        run: Callable[[Work], Result],
+        files: tuple[str, ...],
+        *decisive: Any,
+        derived: bool = False,
     ) -> str:
-        found.append(Stage(name=name, key=digest([name, *decisive]), files=files, run=run))
-        return found[-1].key
+        key = digest([name, *decisive])
+        found.append(Stage(name=name, key=key, files=files, run=run, derived=derived))
+        return key
 
     data = config.model_dump(mode="json")
     base = _base_key(session)
@@ -106,9 +114,10 @@ def make_stages(config: RunConfig, session: Session) -> list[Stage]:
     if config.finetune:
         final = add("tuned", _finetune, (TUNED, _TUNED_LAST), final, data["finetune"])
     for kind in dict.fromkeys(config.exports):
-        add(kind, _EXPORTS[kind], _EXPORTED[kind], final)
-    if config.test:
-        add("test", _test, (), final)
+        add(kind, partial(_export, kind=kind), _EXPORTED[kind], final)
+    tested = add("test", _test, (), final) if config.test else ""
+    if config.report:
+        add("report", _report, (REPORT,), final, tested, derived=True)
     return found
 
 
@@ -116,7 +125,8 @@ def file_names(config: RunConfig) -> tuple[str, ...]:
     """Return the names of the files that a configuration leaves, without the result."""
     exported = [name for kind in config.exports for name in _EXPORTED[kind]]
     tuned = (TUNED, _TUNED_LAST) if config.finetune else ()
-    return (SWEEP, PLAN, PRUNED, *tuned, *exported)
+    report = (REPORT,) if config.report else ()
+    return (SWEEP, PLAN, PRUNED, *tuned, *exported, *report)
 
 
 def _base_key(session: Session) -> str:
@@ -163,6 +173,10 @@ def check_possible(work: Work, pending: set[str]) -> None:
         from psvit_core.export.traced import plain_network
 
         plain_network(session.model)
+    if "nir" in pending:
+        from psvit_core.export.nir_file import check_expressible
+
+        check_expressible(session.model)
     if "test" in pending:
         session.load_images("test", None)
 
@@ -265,22 +279,36 @@ def _export_torch(work: Work) -> Result:
     return {"format": "torch", "file": code, "weights": weights, "needs": ["torch", "safetensors"]}
 
 
-def _export_graph(work: Work, kind: str) -> Result:
-    from psvit_core.export import export_onnx, export_pt2
+def _export_checked(work: Work, kind: str) -> Result:
+    from psvit_core.export import export_nir, export_onnx, export_pt2
     from psvit_core.export.checked import as_result
 
     (name,) = _EXPORTED[kind]
     model, (images, what) = load_written(work.session, work.final), images_to_check(work.session)
-    write = export_onnx if kind == "onnx" else export_pt2
+    write = {"onnx": export_onnx, "pt2": export_pt2, "nir": export_nir}[kind]
     found = as_result(write(model, work.folder.place / name, images, what=what))
     return {"format": kind, "file": name, **{k: v for k, v in found.items() if k != "out"}}
 
 
-_EXPORTS: dict[str, Callable[[Work], Result]] = {
-    "torch": _export_torch,
-    "onnx": lambda work: _export_graph(work, "onnx"),
-    "pt2": lambda work: _export_graph(work, "pt2"),
-}
+def _export(work: Work, kind: str) -> Result:
+    return _export_torch(work) if kind == "torch" else _export_checked(work, kind)
+
+
+def _report(work: Work) -> Result:
+    """Write what the store has of the run as one page."""
+    from psvit_core.report import collect, write_page
+
+    session, recovery = work.session, work.config.recovery
+    found = collect(
+        session.store,
+        session.subject,
+        session.description,
+        plan=work.plan,
+        pruned=work.final,
+        recovery=None if recovery == "auto" else recovery,  # auto: what was possible
+    )
+    write_page(found, work.folder.place / REPORT)
+    return {"file": REPORT, "missing": list(found.missing)}
 
 
 def _test(work: Work) -> Result:
@@ -321,6 +349,6 @@ def _short(measured: Measurement) -> Result:
 def leftovers(folder: RunFolder, stages: list[Stage]) -> Iterator[str]:
     """Yield files of stages that the configuration no longer has; they stay."""
     names = {stage.name for stage in stages}
-    for name in {"tuned", *_EXPORTS} - names:
+    for name in {"tuned", "report", *_EXPORTED} - names:
         if record := folder.find(name):
             yield from (file for file in record.files if (folder.place / file).is_file())

@@ -161,8 +161,9 @@ class RunConfig(_Section):
     plan: Plan = Plan()  # type: ignore[valid-type]
     recovery: Annotated[str, _one_of("recovery", RECOVERIES)] = "auto"
     finetune: Finetune | None = None  # type: ignore[valid-type]  # None: no training
-    exports: tuple[Annotated[str, _one_of("format", ("torch", "onnx", "pt2"))], ...] = ()
+    exports: tuple[Annotated[str, _one_of("format", ("torch", "onnx", "pt2", "nir"))], ...] = ()
     test: bool = False  # judge the result on the test split at the end
+    report: bool = True  # write it all as one HTML page
 
     @property
     def folder(self) -> Path:

@@ -10,12 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nir
 import pytest
+import torch
 from filelock import FileLock
 from safetensors.torch import load_file
+from spikingjelly.activation_based import layer
+from torch import nn
 
+import psvit_core
+from psvit_core.batch import RunCallbacks, RunConfig, RunOutcome, run_config
+from psvit_core.batch import stages as stages_module
+from psvit_core.batch.targets import judge
 from psvit_core.data import load_data
-from psvit_core.errors import DataError, OutputError
+from psvit_core.errors import DataError, ModelError, OutputError
 from psvit_core.evaluate import measure
 from psvit_core.plan.build import plan_from_ratios
 from psvit_core.records import (
@@ -29,12 +37,11 @@ from psvit_core.records import (
 )
 from psvit_core.storage.store import Store
 from psvit_core.tasks.plan import run_plan
-from psvit_core.tasks.run import RunCallbacks, RunConfig, RunOutcome, run_config
-from psvit_core.tasks.run import stages as stages_module
-from psvit_core.tasks.run.targets import judge
+from psvit_core.zoo import cards
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model
 from psvit_core.zoo.recorded import recorded_measurements
+from tests.own_models import CLASSES, SHAPE, bn, conv, lif, warmed
 
 MODEL = "sdt_v1_digits"
 N_IMAGES = 20
@@ -91,7 +98,7 @@ def test_numbers_are_those_of_the_written_file(
     done = run(exports=["torch"])
     assert json.loads((out / "result.json").read_text()) == done.result
     names = {"sweep.json", "plan.json", "pruned.safetensors", "network.py", "network.safetensors"}
-    assert set(hashes(out)) == {*names, "result.json"}
+    assert set(hashes(out)) == {*names, "report.html", "result.json"}
     assert {n: f["sha256"] for n, f in done.result["files"].items()} == {
         name: digest for name, digest in hashes(out).items() if name != "result.json"
     }
@@ -107,6 +114,8 @@ def test_numbers_are_those_of_the_written_file(
     assert pruned.drop == measure(model, images, plan).drop
     assert pruned.conditions.recovery == "none" and done.result["pruned"]["recovery"] is None
     assert recorded_measurements(small)[0].accuracy == found.accuracy
+    page = (out / "report.html").read_text()
+    assert f"{found.size.bytes:,} bytes" in page and "pruned.safetensors" in page
     summary = shipped_summary(MODEL)
     assert summary is not None
     used = {t.name for t in summary.shapes.tensors if t.role not in ("counter", "unused")}
@@ -130,7 +139,7 @@ def test_numbers_are_those_of_the_written_file(
     before, said = hashes(out), list[str]()
     again = run(exports=["torch"], said=said)
     assert hashes(out) == before and again.result == done.result
-    assert again.reused == ("baseline", "sweep", "plan", "pruned", "torch")
+    assert again.reused == ("baseline", "sweep", "plan", "pruned", "torch", "report")
     assert again.changes == () and said == [
         f"Already done: {', '.join(again.reused)}. To do: nothing."
     ]
@@ -148,7 +157,7 @@ def test_a_changed_configuration_is_noticed(run: Runner, finished: Path, tmp_pat
 
     # what replaces nothing goes on
     more = run(exports=["torch"], said=said)
-    assert more.reused == ("baseline", "sweep", "plan", "pruned")
+    assert more.reused == ("baseline", "sweep", "plan", "pruned", "report")
     assert said[0].endswith('exports: [] -> ["torch"]') and "To do: torch." in said[1]
 
     replaced = run(targets={"memory_saving": 0.4}, replace=True, said=said)
@@ -165,14 +174,14 @@ def test_lost_files_are_made_again_and_altered_ones_stay(
     tensors = load_file(out / "pruned.safetensors")
     (out / "pruned.safetensors").unlink()
     again = run()
-    assert again.reused == ("baseline", "sweep", "plan")
+    assert again.reused == ("baseline", "sweep", "plan", "report")
     made = load_file(out / "pruned.safetensors")
     assert made.keys() == tensors.keys() and all(made[k].equal(t) for k, t in tensors.items())
     (out / "plan.json").write_text("{}")
     with pytest.raises(OutputError, match=r"would be replaced: plan\.json\. .*files themselves"):
         run()
     assert (out / "plan.json").read_text() == "{}"
-    assert run(replace=True).reused == ("baseline", "sweep", "pruned")
+    assert run(replace=True).reused == ("baseline", "sweep", "pruned", "report")
 
 
 def test_what_follows_a_lost_plan_is_made_again_if_the_new_one_is_another(
@@ -200,7 +209,10 @@ def test_the_test_split_is_judged_once_and_counted(run: Runner, tmp_path: Path) 
     targets = {"memory_saving": 0.3, "max_drop": 0.2}
     plain = run(targets=targets)
     assert {t.judged_on for t in plain.targets} == {"exact", f"val, {N_IMAGES} images"}
-    judged = run(targets=targets, test=True)
+    report = tmp_path / "out" / "report.html"
+    before = report.read_text()
+    judged = run(targets=targets, test=True)  # replaces nothing but the report
+    assert report.read_text() != before
     found = Measurement.from_dict(judged.result["test"]["measurement"])
     assert (found.conditions.split, found.conditions.n_images) == ("test", 750)
     plan = PrunePlan.load(tmp_path / "out" / "plan.json")
@@ -240,7 +252,29 @@ def test_what_is_impossible_is_said_before_the_work(run: Runner, tmp_path: Path)
         run(data={"spec": f"folder:{tmp_path}"})
     with pytest.raises(DataError, match="Mixup needs a whole batch"):
         run(finetune={"mixup": 0.2, "train_images": 8})
+    with pytest.raises(ModelError, match="products of two signals"):
+        run(exports=["torch", "nir"])
     assert not (tmp_path / "out" / ".run" / "baseline.json").exists()
+
+
+def chain() -> nn.Module:
+    torch.manual_seed(0)
+    pool, flat = layer.AdaptiveAvgPool2d((1, 1), step_mode="m"), layer.Flatten(step_mode="m")
+    head = layer.Linear(6, CLASSES, bias=False, step_mode="m")
+    return warmed(nn.Sequential(conv(1, 6), bn(6), lif(), pool, flat, head), T=2)
+
+
+def test_a_network_of_ones_own_leaves_a_nir_graph(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "_custom_cards", {})
+    psvit_core.register_model("chain", chain, input_shape=SHAPE, num_classes=CLASSES, T=2)
+    done = run(model={"name": "chain"}, exports=["nir"])
+    assert [e["format"] for e in done.result["exports"]] == ["nir"]
+    nodes = nir.read(tmp_path / "out" / "network.nir").nodes
+    small = load_file(tmp_path / "out" / "pruned.safetensors")
+    sizes = {n.weight.size for n in nodes.values() if hasattr(n, "weight")}
+    assert sizes <= {tensor.numel() for tensor in small.values()} and len(sizes) == 2
 
 
 # ---- the judgement -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A whole run by a configuration file: sweep, plan, pruned file, training, exports, test.
+"""A whole run by a configuration file: sweep, plan, pruned file, training, exports, test, report.
 
 Every finished stage leaves a record in the folder of the results, so that a run that was stopped
 goes on where it was. Torch is imported inside functions.
@@ -13,13 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
-from psvit_core.errors import OutputError
-from psvit_core.records import Measurement
-from psvit_core.storage.store import ENGINE_VERSION, Store
-from psvit_core.tasks.run.folder import RESULT, RunFolder, StageRecord
-from psvit_core.tasks.run.schema import RunConfig, load_run_config
-from psvit_core.tasks.run.stages import (
+from psvit_core.batch.folder import RESULT, RunFolder, StageRecord
+from psvit_core.batch.schema import RunConfig, load_run_config
+from psvit_core.batch.stages import (
     CHOICES,
     Stage,
     Work,
@@ -28,7 +24,11 @@ from psvit_core.tasks.run.stages import (
     leftovers,
     make_stages,
 )
-from psvit_core.tasks.run.targets import Judged, judge
+from psvit_core.batch.targets import Judged, judge
+from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
+from psvit_core.errors import OutputError
+from psvit_core.records import Measurement
+from psvit_core.storage.store import ENGINE_VERSION, Store
 from psvit_core.tasks.session import Session
 
 __all__ = ["RunCallbacks", "RunConfig", "RunOutcome", "load_run_config", "run_config"]
@@ -138,11 +138,11 @@ def _finished(
         if record is None:
             continue
         altered = folder.altered(record)
-        if record.key != stage.key:
+        if record.key != stage.key and not stage.derived:
             lost += [name for name in record.files if name not in folder.missing(record)]
         elif altered:
             lost += altered
-        elif not folder.missing(record):
+        elif record.key == stage.key and not folder.missing(record):
             done[stage.name] = record
     if lost and not replace:
         why = "; ".join(changes) or (
@@ -212,6 +212,7 @@ def _result(work: Work, done: Mapping[str, StageRecord], targets: list[Judged]) 
         "tuned": results.get("tuned"),
         "exports": exports,
         "test": results.get("test"),
+        "report": results.get("report"),
         "targets": [judged.to_dict() for judged in targets],
         "files": {
             name: {"bytes": (work.folder.place / name).stat().st_size, "sha256": digest}
