@@ -11,6 +11,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -36,7 +37,6 @@ _GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, layer.AdaptiveAvgPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, layer.BatchNorm1d, layer.BatchNorm2d)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, layer.Dropout, layer.Dropout2d)
 _SUMS = (operator.add, operator.iadd, torch.add)
-_IN_PLACE = (operator.iadd, "add_")
 _MOST_NAMED = 12  # nodes of a message
 
 
@@ -150,14 +150,23 @@ def trace_steps(model: CustomModel, images: Tensor) -> StepGraph:
         graph = _Tracer().trace(net)
         functional.reset_net(net)
         with torch.no_grad():
-            _Shapes(fx.GraphModule(net, graph)).run(x)
+            traced = _Shapes(fx.GraphModule(net, graph)).run(x.clone())
+            functional.reset_net(net)
+            logits = net(x.clone())
     except Exception as error:  # of the user's forward, or of the tracer
         raise ModelError(
             f"{model.name} cannot be written as a NIR graph, because its forward cannot be traced: "
             f"{one_line(error)} A graph needs a forward of layers, neurons and sums without "
             "Python code that depends on shapes or values. --format onnx and pt2 take more."
         ) from error
-    return _Reader(model.name, net, x).read(graph)
+    steps = _Reader(model.name, net, x).read(graph)
+    if not torch.allclose(traced, logits, rtol=0, atol=0, equal_nan=True):
+        raise ModelError(
+            f"{model.name} cannot be written as a NIR graph: its forward computes something else "
+            "than the operations that it calls one after the other. Usually it changes a signal in "
+            "place (x += y) that it reads again under another name, or it draws random numbers."
+        )
+    return steps
 
 
 class _Reader:
@@ -174,7 +183,8 @@ class _Reader:
         #: None: no signal, or one that comes after what NIR lacks, which is named already.
         self._values: dict[fx.Node, _Value | None] = {}
         self._steps: dict[str, Step] = {}
-        self._made_by: dict[fx.Node, Step] = {}  # also BatchNorms that were folded, and Dropout
+        #: The step whose output a node has, unless something else reads that output, too.
+        self._made_by: dict[fx.Node, Step] = {}
         self._fired: set[str] = set()  # paths of neurons that were called
         self._lacking: list[str] = []
         self._time_steps = x.shape[0] if x.dim() == 5 else 1
@@ -195,6 +205,10 @@ class _Reader:
                 self._values[node] = self._module(node)
             else:
                 self._values[node] = self._operation(node)
+        read = {*outputs, *(name for step in self._steps.values() for name in step.sources)}
+        unread = [name for name in self._steps if name not in read]
+        if outputs and not self._lacking:
+            self._lacking += [f"{name} (a layer whose output nothing reads)" for name in unread]
         if self._lacking or not outputs or INPUT in outputs:
             lacking = _named(self._lacking) or "its output, which is not one tensor of a layer"
             raise ModelError(
@@ -247,7 +261,7 @@ class _Reader:
         return self._add(path, module, value, node, signals[0])
 
     def _passed(self, node: fx.Node, source: fx.Node, value: _Value) -> _Value:
-        """Return the value of a node that changes nothing which NIR has not seen already."""
+        """Return the value of a node that is no step: it changes nothing, or was folded."""
         if source in self._made_by and len(source.users) == 1:
             self._made_by[node] = self._made_by[source]
         return value
@@ -298,7 +312,7 @@ class _Reader:
         is_sum = node.target in _SUMS or (node.op == "call_method" and name in ("add", "add_"))
         result: _Value | None = None
         if is_sum and len(known) == 2 and not node.kwargs:
-            result = self._sum(known[0], known[1], signals, node)
+            result = self._sum(known[0], known[1], signals)
         elif name in handlers and len(known) == 1:
             result = handlers[name](node, known[0])
         if result is None and node.op == "get_attr":
@@ -310,16 +324,12 @@ class _Reader:
             self._lacks(f"{name} of {n_signals}{f' in {where}' if where else ''}")
         return result
 
-    def _sum(
-        self, one: _Value, other: _Value, signals: list[fx.Node], node: fx.Node
-    ) -> _Value | None:
+    def _sum(self, one: _Value, other: _Value, signals: list[fx.Node]) -> _Value | None:
         shapes = {signal.meta["shape"] for signal in signals}
         if len(shapes) > 1 or set(one.sources) & set(other.sources):
             return None  # broadcast, or twice the same signal
         if (one.lead, one.averaged) != (other.lead, other.averaged):
             return None
-        if node.target in _IN_PLACE and any(node < user for user in signals[0].users):
-            return None  # what reads the first signal later gets the sum
         return _Value((*one.sources, *other.sources), one.lead, one.averaged)
 
     def _flatten(self, node: fx.Node, value: _Value) -> _Value | None:
@@ -395,8 +405,7 @@ def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str | None:
     if module.v_reset is None:
         return " with soft reset"
     for name in ("v_reset", "v_threshold", "tau"):
-        number = getattr(module, name, 0.0)
-        if not isinstance(number, (int, float)):
+        if not _is_number(getattr(module, name, 0.0)):
             return f" with {name} that is not one number"
     if module.v_reset != 0:
         return f" with reset to {module.v_reset}"
@@ -408,6 +417,10 @@ def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str | None:
     if module.step_mode != mode:
         return f" with step_mode {module.step_mode!r} on inputs that need {mode!r}"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
 def _fault_of_conv(module: nn.Conv2d) -> str | None:

@@ -327,14 +327,22 @@ class Loop(Changed):
 
 
 class InPlace(Changed):
-    """Changes a signal that is read again afterwards."""
+    """Changes a signal in place that it reads again under another name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = same = self.lif(self.bn(self.conv(x)))
+        same += self.pool(x)
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+class Unread(Changed):
+    """Runs layers that nothing depends on."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.lif(self.bn(self.conv(x)))
-        y = self.pool(x)
-        y += x
-        x += y
-        out: Tensor = self.head((x + y).flatten(1))
+        self.pool(x)
+        out: Tensor = self.head(x.flatten(1))
         return out
 
 
@@ -401,7 +409,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "alone": (Alone, r"bn \(BatchNorm2d that follows"),
     "shaped": (Shaped, "cannot be traced"),
     "mode": (lambda: Changed(lif=neuron.IFNode(step_mode="m")), "needs? 's'"),
-    "in_place": (lambda: InPlace(pool=nn.AvgPool2d(3, 1, 1)), "iadd of 2 signals"),
+    "in_place": (lambda: warmed(InPlace(pool=nn.AvgPool2d(3, 1, 1))), "reads again under"),
+    "unread": (lambda: Unread(pool=nn.AvgPool2d(3)), r"for: pool \(a layer whose output nothing"),
     "shifted": (Shifted, r"for: shift \(a tensor that is no layer's\)\. It"),
     "read": (Read, r"bn \(BatchNorm2d that follows"),
     "thresholds": (with_thresholds, r"v_threshold that is not one number"),
