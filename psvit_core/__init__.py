@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psvit_core.batch import run_config
     from psvit_core.custom import check_groups, register_model
     from psvit_core.data import EvalSet, load_data
     from psvit_core.errors import PsvitError
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from psvit_core.sensitivity.sweep import sweep
     from psvit_core.storage.store import Store
     from psvit_core.surgery import apply_plan, silenced
-    from psvit_core.tasks.run import run_config
     from psvit_core.workspace import Workspace, write_report
     from psvit_core.zoo.cards import list_models, model_card
     from psvit_core.zoo.checkpoint import load_model
@@ -67,7 +67,7 @@ _HOMES = {
     "plan_from_kept": "groups",
     "quantize_weights": "zoo.quantized",
     "register_model": "custom",
-    "run_config": "tasks.run",
+    "run_config": "batch",
     "save_pruned": "zoo.pruned",
     "silenced": "surgery",
     "sweep": "sensitivity.sweep",

@@ -14,7 +14,7 @@ from psvit_core.cli.session import Result, absolute_path, ensure_images
 from psvit_core.records import Measurement
 
 if TYPE_CHECKING:
-    from psvit_core.tasks.run import RunConfig, RunOutcome
+    from psvit_core.batch import RunConfig, RunOutcome
 
 #: Exit status of a run that is done and missed a target on the test split.
 MISSED = 3
@@ -44,7 +44,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> tuple[Result, str]:
     """Do all that a configuration describes; a second call goes on where the first one stopped."""
-    from psvit_core.tasks.run import RunCallbacks, load_run_config, run_config
+    from psvit_core.batch import RunCallbacks, load_run_config, run_config
 
     config = load_run_config(options.config)
     if options.check:
@@ -115,7 +115,7 @@ class _Bars:
 
 def _text(done: RunOutcome) -> str:
     """Return the result as lines of text."""
-    from psvit_core.tasks.run.targets import judged_text
+    from psvit_core.batch.targets import judged_text
 
     result = done.result
     final = Measurement.from_dict((result["tuned"] or result["pruned"])["measurement"])

@@ -164,7 +164,9 @@ def collect(
         )
     chosen, why = _choose(plan, of_file[0] if of_file else None, jobs, summary, archive)
     every = find_archive(store, matcher, summary, improved=True)
-    tested = find_archive(store, matcher, summary, "test", improved=True)
+    # A plan is judged on all test images, however many images it was chosen on.
+    judged = Matcher(dataclasses.replace(subject, limit=None))
+    tested = find_archive(store, judged, summary, "test", improved=True)
     written = [of_file[1]] if of_file else []
     written += _written(jobs, chosen, summary)
     return RunReport(

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("recover", "sensitivity", "finetune"),
     ("tasks",),
     ("report",),
+    ("batch",),
     ("jobs",),
     ("workspace", "machine_jobs", "cli", "__main__"),
 )
@@ -71,7 +72,7 @@ TORCH_FREE = (
     "psvit_core.tasks.plan",
     "psvit_core.tasks.prune",
     "psvit_core.tasks.recover",
-    "psvit_core.tasks.run",
+    "psvit_core.batch",
     "psvit_core.tasks.session",
     "psvit_core.tasks.sweep",
     "psvit_core.report",

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psvit_core.batch.folder import RunFolder
+from psvit_core.batch.schema import RunConfig
 from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
 from psvit_core.plan.build import reached_ratios
 from psvit_core.plan.size import memory_saving, plan_size
@@ -23,8 +25,6 @@ from psvit_core.tasks.graph import images_to_check
 from psvit_core.tasks.plan import counting_note, latency_timer, run_plan
 from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.recover import load_written, measure_file
-from psvit_core.tasks.run.folder import RunFolder
-from psvit_core.tasks.run.schema import RunConfig
 from psvit_core.tasks.session import Session
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written

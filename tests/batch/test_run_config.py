@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from psvit_core.batch.schema import RunConfig, load_run_config
 from psvit_core.cli.arguments import make_parser
 from psvit_core.errors import ConfigError
 from psvit_core.records import FinetuneSettings, PlanSettings, Subject, SweepSettings
-from psvit_core.tasks.run.schema import RunConfig, load_run_config
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,7 +140,7 @@ def test_checking_loads_no_torch(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(LEAST)
     code = (
-        "import sys; from psvit_core.tasks.run.schema import load_run_config; "
+        "import sys; from psvit_core.batch.schema import load_run_config; "
         f"load_run_config({str(path)!r}); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=PATIENCE)

@@ -19,6 +19,9 @@ from spikingjelly.activation_based import layer
 from torch import nn
 
 import psvit_core
+from psvit_core.batch import RunCallbacks, RunConfig, RunOutcome, run_config
+from psvit_core.batch import stages as stages_module
+from psvit_core.batch.targets import judge
 from psvit_core.data import load_data
 from psvit_core.errors import DataError, ModelError, OutputError
 from psvit_core.evaluate import measure
@@ -34,9 +37,6 @@ from psvit_core.records import (
 )
 from psvit_core.storage.store import Store
 from psvit_core.tasks.plan import run_plan
-from psvit_core.tasks.run import RunCallbacks, RunConfig, RunOutcome, run_config
-from psvit_core.tasks.run import stages as stages_module
-from psvit_core.tasks.run.targets import judge
 from psvit_core.zoo import cards
 from psvit_core.zoo.cards import shipped_summary
 from psvit_core.zoo.checkpoint import load_model

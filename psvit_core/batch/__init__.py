@@ -13,13 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
-from psvit_core.errors import OutputError
-from psvit_core.records import Measurement
-from psvit_core.storage.store import ENGINE_VERSION, Store
-from psvit_core.tasks.run.folder import RESULT, RunFolder, StageRecord
-from psvit_core.tasks.run.schema import RunConfig, load_run_config
-from psvit_core.tasks.run.stages import (
+from psvit_core.batch.folder import RESULT, RunFolder, StageRecord
+from psvit_core.batch.schema import RunConfig, load_run_config
+from psvit_core.batch.stages import (
     CHOICES,
     Stage,
     Work,
@@ -28,7 +24,11 @@ from psvit_core.tasks.run.stages import (
     leftovers,
     make_stages,
 )
-from psvit_core.tasks.run.targets import Judged, judge
+from psvit_core.batch.targets import Judged, judge
+from psvit_core.callbacks import Progress, Tick, ignore_progress, keep_going
+from psvit_core.errors import OutputError
+from psvit_core.records import Measurement
+from psvit_core.storage.store import ENGINE_VERSION, Store
 from psvit_core.tasks.session import Session
 
 __all__ = ["RunCallbacks", "RunConfig", "RunOutcome", "load_run_config", "run_config"]
