@@ -165,6 +165,10 @@ def check_possible(work: Work, pending: set[str]) -> None:
 
         train = session.load_images("train", settings.train_images)
         check_images(session.model, train, session.data, settings)
+    if "torch" in pending:
+        from psvit_core.export import refuse_own_code
+
+        refuse_own_code(session.model)
     if "onnx" in pending:
         from psvit_core.export.onnx_file import check_onnx_packages
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from psvit_core.callbacks import Tick, keep_going
 from psvit_core.data import EvalSet
@@ -23,11 +21,9 @@ from psvit_core.evaluate.inference import (
     predict,
 )
 from psvit_core.evaluate.memory import count_memory_access
+from psvit_core.evaluate.plans import predict_plan, predict_unpruned, prepare_plans
 from psvit_core.evaluate.precision import check_precision
-from psvit_core.groups import find_groups, summarize
-from psvit_core.incremental.joint import joint_runner
-from psvit_core.incremental.recorded import RecordedModel, firing_rates, sops_of
-from psvit_core.kernels.ops import UnsupportedError
+from psvit_core.groups import summarize
 from psvit_core.metrics.energy import energy_pj
 from psvit_core.metrics.profile import machine, profile_of
 from psvit_core.plan.size import memory_saving, plan_size, real_macs
@@ -67,6 +63,7 @@ __all__ = [
     "conditions_of",
     "count_memory_access",
     "measure",
+    "measure_against",
     "outcome_of",
     "place",
     "place_once",
@@ -75,7 +72,8 @@ __all__ = [
     "prepare_plans",
 ]
 
-log = logging.getLogger(__name__)
+#: Predictions of one network, by images and run.
+_Once = dict[tuple[tuple[str, ...], Run], Prediction]
 
 
 def outcome_of(data: EvalSet, prediction: Prediction, baseline_logits: Array, run: Run) -> Outcome:
@@ -135,7 +133,7 @@ class Baseline:
                 seen(self._n_run, len(todo))
 
             part = data.take(todo)
-            prediction = _unpruned(model, hashed, part, run, tick, count)
+            prediction = predict_unpruned(model, hashed, part, run, tick, count)
             self._logits |= dict(zip(part.ids, prediction.logits, strict=True))
             fresh = outcome_of(part, prediction, prediction.logits, run)
             outcome = outcome.joined(fresh) if outcome else fresh
@@ -219,16 +217,7 @@ def measure(  # noqa: PLR0913  # public signature
     if plan:
         plan.check(summary.groups, summary.weights_hash)
     request = _Request(model, data, plan, run, store, summary, tick)
-    key = request.measurement_key(result)
-    known = store.get(key) if store else None
-    if known:
-        found = Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
-    else:
-        watch = Watch(partial, run.batch) if partial else None
-        found = _measured(request, result, watch)
-        if store:
-            with store.optional():
-                store.put(key, found.to_dict())
+    found = _stored(request, result, Watch(partial, run.batch) if partial else None)
     if profile:
         found = dataclasses.replace(found, profile=_profiled(request))
     if memory:
@@ -236,21 +225,39 @@ def measure(  # noqa: PLR0913  # public signature
     return found
 
 
-def prepare_plans(
-    model: SpikingModel, data: EvalSet, run: Run, weights_hash: str, *, firing: bool = True
-) -> RecordedModel | None:
-    """Record a model's forward pass, so that measurements of its plans build no network.
+def measure_against(
+    result: SpikingModel,
+    origins: Sequence[tuple[SpikingModel, PrunePlan] | None],
+    data: EvalSet,
+    *,
+    run: Run | None = None,
+    store: Store | None = None,
+    tick: Tick = keep_going,
+) -> list[Measurement]:
+    """Measure one network against several others, as ``measure`` does; it runs once.
 
-    Arguments as for ``measure``, with the hash of the model's weights; ``firing``: whether firing
-    rates are wanted.
+    Args:
+        result: The network, recovered, trained or quantized.
+        origins: Networks to compare it with, each with the plan that makes its widths of theirs.
+            None: it is measured alone.
+        data: Images.
+        run: Device, batch, precision; the defaults when None.
+        store: Store that results are read from and written to, or None.
+        tick: Called before each batch; may raise to stop.
 
     Returns:
-        What runs them; None if each is built.
+        One measurement per origin.
     """
-    (x,) = data.take([0]).batches(1)
-    placed = place_once(model, run, weights_hash)
-    with run.autocast:  # another one may be active while a sweep lets this run in between
-        return joint_runner(placed, tuple(x.shape[1:]), weights_hash, run, firing=firing)
+    run, found = run or Run(), []
+    once: _Once = {}
+    for origin in origins:
+        model, plan = origin or (result, None)
+        summary = summarize(model, {})
+        if plan:
+            plan.check(summary.groups, summary.weights_hash)
+        request = _Request(model, data, plan, run, store, summary, tick, once)
+        found.append(_stored(request, result if plan else None, None))
+    return found
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,7 @@ class _Request:
     store: Store | None
     summary: ModelSummary
     tick: Tick
+    once: _Once | None = field(default=None, repr=False)  # if others measure the same network
 
     @property
     def kept(self) -> dict[str, list[int]]:
@@ -290,8 +298,19 @@ class _Request:
             seen: Makes what is called after each batch; once more if a plan's network has to be
                 built after all.
         """
+        if self.once is None:
+            return self._predict(data, run, result, seen)
+        key = (tuple(data.ids), run)
+        if key not in self.once:
+            self.once[key] = self._predict(data, run, result, seen)
+        return self.once[key]
+
+    def _predict(
+        self, data: EvalSet, run: Run, result: SpikingModel | None, seen: Callable[[], Seen]
+    ) -> Prediction:
         if not self.plan and not result:
-            return _unpruned(self.model, self.summary.weights_hash, data, run, self.tick, seen())
+            hashed = self.summary.weights_hash
+            return predict_unpruned(self.model, hashed, data, run, self.tick, seen())
         prediction = None
         if self.plan:
             new = place(result, run) if result else None
@@ -335,6 +354,19 @@ class _Request:
             machine(self.run.device).to_dict(),
         ]
         return "profile/" + digest(parts)
+
+
+def _stored(request: _Request, result: SpikingModel | None, watch: Watch | None) -> Measurement:
+    """Return the stored measurement of a request, measured unless there is one."""
+    key, store, plan = request.measurement_key(result), request.store, request.plan
+    known = store.get(key) if store else None
+    if known:
+        return Measurement.from_dict({**known, "plan": plan.to_dict() if plan else None})
+    found = _measured(request, result, watch)
+    if store:
+        with store.optional():
+            store.put(key, found.to_dict())
+    return found
 
 
 def _measured(request: _Request, result: SpikingModel | None, watch: Watch | None) -> Measurement:
@@ -392,46 +424,6 @@ def _measured(request: _Request, result: SpikingModel | None, watch: Watch | Non
             cluster,
         ),
     )
-
-
-def _unpruned(
-    model: SpikingModel, hashed: str, data: EvalSet, run: Run, tick: Tick, seen: Seen
-) -> Prediction:
-    """Run a model over images; in a reduced precision as plans run, so that both round alike."""
-    if run.is_reduced:
-        whole = PrunePlan(model=model.name, weights_hash=hashed, criterion="", kept={})
-        found = predict_plan(model, data, whole, run, tick, seen)
-        if found is not None:
-            return found
-    return predict(place_once(model, run, hashed), data, run, tick=tick, seen=seen)
-
-
-def predict_plan(
-    model: SpikingModel,
-    data: EvalSet,
-    plan: PrunePlan,
-    run: Run,
-    tick: Tick = keep_going,
-    seen: Seen = ignore_batch,
-    new: SpikingModel | Mapping[str, torch.Tensor] | None = None,
-    firing: bool = True,
-) -> Prediction | None:
-    """Run a plan's network over all images of ``data`` as ``predict`` does, without building it.
-
-    ``new`` are other weights (``RecordedModel.weights_of``). Without ``firing``, rates may be
-    missing. None if the network has to be built.
-    """
-    runner = prepare_plans(model, data, run, plan.weights_hash, firing=firing)
-    if runner is None:
-        return None
-    check_labels(model, data)
-    try:
-        parts = runner.run_plan(find_groups(model), plan, data, run, tick, seen, new)
-    except UnsupportedError as reason:
-        log.info("this plan of %s is built: there is no %s", model.name, reason)
-        return None
-    logits = np.concatenate([part.logits for part in parts])
-    return Prediction(logits, sops=sops_of(parts, model, plan), firing=firing_rates(parts))
 
 
 def _profiled(request: _Request) -> Profile:

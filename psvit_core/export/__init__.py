@@ -46,6 +46,7 @@ __all__ = [
     "export_onnx",
     "export_pt2",
     "export_torch",
+    "refuse_own_code",
     "write_definition",
 ]
 
@@ -83,12 +84,7 @@ def export_torch(
     """
     code = check_export_path(path, model.name)
     weights = code.with_suffix(MODEL_SUFFIX)
-    if model.family == CUSTOM_FAMILY:
-        raise ModelError(
-            f"{model.name} is defined by your own code, which exists only there: it cannot be "
-            "exported as a file that stands alone. Copy the weights from the pruned file into your "
-            "own class at the pruned widths."
-        )
+    refuse_own_code(model)
     if spikingjelly and not any(isinstance(module, LIF) for module in model.modules()):
         raise ModelError(
             f"{model.name} has integer neurons, which SpikingJelly does not have. Omit "
@@ -104,6 +100,16 @@ def export_torch(
         write_atomic(weights, lambda part: save_file(tensors, part, metadata=metadata))
     write_text(code, text)
     return TorchExport(code, weights)
+
+
+def refuse_own_code(model: SpikingModel) -> None:
+    """Raise ``ModelError`` for a network of the user's own, which no Python file can define."""
+    if model.family == CUSTOM_FAMILY:
+        raise ModelError(
+            f"{model.name} is defined by your own code, which exists only there: it cannot be "
+            "exported as a file that stands alone. Copy the weights from the pruned file into your "
+            "own class at the pruned widths."
+        )
 
 
 def write_definition(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ the file is the next smaller float32.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ from psvit_core.export.nir_trace import INPUT, Step, StepGraph, refuse_family, t
 from psvit_core.export.traced import WithSpikes, plain_network, random_images
 from psvit_core.files import write_atomic
 from psvit_core.zoo.base import SpikingModel
+from psvit_core.zoo.pruned import check_values
 
 if TYPE_CHECKING:
     import nir
@@ -52,21 +54,9 @@ def check_expressible(model: SpikingModel) -> None:
         model: The network, in float32.
 
     Raises:
-        MissingPackageError: If nir is not installed.
-        ModelError: If it lacks some, as for all families; they are named.
+        PsvitError: As ``nir_graph``.
     """
-    own = _own_network(model)
-    check_nir_packages()
-    _check_float32(own)
-    steps = trace_steps(own, random_images(own, 1).to(next(own.parameters()).device))
-    _graph_of(steps, _node_names(steps), own)
-
-
-def _own_network(model: SpikingModel) -> CustomModel:
-    """Return a network that is no family; raise ``ModelError`` for those."""
-    if not isinstance(model, CustomModel):
-        refuse_family(model)
-    return model
+    nir_graph(model, random_images(model, 1))
 
 
 def export_nir(
@@ -97,16 +87,10 @@ def export_nir(
         OutputError: If the file cannot be written, or would replace one that no export wrote.
     """
     path = check_traced_path(path, NIR_SUFFIX, model.name)
-    model = _own_network(model)
-    check_nir_packages()
-    network = plain_network(model)
-    _check_float32(model)
     if images is None:
         images, what = random_images(model, RANDOM_IMAGES), "random, seeded"
-    steps = trace_steps(model, images)
-    names = _node_names(steps)
-    neurons = [names[name] for name in steps.neurons]
-    graph = _graph_of(steps, names, model)
+    graph, neurons = nir_graph(model, images)
+    network = plain_network(model)
     found: list[TracedExport] = []
 
     def write(part: Path) -> None:
@@ -126,6 +110,29 @@ def export_nir(
 
     write_atomic(path, write)
     return found[0]
+
+
+def nir_graph(model: SpikingModel, images: Tensor) -> tuple[nir.NIRGraph, list[str]]:
+    """Return a network as a NIR graph, and the names of its neurons in the order of their calls.
+
+    Args:
+        model: As for ``export_nir``.
+        images: Some of its inputs, whose shapes are traced.
+
+    Raises:
+        MissingPackageError: If nir is not installed.
+        ModelError: If the network has nodes that NIR lacks; they are named.
+        CheckpointError: If it has no usable weights.
+        ExportError: If the nir library refuses the graph.
+    """
+    if not isinstance(model, CustomModel):
+        refuse_family(model)
+    check_nir_packages()
+    check_values(model)
+    _check_float32(model)
+    steps = trace_steps(model, images)
+    names = _node_names(steps)
+    return _graph_of(steps, names, model), [names[name] for name in steps.neurons]
 
 
 def _layers_of(export: NirNetwork, neurons: Sequence[str]) -> Layers:
@@ -153,13 +160,17 @@ def _check_float32(model: SpikingModel) -> None:
 
 
 def _node_names(graph: StepGraph) -> dict[str, str]:
-    """Return a name without dots for every step, since readers make attributes of them."""
-    names = {INPUT: INPUT}
+    """Return a name of letters, digits and underscores for every step.
+
+    Readers make attributes of them, and a slash would be a group in the file.
+    """
+    names, taken = {INPUT: INPUT}, {INPUT, OUTPUT}
     for step in graph.steps:
-        plain = step.name.replace(".", "_")
-        while plain in (*names.values(), OUTPUT):
+        plain = re.sub(r"[^A-Za-z0-9_]", "_", step.name)
+        while plain in taken:
             plain += "_"
         names[step.name] = plain
+        taken.add(plain)
     return names
 
 

@@ -11,11 +11,13 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
 from spikingjelly.activation_based import base, functional, layer, neuron
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from psvit_core.custom.layers import CountedLayer
 from psvit_core.custom.model import CustomModel
@@ -95,8 +97,11 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
+    """Notes of each node whether it returns tensors, and the shape of a single one."""
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        n.meta["signal"] = any(isinstance(part, Tensor) for part in tree_leaves(result))
         n.meta["shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
         return result
 
@@ -130,11 +135,13 @@ def trace_steps(model: CustomModel, images: Tensor) -> StepGraph:
         ModelError: If it cannot be traced, or has nodes that NIR lacks; it names them.
     """
     net = copy.deepcopy(model.net).cpu().eval()
-    for path, module in list(net.named_modules()):
+    wholes: dict[nn.Module, _Whole] = {}
+    for path, module in list(net.named_modules(remove_duplicate=False)):
         if path and isinstance(module, CountedLayer):
             parent, _, leaf = path.rpartition(".")
-            setattr(net.get_submodule(parent), leaf, _Whole(module))  # type: ignore[arg-type]
-    x, repeats = images[:1], model.arguments.get("T")
+            whole = wholes.setdefault(module, _Whole(module))  # type: ignore[arg-type]
+            setattr(net.get_submodule(parent), leaf, whole)
+    x, repeats = images[:1].cpu(), model.arguments.get("T")
     if x.dim() == 5:
         x = x.transpose(0, 1)
     elif repeats:
@@ -143,14 +150,23 @@ def trace_steps(model: CustomModel, images: Tensor) -> StepGraph:
         graph = _Tracer().trace(net)
         functional.reset_net(net)
         with torch.no_grad():
-            _Shapes(fx.GraphModule(net, graph)).run(x)
+            traced = _Shapes(fx.GraphModule(net, graph)).run(x.clone())
+            functional.reset_net(net)
+            logits = net(x.clone())
     except Exception as error:  # of the user's forward, or of the tracer
         raise ModelError(
             f"{model.name} cannot be written as a NIR graph, because its forward cannot be traced: "
             f"{one_line(error)} A graph needs a forward of layers, neurons and sums without "
             "Python code that depends on shapes or values. --format onnx and pt2 take more."
         ) from error
-    return _Reader(model.name, net, x).read(graph)
+    steps = _Reader(model.name, net, x).read(graph)
+    if not torch.allclose(traced, logits, rtol=0, atol=0, equal_nan=True):
+        raise ModelError(
+            f"{model.name} cannot be written as a NIR graph: its forward computes something else "
+            "than the operations that it calls one after the other. Usually it changes a signal in "
+            "place (x += y) that it reads again under another name, or it draws random numbers."
+        )
+    return steps
 
 
 class _Reader:
@@ -164,8 +180,11 @@ class _Reader:
 
     def __init__(self, name: str, net: nn.Module, x: Tensor) -> None:
         self._name, self._net, self._x = name, net, x
-        self._values: dict[fx.Node, _Value | None] = {}  # None: what NIR lacks came before
+        #: None: no signal, or one that comes after what NIR lacks, which is named already.
+        self._values: dict[fx.Node, _Value | None] = {}
         self._steps: dict[str, Step] = {}
+        #: The step whose output a node has, unless something else reads that output, too.
+        self._made_by: dict[fx.Node, Step] = {}
         self._fired: set[str] = set()  # paths of neurons that were called
         self._lacking: list[str] = []
         self._time_steps = x.shape[0] if x.dim() == 5 else 1
@@ -186,6 +205,10 @@ class _Reader:
                 self._values[node] = self._module(node)
             else:
                 self._values[node] = self._operation(node)
+        read = {*outputs, *(name for step in self._steps.values() for name in step.sources)}
+        unread = [name for name in self._steps if name not in read]
+        if outputs and not self._lacking:
+            self._lacking += [f"{name} (a layer whose output nothing reads)" for name in unread]
         if self._lacking or not outputs or INPUT in outputs:
             lacking = _named(self._lacking) or "its output, which is not one tensor of a layer"
             raise ModelError(
@@ -208,32 +231,40 @@ class _Reader:
         if isinstance(module, _Whole):
             module = module.counted
         kind = _class_of(module)
-        source = node.args[0] if node.args else None
-        value = self._values.get(source) if isinstance(source, fx.Node) else None
+        signals = _signals(node)
+        value = self._values[signals[0]] if len(signals) == 1 else None
         if kind in _NOTHING:
-            return value
+            return self._passed(node, signals[0], value) if value else None
         if isinstance(module, BATCH_NORM):
-            return self._norm(path, module, value, source)
-        if (fault := _fault_of(module, kind, value)) is not None:
+            return self._norm(path, module, value, node) if value else None
+        fault = _fault_of(module, kind, value)
+        if fault is None and len(signals) != 1:
+            fault = f" of {len(signals)} signals"
+        if fault is None and kind in _NEURONS and path in self._fired:
+            fault = (
+                ": called again. Register the network with T=... and let it take sequences "
+                "(T, B, C, H, W) instead of looping over time"
+            )
+        if fault is not None:
             self._lacks(f"{path} ({kind.__name__}{fault})")
             return None
-        if isinstance(module, _NEURONS):
-            if path in self._fired:
-                self._lacks(
-                    f"{path} (called again: register the network with T=... and let it take "
-                    "sequences (T, B, C, H, W) instead of looping over time)"
-                )
-                return None
-            self._fired.add(path)
-        if value is None or not isinstance(source, fx.Node):
+        if value is None:
             return None  # what comes before is named already
+        if kind in _NEURONS:
+            self._fired.add(path)
         if kind in _FLATTENS:
             assert isinstance(module, nn.Flatten)
             start = module.start_dim + (getattr(module, "step_mode", "s") == "m")
             if start != value.lead or module.end_dim != -1:
                 self._lacks(f"{path} (Flatten of axes {start} to {module.end_dim})")
                 return None
-        return self._add(path, module, value, node, source)
+        return self._add(path, module, value, node, signals[0])
+
+    def _passed(self, node: fx.Node, source: fx.Node, value: _Value) -> _Value:
+        """Return the value of a node that is no step: it changes nothing, or was folded."""
+        if source in self._made_by and len(source.users) == 1:
+            self._made_by[node] = self._made_by[source]
+        return value
 
     def _add(
         self, name: str, module: nn.Module, value: _Value, node: fx.Node, source: fx.Node
@@ -243,57 +274,58 @@ class _Reader:
             name += "_again"
         shape_in, shape_out = source.meta["shape"][lead:], node.meta["shape"][lead:]
         self._steps[name] = Step(name, module, value.sources, shape_in, shape_out)
+        self._made_by[node] = self._steps[name]
         if isinstance(module, nn.Linear) and len(shape_in) != 1:
             self._lacks(f"{name} (Linear on axes {shape_in}; NIR's has one)")
         return _Value((name,), lead, value.averaged)
 
-    def _norm(self, path: str, module: nn.Module, value: _Value | None, source: Any) -> Any:
-        """Fold a BatchNorm into the layer before it."""
-        if value is None:
-            return None
-        before = self._steps.get(value.sources[0]) if len(value.sources) == 1 else None
-        direct = isinstance(source, fx.Node) and before and source.target == before.name
+    def _norm(self, path: str, module: nn.Module, value: _Value, node: fx.Node) -> _Value | None:
+        """Fold a BatchNorm into the layer before it, whose output nothing else may read."""
+        [source] = _signals(node)
+        before = self._made_by.get(source)
         folds = _class_of(module) in _NORMS and module.running_mean is not None
         layer_before = before is not None and isinstance(before.module, (*_CONVS, *_LINEARS))
-        if before is None or not (direct and folds and layer_before and len(source.users) == 1):
+        if before is None or not (folds and layer_before and len(source.users) == 1):
             self._lacks(f"{path} ({type(module).__name__} that follows no layer of its own)")
             return None
         before.norms.append(module)
-        return value
+        return self._passed(node, source, value)
 
     # ---- operations --------------------------------------------------------------------------
 
     def _operation(self, node: fx.Node) -> _Value | None:
-        if node.op == "call_function" and node.target is getattr:
-            return None  # a shape
-        name = getattr(node.target, "__name__", str(node.target))
-        is_sum = node.target in _SUMS or (node.op == "call_method" and name in ("add", "add_"))
+        if not node.meta["signal"]:
+            return None  # a shape or a number
+        signals = _signals(node)
+        values = [self._values[one] for one in signals]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            return None  # what comes before is named already
+        name = str(getattr(node.target, "__name__", node.target))
         handlers: dict[str, Callable[..., _Value | None]] = {
             "flatten": self._flatten,
             "mean": self._mean,
             "unsqueeze": self._unsqueeze,
             "repeat": self._repeat,
-            "contiguous": lambda node, value: value,
+            "contiguous": lambda node, value: self._passed(node, signals[0], value),
         }
-        inputs = [a for a in node.args if isinstance(a, fx.Node)]
-        values = [self._values.get(one) for one in inputs]
+        is_sum = node.target in _SUMS or (node.op == "call_method" and name in ("add", "add_"))
         result: _Value | None = None
-        if is_sum and len(inputs) == 2 and not node.kwargs:
-            if values[0] is None or values[1] is None:
-                return None
-            result = self._sum(values[0], values[1], inputs)
-        elif name in handlers and len(inputs) == 1:
-            if values[0] is None:
-                return None
-            result = handlers[name](node, values[0])
-        if result is None:
+        if is_sum and len(known) == 2 and not node.kwargs:
+            result = self._sum(known[0], known[1], signals)
+        elif name in handlers and len(known) == 1:
+            result = handlers[name](node, known[0])
+        if result is None and node.op == "get_attr":
+            self._lacks(f"{node.target} (a tensor that is no layer's)")
+        elif result is None:
             stack = list(node.meta.get("nn_module_stack", {}).values())
             where = str(stack[-1][0]) if stack else ""
-            self._lacks(f"{name} of {len(inputs)} signals{f' in {where}' if where else ''}")
+            n_signals = f"{len(signals)} signal{'' if len(signals) == 1 else 's'}"
+            self._lacks(f"{name} of {n_signals}{f' in {where}' if where else ''}")
         return result
 
-    def _sum(self, one: _Value, other: _Value, inputs: list[fx.Node]) -> _Value | None:
-        shapes = {node.meta["shape"] for node in inputs}
+    def _sum(self, one: _Value, other: _Value, signals: list[fx.Node]) -> _Value | None:
+        shapes = {signal.meta["shape"] for signal in signals}
         if len(shapes) > 1 or set(one.sources) & set(other.sources):
             return None  # broadcast, or twice the same signal
         if (one.lead, one.averaged) != (other.lead, other.averaged):
@@ -301,34 +333,45 @@ class _Reader:
         return _Value((*one.sources, *other.sources), one.lead, one.averaged)
 
     def _flatten(self, node: fx.Node, value: _Value) -> _Value | None:
-        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
-        last = (-1, len(source.meta["shape"]) - 1)
-        if given.get("start_dim", 0) != value.lead or given.get("end_dim", -1) not in last:
+        [source] = _signals(node)
+        start, end = _given(node, start_dim=0, end_dim=-1)
+        if start != value.lead or end not in (-1, len(source.meta["shape"]) - 1):
             return None
         return self._add("flatten", nn.Flatten(), value, node, source)
 
     def _mean(self, node: fx.Node, value: _Value) -> _Value | None:
         """Average over time, which who runs the graph does: what follows must be linear."""
-        axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        keeps = node.kwargs.get("keepdim") or len(node.args) > 2
-        if value.lead != 2 or axis not in (0, (0,), [0]) or keeps:
+        axis, keeps, dtype = _given(node, dim=None, keepdim=False, dtype=None)
+        if value.lead != 2 or axis not in (0, (0,), [0]) or keeps or dtype is not None:
             return None
         return _Value(value.sources, 1, averaged=True)
 
     def _unsqueeze(self, node: fx.Node, value: _Value) -> _Value | None:
         """Give the image a time axis."""
         first = value.sources == (INPUT,) and value.lead == 1
-        return _Value(value.sources, 2) if first and node.args[1:] == (0,) else None
+        return _Value(value.sources, 2) if first and _given(node, dim=None) == [0] else None
 
     def _repeat(self, node: fx.Node, value: _Value) -> _Value | None:
         """Repeat the image over time."""
-        times = node.args[1:] if len(node.args) > 2 else tuple(node.args[1])  # type: ignore[arg-type]
-        if value.sources != (INPUT,) or value.lead != 2 or any(n != 1 for n in times[1:]):
+        [source] = _signals(node)
+        before, after = source.meta["shape"], node.meta["shape"]
+        image = value.sources == (INPUT,) and value.lead == 2 and before[0] == 1
+        if not image or after[1:] != before[1:]:
             return None
-        self._time_steps = int(node.meta["shape"][0])
+        self._time_steps = int(after[0])
         return value
+
+
+def _signals(node: fx.Node) -> list[fx.Node]:
+    """Return the nodes whose tensors a node reads, each once."""
+    return [source for source in node.all_input_nodes if source.meta["signal"]]
+
+
+def _given(node: fx.Node, **defaults: Any) -> list[Any]:
+    """Return the arguments after the signal, by their names and defaults in order."""
+    positions = dict(zip(defaults, node.args[1:], strict=False))
+    found = {**defaults, **positions, **node.kwargs}
+    return [found[name] for name in defaults]
 
 
 def _class_of(module: nn.Module) -> type:
@@ -342,45 +385,54 @@ def _fault_of(module: nn.Module, kind: type, value: _Value | None) -> str | None
 
     Only the classes themselves have one: subclasses may compute something else.
     """
-    fault = ""
+    if kind in (*_LINEARS, *_FLATTENS):
+        return None
     if kind in _NEURONS:
-        fault = _fault_of_neuron(module, value)
-    elif kind in _CONVS:
+        return _fault_of_neuron(module, value)
+    if kind in _CONVS:
         assert isinstance(module, nn.Conv2d)
-        fault = _fault_of_conv(module)
-    elif kind in _POOLS:
+        return _fault_of_conv(module)
+    if kind in _POOLS:
         assert isinstance(module, nn.AvgPool2d)
-        fault = _fault_of_pool(module)
-    elif kind in _GLOBAL_POOLS:
+        return _fault_of_pool(module)
+    if kind in _GLOBAL_POOLS:
         assert isinstance(module, nn.AdaptiveAvgPool2d)
-        fault = "" if module.output_size in (1, (1, 1)) else " to more than one pixel"
-    elif kind not in (*_LINEARS, *_FLATTENS):
-        return ""
-    return fault or None
-
-
-def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str:
-    mode = "m" if value is not None and value.lead == 2 else "s"
-    if module.v_reset != 0:
-        kind = "soft reset" if module.v_reset is None else f"reset to {module.v_reset}"
-        return f" with {kind}"
-    if value is not None and value.averaged:
-        return " after an average over time"
-    if value is not None and module.step_mode != mode:
-        return f" with step_mode {module.step_mode!r} on inputs that need {mode!r}"
+        return None if module.output_size in (1, (1, 1)) else " to more than one pixel"
     return ""
 
 
-def _fault_of_conv(module: nn.Conv2d) -> str:
+def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str | None:
+    if module.v_reset is None:
+        return " with soft reset"
+    for name in ("v_reset", "v_threshold", "tau"):
+        if not _is_number(getattr(module, name, 0.0)):
+            return f" with {name} that is not one number"
+    if module.v_reset != 0:
+        return f" with reset to {module.v_reset}"
+    if value is None:
+        return None
+    if value.averaged:
+        return " after an average over time"
+    mode = "m" if value.lead == 2 else "s"
+    if module.step_mode != mode:
+        return f" with step_mode {module.step_mode!r} on inputs that need {mode!r}"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+
+
+def _fault_of_conv(module: nn.Conv2d) -> str | None:
     if module.groups != 1:
         return " with groups, which the nir library does not type"
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         return f" with padding {module.padding!r}, {module.padding_mode}"
-    return ""
+    return None
 
 
-def _fault_of_pool(module: nn.AvgPool2d) -> str:
+def _fault_of_pool(module: nn.AvgPool2d) -> str | None:
     padded = module.padding not in (0, (0, 0)) and not module.count_include_pad
     if module.ceil_mode or padded or module.divisor_override is not None:
         return " with ceil_mode, divisor_override or uncounted padding"
-    return ""
+    return None

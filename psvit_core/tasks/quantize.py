@@ -15,8 +15,9 @@ from psvit_core.records import Measurement, PrunePlan
 from psvit_core.records.jobs import QuantizeResult
 from psvit_core.tasks.finetune import load_original
 from psvit_core.tasks.recover import (
-    compare_trained,
+    as_trained,
     load_written,
+    origin_of,
     provenance_plan,
     since_pruning,
 )
@@ -133,9 +134,10 @@ def measure_quantized(
 ) -> QuantizedMeasurement:
     """Measure a written file on the session's images, and record the result in it.
 
-    The file is read again. It is compared with the unpruned network, as a plan is, and with the
-    same network in float32, so that the loss by quantization alone is known. The store keeps the
-    first beside the archive of plans (``pareto.add_quantized``), whose bytes are float32.
+    The file is read again, and its network runs once. It is compared with the unpruned network, as
+    a plan is, and with the same network in float32: this is the loss by quantization alone. The
+    store keeps the first comparison beside the archive of plans (``pareto.add_quantized``), whose
+    bytes are float32.
 
     Args:
         session: The network that was quantized, and its images.
@@ -147,7 +149,7 @@ def measure_quantized(
     Raises:
         DataError: If there are no images.
     """
-    from psvit_core.evaluate import measure
+    from psvit_core.evaluate import measure_against
     from psvit_core.zoo.checkpoint import load_model
     from psvit_core.zoo.recorded import record_measurement
 
@@ -159,16 +161,17 @@ def measure_quantized(
         base = load_original(session, quantized) if model.provenance else model
     if base is not None and "T" in base.arguments:
         base.set_time_steps(model.T)
-    measured = compare_trained(session, quantized, base, provenance_plan(quantized), tick)
-    measured = as_stored(measured, quantized)
+    plan, run, store = provenance_plan(quantized), session.run, session.store
+    origins = [origin_of(base, plan), (model, empty_plan(model))]
+    found, alone = measure_against(
+        quantized, origins, session.data, run=run, store=store, tick=tick
+    )
+    measured = as_stored(as_trained(found, quantized, plan), quantized)
     record_measurement(path, measured)
-    plan, since = measured.plan, since_pruning(quantized)
-    if plan is not None and measured.drop is not None:
+    if measured.drop is not None:
+        since = since_pruning(quantized)
         made = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since)
-        add_quantized(session.store, measured, made, batch_coupled=quantized.batch_coupled)
-    nothing = empty_plan(model)
-    run, data, store = session.run, session.data, session.store
-    alone = measure(model, data, nothing, result=quantized, run=run, store=store, tick=tick)
+        add_quantized(store, measured, made, batch_coupled=quantized.batch_coupled)
     return QuantizedMeasurement(measured=measured, alone=as_stored(alone, quantized))
 
 

@@ -172,32 +172,31 @@ def measure_trained(
         tick: Called before each batch; may raise to stop.
         plain: The plan's measurement without recovery, if it is known.
     """
+    from psvit_core.evaluate import measure_against
+
     plan = plan or provenance_plan(trained)
-    measured = compare_trained(session, trained, base, plan, tick, plain)
+    origins, run, store = [origin_of(base, plan)], session.run, session.store
+    [found] = measure_against(trained, origins, session.data, run=run, store=store, tick=tick)
+    measured = as_trained(found, trained, plan, plain)
     origin = PlanOrigin(policy=plan.policy, criterion=plan.criterion, **since_pruning(trained))
     coupled = trained.batch_coupled
     keep_point(session, measured, origin, batch_coupled=coupled, weights_hash=plan.weights_hash)
     return measured
 
 
-def compare_trained(
-    session: Session,
-    trained: SpikingModel,
-    base: SpikingModel | None,
-    plan: PrunePlan,
-    tick: Tick = keep_going,
-    plain: Measurement | None = None,
-) -> Measurement:
-    """Measure as ``measure_trained``, without adding to the archive."""
-    from psvit_core.evaluate import measure
+def origin_of(base: SpikingModel | None, plan: PrunePlan) -> tuple[SpikingModel, PrunePlan] | None:
+    """Return a network with the plan that was made for it; None if it was made for another one."""
     from psvit_core.zoo.checkpoint import weights_hash
 
-    data, run, store = session.data, session.run, session.store
-    if base is not None and weights_hash(base) == plan.weights_hash:
-        measured = measure(base, data, plan, result=trained, run=run, store=store, tick=tick)
-    else:
-        alone = measure(trained, data, run=run, store=store, tick=tick)
-        measured = dataclasses.replace(alone, model=plan.model, plan=plan)
+    return (base, plan) if base is not None and weights_hash(base) == plan.weights_hash else None
+
+
+def as_trained(
+    measured: Measurement, trained: SpikingModel, plan: PrunePlan, plain: Measurement | None = None
+) -> Measurement:
+    """Return the measurement of a recovered or trained network with its plan and recovery."""
+    if measured.plan is None:  # measured alone
+        measured = dataclasses.replace(measured, model=plan.model, plan=plan)
     recoveries = trained.provenance.get("recoveries", [])
     if recoveries and not trained.provenance.get("finetunes"):
         last = RecoveryReport.from_dict(recoveries[-1])

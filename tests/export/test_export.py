@@ -179,10 +179,10 @@ def test_quantized_weights_have_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_vector_runs_alone_with_the_same_logits(kind: str, tmp_path: Path) -> None:
-    names = QUICK_NAMES if kind == "recovered" else NAMES  # one of each family
-    assert_equal_logits(run_exports(cases(names, (kind,)), tmp_path))
+def test_every_vector_runs_alone_with_the_same_logits(tmp_path: Path) -> None:
+    models = cases(NAMES, ("pruned", "twice", "spikingjelly"))
+    models += cases(QUICK_NAMES, ("recovered",))  # one of each family
+    assert_equal_logits(run_exports(models, tmp_path))
 
 
 @pytest.mark.slow

@@ -326,6 +326,69 @@ class Loop(Changed):
         return torch.stack([super(Loop, self).forward(x) for _ in range(self.T)])
 
 
+class InPlace(Changed):
+    """Changes a signal in place that it reads again under another name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = same = self.lif(self.bn(self.conv(x)))
+        same += self.pool(x)
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+class Unread(Changed):
+    """Runs layers that nothing depends on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(self.bn(self.conv(x)))
+        self.pool(x)
+        out: Tensor = self.head(x.flatten(1))
+        return out
+
+
+class Shifted(Changed):
+    """Adds a parameter, and splits a signal: each is named once, and nothing that follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, 4, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(self.bn(self.conv(x)) + self.shift)
+        one, other = x.chunk(2, 1)
+        out: Tensor = self.head(self.pool(torch.cat([one, other], 1)).flatten(1))
+        return out
+
+
+class Between(Changed):
+    """Identity and Dropout between a layer and its BatchNorms, called by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.bn_2 = nn.Dropout(0.5), nn.BatchNorm2d(4)
+        self.add_module("a/b", nn.Conv2d(4, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(self.bn_2(self.bn(self.pool(self.drop(self.conv(input=x))))))
+        out: Tensor = self.head(torch.flatten(self._modules["a/b"](x), start_dim=1))  # type: ignore[misc]
+        return out
+
+
+class Read(Changed):
+    """Something else reads a layer's output before its BatchNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.conv(x))
+        out: Tensor = self.head((self.lif(x) + self.bn(x)).flatten(1))
+        return out
+
+
+def with_thresholds() -> nn.Module:
+    lif = neuron.LIFNode()
+    lif.v_threshold = torch.full((4, 1, 1), 0.5)
+    return Changed(lif=lif)
+
+
 class Own(neuron.LIFNode):  # type: ignore[misc]
     """A neuron that may compute anything."""
 
@@ -346,6 +409,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "alone": (Alone, r"bn \(BatchNorm2d that follows"),
     "shaped": (Shaped, "cannot be traced"),
     "mode": (lambda: Changed(lif=neuron.IFNode(step_mode="m")), "needs? 's'"),
+    "in_place": (lambda: warmed(InPlace(pool=nn.AvgPool2d(3, 1, 1))), "reads again under"),
+    "unread": (lambda: Unread(pool=nn.AvgPool2d(3)), r"for: pool \(a layer whose output nothing"),
+    "shifted": (Shifted, r"for: shift \(a tensor that is no layer's\)\. It"),
+    "read": (Read, r"bn \(BatchNorm2d that follows"),
+    "thresholds": (with_thresholds, r"v_threshold that is not one number"),
     "loop": (Loop, r"lif \(called again: register the network with T="),
 }
 
@@ -360,6 +428,14 @@ def test_what_nir_lacks_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=reason):
         nir_file.check_expressible(model)
     assert not list(tmp_path.iterdir())
+
+
+def test_batch_norms_are_folded_through_what_changes_nothing(tmp_path: Path) -> None:
+    register("nir_between", lambda: warmed(Between()))
+    done = export_nir(psvit.load_model("nir_between"), tmp_path / "between.nir", images())
+    assert done.agreement.n_equal_logits >= 15  # of 16
+    nodes = nir.read(done.path).nodes
+    assert set(nodes) == {"input", "conv", "lif", "a_b", "flatten", "head", "output"}
 
 
 def test_without_the_package_an_error_says_what_to_install(

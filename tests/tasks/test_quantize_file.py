@@ -46,6 +46,11 @@ def test_a_pruned_file_is_measured_and_stored(tmp_path: Path) -> None:
     workspace = Workspace(Subject(model=NAME, limit=40), store)
     assert [p.measurement for p in workspace.quantized()] == [found]
     assert workspace.archive() is None  # its bytes are float32
+    # The other two networks are stored; the quantized one runs once for both comparisons.
+    batches: list[int] = []
+    other = tmp_path / "int8.safetensors"
+    quantize_file(session, source, "int8", other, lambda: batches.append(1))
+    assert len(batches) == 1
     # A file of a pruned network is paired with the first ancestor, too.
     opened = Session(Subject(model=str(source), limit=40), store)
     twice = save_pruned(
