@@ -71,6 +71,7 @@ _KILLED = (
         (
             "faults/test_killed_jobs.py::test_a_killed_job_is_resumed_and_ends_alike",
             "faults/test_killed_workers.py::test_workers_are_killed_again_and_again",
+            "faults/test_ended.py::test_a_training_whose_result_is_stored_is_not_repeated",
             "jobs/test_jobs.py::test_a_sweep_survives_a_killed_worker",
             "jobs/test_jobs.py::test_a_finetuning_survives_a_killed_worker",
             "tasks/test_train.py::test_a_killed_training_reaches_the_same_weights",

@@ -312,19 +312,7 @@ class JobRun:
         return FinetuneResult.read(self.job.result)
 
     def _finetuned(self, done: WrittenFinetuning) -> None:
-        result = FinetuneResult(
-            records=self._curve,
-            path=str(done.out),
-            last_path=str(done.last),
-            bytes=done.out.stat().st_size,
-            sha256=_sha256(done.out),
-            code=_definition(done.out),
-            recovery=done.recovery,
-            report=done.report,
-            pruned_measurement=done.plain,
-            recovered_measurement=done.recovered,
-            file_measurement=done.measurement,
-        )
+        result = _finetune_result(self._curve, done)
         self.job = dataclasses.replace(self.job, result=result.to_dict())
         self.store.put(client.PREFIX + self.job.id, self.job.to_dict())  # survives a power cut
 
@@ -341,6 +329,22 @@ def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
     if table is None or not table.finished:
         raise PsvitError("The sweep is not finished. Wait until it is, then plan.")
     return table
+
+
+def _finetune_result(curve: str, done: WrittenFinetuning) -> FinetuneResult:
+    return FinetuneResult(
+        records=curve,
+        path=str(done.out),
+        last_path=str(done.last),
+        bytes=done.out.stat().st_size,
+        sha256=_sha256(done.out),
+        code=_definition(done.out),
+        recovery=done.recovery,
+        report=done.report,
+        pruned_measurement=done.plain,
+        recovered_measurement=done.recovered,
+        file_measurement=done.measurement,
+    )
 
 
 def _fits(session: Session, request: FitsRequest) -> FitsResult:
