@@ -24,17 +24,20 @@ that passed. One of kills is up to four of them, one of power cuts up to 100.
 
 ## What a fault costs
 
-- **Killed**: the unit of work that was not written yet. Nothing else is computed again.
+**A killed process** costs at most the unit of work that was not written yet:
 
-  | killed during | computed again |
-  |---|---|
-  | a sweep | the cells of the group in work, on the images in work |
-  | planning, a Pareto front | the plan in work, or its recovery |
-  | recovery, export, quantizing | the measurement, or the recovery, in work |
-  | fine-tuning, training | steps after the last saved state; the recovery before fine-tuning |
+| killed during | may be computed again |
+|---|---|
+| a sweep | the cells of the group in work, on the images in work |
+| planning, a Pareto front | the plan in work, or its recovery |
+| recovery, export, quantizing | the measurement in work, and the recovery before it |
+| fine-tuning, training | steps after the last saved state; the recovery before fine-tuning |
 
-  A sweep's results are written as soon as writing takes less than a twentieth of the time since the
-  last write.
+A sweep's results are written as soon as writing takes less than a twentieth of the time since the
+last write. A training's state is saved after each epoch, and every five minutes within one.
+
+The other faults cost:
+
 - **Power cut**: the same. How far a running job is, drafts of the last moments and the list of
   running processes may be lost; plans, queued jobs, ends of jobs, measurements and files may not.
 - **Damaged index**: the jobs and saved plans that it contained. Results in files are used again.
