@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks._load_people import Memory
+
 HEADING, NEXT = "## Many people at one app\n", "## Recovery without training\n"
 
 
@@ -20,9 +22,9 @@ def section(document: Mapping[str, Any]) -> str:
         "the time until an edit's figures have come from the server, or a page is complete.",
         "Waiting of measurements is counted apart: they run one after another, those of a tab that",
         "was served least recently first, and an edit drops the tab's earlier one. Then one",
-        "session edits and browses again and again. Memory is what the process has to itself. A",
-        f"session is forgotten {about['session kept (s)']} s after its tab was closed, by",
-        "Streamlit's default after 120 s.",
+        "session edits and browses again and again. Memory is what the process has to itself;",
+        "resident: with what it shares. All tabs close at once; a session is forgotten",
+        f"{about['session kept (s)']} s later, by Streamlit's default 120 s.",
         "",
         "| | | |",
         "|---|---|---|",
@@ -30,3 +32,48 @@ def section(document: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def row(what: str, value: float | str, unit: str = "", note: str = "") -> dict[str, Any]:
+    """Return one figure."""
+    shown = f"{value:.2f}" if isinstance(value, float) else value
+    return {"what": what, "value": shown, "unit": unit, "note": note}
+
+
+def memory_rows(
+    memory: Mapping[str, Memory], count: int, grace: float, workers: float
+) -> list[dict[str, Any]]:
+    """Return the figures of the app's memory: in all, for a session, and after they have closed.
+
+    Args:
+        memory: That of the app ``before`` the sessions, when they were ``opened`` and had
+            ``worked``, when they were just ``closed``, and ``after`` the app forgot them.
+        count: Number of tabs; Chromium has one more session.
+        grace: Seconds from closing to ``after``.
+        workers: Memory of the worker, MB.
+    """
+    notes = {
+        "before": ("app, before", "after a first session was closed"),
+        "opened": (f"app, {count} sessions opened", ""),
+        "worked": ("app, after the work", "with Chromium's session"),
+        "closed": ("app, all sessions just closed", ""),
+        "after": (f"app, {grace:.0f} s later", "the app has forgotten them"),
+    }
+    moments = {
+        name: row(
+            what,
+            memory[name].own,
+            "MB",
+            "; ".join(filter(None, (note, f"resident {memory[name].resident:.0f} MB"))),
+        )
+        for name, (what, note) in notes.items()
+    }
+    before, worked, after = (memory[name].own for name in ("before", "worked", "after"))
+    return [
+        *(moments[name] for name in ("before", "opened", "worked")),
+        row(f"all {count + 1} sessions", worked - before, "MB", "after the work, less before"),
+        row("one session", (worked - before) / (count + 1), "MB", "of them, on average"),
+        *(moments[name] for name in ("closed", "after")),
+        row("kept of all sessions", after - before, "MB", "what the next ones use again"),
+        row("worker", workers, "MB"),
+    ]

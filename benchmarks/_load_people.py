@@ -164,9 +164,23 @@ def server_of(url: str) -> psutil.Process:
     raise LookupError(f"no app at {url}")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a process at one moment, MB."""
+
+    own: float  # what it has to itself
+    resident: float  # with what it shares with others, such as code of libraries
+
+
+def memory_of(process: psutil.Process) -> Memory:
+    """Return the memory of a process."""
+    now = process.memory_full_info()
+    return Memory(own=now.uss / 1e6, resident=now.rss / 1e6)
+
+
 def megabytes(process: psutil.Process) -> float:
     """Return the memory that a process has to itself, MB."""
-    return float(process.memory_full_info().uss) / 1e6
+    return memory_of(process).own
 
 
 @contextmanager

@@ -33,12 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import psutil
 from playwright.sync_api import sync_playwright
 
-from benchmarks._load_page import NEXT, section
+from benchmarks._load_page import NEXT, memory_rows, row, section
 from benchmarks._load_people import (
     QUERY_IMAGES,
     Crowd,
+    Memory,
     measurements,
     megabytes,
+    memory_of,
     pool_for,
     rank,
     server_of,
@@ -56,6 +58,7 @@ from tests.browser import chromium_path
 
 TABS, SECONDS, RERUNS = 20, 120.0, 2000
 TTL = 10  # seconds after which the app forgets a closed session; Streamlit's default is 120
+_GRACE = TTL + 10  # seconds after closing until it has
 _SAMPLES = 8  # looks at the memory during the reruns
 _BROWSING_PAUSE = 3000  # milliseconds between two drags in the browser
 
@@ -97,12 +100,6 @@ def tabs(chosen: Namespace) -> int:
     return 4 if chosen.quick else TABS
 
 
-def row(what: str, value: float | str, unit: str = "", note: str = "") -> dict[str, Any]:
-    """Return one figure."""
-    shown = f"{value:.2f}" if isinstance(value, float) else value
-    return {"what": what, "value": shown, "unit": unit, "note": note}
-
-
 # ---- many tabs -------------------------------------------------------------------------------
 
 
@@ -119,40 +116,43 @@ def crowd_rows(cache: Path, model: ModelSummary, *, quick: bool) -> list[dict[st
         crowd = Crowd(url, model, count, pool)
         browsing = Browsing()
         try:
-            memory = asyncio.run(_crowd(crowd, browsing, store, seconds=15.0 if quick else SECONDS))
+            memory, of_workers = asyncio.run(
+                _crowd(crowd, browsing, store, seconds=15.0 if quick else SECONDS)
+            )
         finally:
             end_jobs(store)
     crowd.found.errors += browsing.errors
     rows = _answer_rows(crowd, browsing) + _measuring_rows(crowd, store)
-    return rows + memory_rows(memory, count)
+    return rows + memory_rows(memory, count, _GRACE, of_workers)
 
 
 async def _crowd(
     crowd: Crowd, browsing: Browsing, store: Store, *, seconds: float
-) -> dict[str, float]:
-    """Let everybody work; return the memory of app and worker at some moments, MB."""
+) -> tuple[dict[str, Memory], float]:
+    """Let everybody work; return the memory of the app at some moments, and the worker's, MB."""
     server = server_of(crowd.url)
     first = Crowd(crowd.url, crowd.model, 1, crowd.pool)
     await first.open()  # what the first session loads stays loaded
     await first.tabs[0].visit("compare")
     await first.close()
-    await asyncio.sleep(TTL + 5)
-    memory = {"before": megabytes(server)}
+    await asyncio.sleep(_GRACE)
+    memory = {"before": memory_of(server)}
     await crowd.open()
-    memory["opened"] = megabytes(server)
+    memory["opened"] = memory_of(server)
     over = threading.Event()
     thread = threading.Thread(target=browse, args=(crowd.url, browsing, over))
     thread.start()
     await crowd.work(seconds)
-    memory["worked"] = megabytes(server)
-    memory["worker"] = sum(megabytes(p) for p in workers_of(store))
+    memory["worked"] = memory_of(server)
+    of_workers = sum(megabytes(process) for process in workers_of(store))
     over.set()
     await asyncio.to_thread(thread.join)
     await crowd.close()
+    memory["closed"] = memory_of(server)
     end_jobs(store)
-    await asyncio.sleep(TTL + 10)
-    memory["closed"] = megabytes(server)
-    return memory
+    await asyncio.sleep(_GRACE)
+    memory["after"] = memory_of(server)
+    return memory, of_workers
 
 
 def browse(url: str, browsing: Browsing, over: threading.Event) -> None:
@@ -232,19 +232,6 @@ def _measuring_rows(crowd: Crowd, store: Store) -> list[dict[str, Any]]:
         row("edit to measured result on the page, p95", rank(shown, 0.95), "s"),
         row("edits whose measurement was dropped", dropped, "", "a newer edit took its place"),
         row("errors, and values of other plans", len(faults)),
-    ]
-
-
-def memory_rows(memory: dict[str, float], count: int) -> list[dict[str, Any]]:
-    """Return the figures of the app's memory."""
-    per = (memory["worked"] - memory["before"]) / (count + 1)
-    return [
-        row("app, before", memory["before"], "MB", "after a first session was closed"),
-        row(f"app, {count} sessions opened", memory["opened"], "MB"),
-        row("app, after the work", memory["worked"], "MB", "with Chromium's session"),
-        row("app, per session", per, "MB"),
-        row("app, after closing", memory["closed"], "MB"),
-        row("worker", memory["worker"], "MB"),
     ]
 
 

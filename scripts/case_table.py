@@ -48,15 +48,32 @@ def run(tests: list[str]) -> tuple[Cases, Times]:
     return cases, longest
 
 
+def collected(tests: Sequence[str]) -> Cases:
+    """Return how many cases each FILE::FUNCTION of ``tests`` (below ``tests``) has, unrun."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", ""]
+    command += [f"tests/{test}" for test in tests]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = (line for line in done.stdout.splitlines() if line.startswith("tests/"))
+    return Counter(line.removeprefix("tests/").partition("[")[0] for line in lines)
+
+
+def count(row: Row, cases: Cases) -> int:
+    """Return the number of a row's cases."""
+    return sum(n for name, n in cases.items() if name.startswith(row.tests))
+
+
+def files(row: Row) -> str:
+    """Return the files of a row's tests."""
+    return ", ".join(f"`{file}`" for file in sorted({n.partition("::")[0] for n in row.tests}))
+
+
 def rows_text(rows: Sequence[Row], cases: Cases, longest: Times) -> str:
     """Return the rows of a table with their numbers, and the line below it."""
     lines, total = [], 0
     for row in rows:
         names = [name for name in cases if name.startswith(row.tests)]
-        number = sum(cases[name] for name in names)
-        seconds = max(longest[name] for name in names)
-        files = ", ".join(f"`{file}`" for file in sorted({n.partition("::")[0] for n in row.tests}))
-        lines.append(f"| {row.what} | {row.outcome} | {number} | {seconds:.1f} | {files} |\n")
+        number, seconds = count(row, cases), max(longest[name] for name in names)
+        lines.append(f"| {row.what} | {row.outcome} | {number} | {seconds:.1f} | {files(row)} |\n")
         total += number
     end = "Times are those of a busy machine with 2 cores, and include what a test prepares."
     return f"{''.join(lines)}\nTogether {total} cases, all with the outcome named. {end}\n"

@@ -55,7 +55,12 @@ from psvit_core.sensitivity.spec import load_spec, read_table
 from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
-from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
+from psvit_core.tasks.finetune import (
+    FinetuneCallbacks,
+    FinetuneTask,
+    WrittenFinetuning,
+    run_finetune,
+)
 from psvit_core.tasks.fits import count_needs
 from psvit_core.tasks.graph import write_graph
 from psvit_core.tasks.inspect import check_data, inspect_entries
@@ -287,6 +292,9 @@ class JobRun:
         return self.store.place("exports", self.job.id, Path(file_name).name)
 
     def _finetune(self, session: Session, request: FinetuneRequest) -> FinetuneResult:
+        known = FinetuneResult.read(self.job.result)
+        if known.sha256 and Path(known.path).exists():
+            return known  # the process was killed before it stored the job's end
         task = FinetuneTask(
             settings=request.settings,
             out=self._out_path(request.file_name),
@@ -298,21 +306,15 @@ class JobRun:
             progress=self.progress,
             tick=self.tick,
             stop=lambda: client.stop_requested(self.store, self.job.id),
+            finished=self._finetuned,
         )
-        done = run_finetune(session, task, callbacks)
-        return FinetuneResult(
-            records=self._curve,
-            path=str(done.out),
-            last_path=str(done.last),
-            bytes=done.out.stat().st_size,
-            sha256=_sha256(done.out),
-            code=_definition(done.out),
-            recovery=done.recovery,
-            report=done.report,
-            pruned_measurement=done.plain,
-            recovered_measurement=done.recovered,
-            file_measurement=done.measurement,
-        )
+        run_finetune(session, task, callbacks)
+        return FinetuneResult.read(self.job.result)
+
+    def _finetuned(self, done: WrittenFinetuning) -> None:
+        result = _finetune_result(self._curve, done)
+        self.job = dataclasses.replace(self.job, result=result.to_dict())
+        self.store.put(client.PREFIX + self.job.id, self.job.to_dict())  # survives a power cut
 
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)
@@ -327,6 +329,22 @@ def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
     if table is None or not table.finished:
         raise PsvitError("The sweep is not finished. Wait until it is, then plan.")
     return table
+
+
+def _finetune_result(curve: str, done: WrittenFinetuning) -> FinetuneResult:
+    return FinetuneResult(
+        records=curve,
+        path=str(done.out),
+        last_path=str(done.last),
+        bytes=done.out.stat().st_size,
+        sha256=_sha256(done.out),
+        code=_definition(done.out),
+        recovery=done.recovery,
+        report=done.report,
+        pruned_measurement=done.plain,
+        recovered_measurement=done.recovered,
+        file_measurement=done.measurement,
+    )
 
 
 def _fits(session: Session, request: FitsRequest) -> FitsResult:

@@ -45,16 +45,6 @@ class FinetuneTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneCallbacks:
-    """Functions that ``run_finetune`` calls."""
-
-    started: Callable[[Path], None] = lambda curve: None  # with the file that the curve grows in
-    progress: Progress = ignore_progress  # after each step
-    tick: Tick = keep_going  # before each step; may raise to stop
-    stop: Stop = never_stop  # before each step; True ends training and writes the best epoch
-
-
-@dataclass(frozen=True, kw_only=True)
 class WrittenFinetuning:
     """The files, report and measurements of ``run_finetune``."""
 
@@ -65,6 +55,18 @@ class WrittenFinetuning:
     measurement: Measurement  # of the best epoch's model, as in the archive
     plain: Measurement | None = None  # of the plan alone; None if nothing was pruned here
     recovered: Measurement | None = None  # after recovery, before training; None without recovery
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneCallbacks:
+    """Functions that ``run_finetune`` calls."""
+
+    started: Callable[[Path], None] = lambda curve: None  # with the file that the curve grows in
+    progress: Progress = ignore_progress  # after each step
+    tick: Tick = keep_going  # before each step; may raise to stop
+    stop: Stop = never_stop  # before each step; True ends training and writes the best epoch
+    finished: Callable[[WrittenFinetuning], None] = lambda done: None  # to store it: without the
+    # training's state, which is removed next, the same training would begin anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +115,10 @@ def run_finetune(
     result, state = _train(session, task, callbacks, (start.small, teacher, train))
     save_pruned(result.last, last)
     save_pruned(result.model, out)
-    state.unlink(missing_ok=True)  # several times the model's size
     base = session.model if task.plan else teacher
     measured = measure_trained(session, result.model, base, task.plan, callbacks.tick)
     record_measurement(out, measured)
-    return WrittenFinetuning(
+    done = WrittenFinetuning(
         out=out,
         last=last,
         report=result.report,
@@ -126,6 +127,9 @@ def run_finetune(
         plain=start.plain,
         recovered=start.recovered,
     )
+    callbacks.finished(done)
+    state.unlink(missing_ok=True)  # several times the model's size
+    return done
 
 
 def _check_pruning(session: Session, task: FinetuneTask) -> None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -22,32 +23,50 @@ from typing import Any
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.plan.build import plan_from_ratios
-from psvit_core.records import FinetuneSettings, PlanSettings, PrunePlan, RecoverySettings, Subject
+from psvit_core.records import (
+    FinetuneSettings,
+    ParetoSettings,
+    PlanSettings,
+    PrunePlan,
+    RecoverySettings,
+    Subject,
+)
 from psvit_core.records import SweepSettings as Sweep
 from psvit_core.records.jobs import (
     ExportRequest,
     FinetuneRequest,
     JobRequest,
     MeasureRequest,
+    ParetoRequest,
     PlanRequest,
+    QuantizeRequest,
     SweepRequest,
 )
 from psvit_core.sensitivity.spec import load_spec, read_table
 from psvit_core.storage.leftovers import tidy
-from psvit_core.storage.store import Store
+from psvit_core.storage.store import Store, digest
 from psvit_core.zoo.cards import shipped_summary
 from tests.faults.shim import loaded
 
 MODEL = "sdt_v1_digits"
 PLAIN = Subject(model=MODEL, data="digits", limit=10, batch=5, recovery="none")
-KINDS = {"sweep": 3, "planning": 1, "recovery": 1, "finetuning": 2, "export": 1}  # and kills
+KINDS = {  # and kills
+    "sweep": 2,
+    "planning": 1,
+    "front": 2,
+    "recovery": 1,
+    "finetuning": 2,
+    "export": 1,
+    "quantizing": 1,
+}
+BASES = {"planning": "sweep", "front": "sweep", "quantizing": "export"}  # what must be done first
 SEED = 17
 _NEEDED = (
     "torchvision",
     *(f"psvit_core.{name}" for name in ("data", "evaluate", "export", "finetune", "recover")),
     *(f"psvit_core.{name}" for name in ("jobs.worker", "sensitivity.sweep", "zoo.checkpoint")),
 )
-_TIMES = ("seconds", "trained_seconds")  # of results that are otherwise equal
+_TIMES = ("seconds", "trained_seconds", "pruned_at")  # of results that are otherwise equal
 _PLACES = ("path", "last_path", "records", "code")
 _OF_TIMES = ("bytes", "sha256")  # of files that contain times
 
@@ -58,14 +77,28 @@ def _plan() -> PrunePlan:
     return plan_from_ratios(summary, {g.group_id: 0.25 for g in summary.groups}, criterion="l2")
 
 
-def _request(kind: str, store: Store) -> tuple[Subject, JobRequest]:
+def request_of(kind: str, store: Store) -> tuple[Subject, JobRequest]:
     recovery = RecoverySettings(method="bn", n_images=20)
+    done = client.find_job(store, BASES[kind]) if kind in BASES else None
     if kind == "sweep":
         return PLAIN, SweepRequest(settings=Sweep(ratios=(0.5,)))
     if kind == "planning":
-        key = client.find_job(store, "sweep").result["sweep_key"]
-        settings = PlanSettings(policy="psvit", memory_saving=0.3)
-        return PLAIN, PlanRequest(sweep_key=key, settings=settings)
+        assert done is not None
+        settings = PlanSettings(policy="optimal", memory_saving=0.3, budget_evaluations=4)
+        return PLAIN, PlanRequest(sweep_key=done.result["sweep_key"], settings=settings)
+    if kind == "front":
+        assert done is not None
+        front = ParetoSettings(
+            policies=("uniform", "psvit"),
+            savings=(0.2, 0.4),
+            recoveries=("none", "bn"),
+            calib_images=20,
+            measured_planning=False,
+        )
+        return PLAIN, ParetoRequest(settings=front, sweep_key=done.result["sweep_key"])
+    if kind == "quantizing":
+        assert done is not None and done.written is not None
+        return PLAIN, QuantizeRequest(path=done.written.path, file_name="b.safetensors")
     if kind == "recovery":
         return dataclasses.replace(PLAIN, recovery="bn"), MeasureRequest(plan=_plan())
     if kind == "export":
@@ -86,6 +119,32 @@ def _counted(folder: Path) -> Path:
     return place / folder.name
 
 
+def _count_work(counted: Path) -> None:
+    """Let this process append a word to a file for every unit of work that it has computed."""
+    from psvit_core import evaluate, recover
+    from psvit_core.finetune.training import Training
+    from psvit_core.sensitivity import buffer
+
+    counted.touch()
+
+    def count(place: Any, name: str, unit: str) -> None:
+        plain = getattr(place, name)
+
+        def computed(*arguments: Any, **options: Any) -> Any:
+            found = plain(*arguments, **options)
+            n = len(arguments[2]) if unit == "image" else 1
+            with counted.open("a") as file:
+                file.write(f"{unit}\n" * n)
+            return found
+
+        setattr(place, name, computed)
+
+    count(buffer.ResultBuffer, "add", "image")
+    count(Training, "_learn", "step")
+    count(evaluate, "_measured", "plan")
+    count(recover, "recover", "recovery")
+
+
 def _run(folder: Path, kind: str, before: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Run a job as a worker does after its start; resume it if it was interrupted.
 
@@ -94,7 +153,6 @@ def _run(folder: Path, kind: str, before: Callable[[], object] = lambda: None) -
         kind: The kind of the job.
         before: Called at once before the job runs.
     """
-    from psvit_core.finetune.training import Training
     from psvit_core.jobs import run, worker
     from psvit_core.sensitivity import buffer
 
@@ -103,23 +161,7 @@ def _run(folder: Path, kind: str, before: Callable[[], object] = lambda: None) -
     run._SAVE_SECONDS = 0.0  # so that equal runs change files equally often
     worker._FAULT_SECONDS = 0.0
     counted = _counted(folder)
-    counted.touch()
-    plain_add, plain_learn = buffer.ResultBuffer.add, Training._learn
-
-    def count(n: int) -> None:
-        with counted.open("a") as file:
-            file.write("x" * n)
-
-    def add(self: Any, key: str, outcome: Any) -> None:
-        count(len(outcome))
-        plain_add(self, key, outcome)
-
-    def learn(self: Any, *arguments: Any) -> float:
-        count(1)
-        return plain_learn(self, *arguments)
-
-    buffer.ResultBuffer.add = add  # type: ignore[method-assign]
-    Training._learn = learn  # type: ignore[method-assign, assignment]
+    _count_work(counted)
     store = Store(folder / "cache")
     tidy(store)
     left = leftovers(folder)
@@ -132,8 +174,8 @@ def _run(folder: Path, kind: str, before: Callable[[], object] = lambda: None) -
     runner.run_job(job)
     job = client.find_job(store, kind)
     n_jobs = len(client.list_jobs(store))
-    found |= {"state": job.state, "error": job.error, "result": _essence(store, kind, job)}
-    return found | {"jobs": n_jobs, "count": counted.stat().st_size}
+    found |= {"state": job.state, "error": job.error, "result": essence(store, kind, job)}
+    return found | {"jobs": n_jobs, "count": Counter(counted.read_text().split())}
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -149,7 +191,7 @@ def leftovers(folder: Path) -> list[str]:
     return found + [name for name in files if name not in named]
 
 
-def _essence(store: Store, kind: str, job: Job) -> str:
+def essence(store: Store, kind: str, job: Job) -> str:
     """Return what a job has found, without times and places, as JSON."""
     if job.state != "done":
         return ""
@@ -162,8 +204,12 @@ def _essence(store: Store, kind: str, job: Job) -> str:
         from psvit_core.zoo.checkpoint import load_model, weights_hash
 
         found["weights"] = weights_hash(load_model(job.written.path))
-    rows = {key for key in store.keys("") if key.startswith(("pareto", "frozen/"))}
-    return json.dumps({**found, "kept": sorted(rows)}, sort_keys=True)
+    rows = {
+        key: digest(_without_times(store.get(key)))
+        for key in store.keys("")
+        if key.startswith(("pareto", "frozen/", "quantized/"))
+    }
+    return json.dumps({**found, "kept": rows}, sort_keys=True)
 
 
 def _without_times(value: Any) -> Any:
@@ -206,7 +252,7 @@ def _forked(work: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
 
 def _queue(folder: Path, kind: str) -> dict[str, Any]:
     store = Store(folder / "cache")
-    subject, request = _request(kind, store)
+    subject, request = request_of(kind, store)
     params = {"subject": subject.to_dict(), **request.to_dict()}
     title = f"a {kind}"
     client.save(store, Job(id=kind, task=request.task, title=title, params=params, created=1.0))
@@ -230,8 +276,8 @@ def main(base: Path) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for kind, n_kills in KINDS.items():
         place = base / kind
-        if kind == "planning":
-            _copy(base / "sweep-whole", place)
+        if kind in BASES:
+            _copy(base / f"{BASES[kind]}-whole", place)
         else:
             place.mkdir()
         _forked(lambda: _queue(place, kind))  # noqa: B023 - runs at once
@@ -239,10 +285,11 @@ def main(base: Path) -> dict[str, Any]:
         _, undisturbed = _forked(lambda: _run(whole, kind))  # noqa: B023
         n = undisturbed["changes"]
         found[kind] = {"whole": undisturbed, "killed": [], "full": []}
-        for at in sorted(random.sample(range(n), n_kills)):
+        # A run may make a few changes fewer than another: estimates are stored by the clock.
+        for at in sorted(random.sample(range(n * 9 // 10), n_kills)):
             target = _copy(place, base / f"{kind}-{at}")
             found[kind]["killed"].append({"at": at, **_killed(target, kind, at)})
-        at = random.randrange(n)
+        at = random.randrange(n * 9 // 10)
         target = _copy(place, base / f"{kind}-full-{at}")
         found[kind]["full"].append({"at": at, **_filled(target, kind, at)})
     return found

@@ -3,6 +3,7 @@
    Environment:
      SHIM_ROOT   the folder; files elsewhere are left alone
      SHIM_LOG    records every change (RECORD below), for power cuts; empty: none
+     SHIM_KILL   the number of the change before which the process is killed; empty: none
    The disk is never waited for: nothing here loses what the system keeps in memory.
    shim_kill_at(n) makes the n-th change from now on kill the process before it happens;
    shim_full_from(n, m) lets m changes that need space fail with ENOSPC, from the n-th on;
@@ -40,8 +41,9 @@ long shim_count(void) { return count; }
 
 static void start(void) {
     if (log_fd != -2) return;
-    const char *folder = getenv("SHIM_ROOT"), *log = getenv("SHIM_LOG");
+    const char *folder = getenv("SHIM_ROOT"), *log = getenv("SHIM_LOG"), *at = getenv("SHIM_KILL");
     log_fd = -1;
+    if (at && *at) kill_at = atol(at);
     if (folder) snprintf(root, sizeof root, "%s/", folder);
     if (log && *log) log_fd = (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
 }

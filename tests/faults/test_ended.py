@@ -11,7 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -22,7 +22,8 @@ from streamlit.testing.v1 import AppTest
 from psvit_core.durable import remove_leftovers, temporary_folder
 from psvit_core.jobs import client, servers, worker, workers
 from psvit_core.jobs.run import JobRun
-from psvit_core.records.jobs import SummaryResult
+from psvit_core.records import FinetuneSettings
+from psvit_core.records.jobs import FinetuneRequest, FinetuneResult, SummaryResult
 from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.processes import is_same_process
 from psvit_core.storage.store import Store
@@ -129,6 +130,17 @@ def test_a_worker_ends_whose_app_was_killed_during_its_first_job(
         worker.Worker(store, "cpu").work()
     assert client.find_job(store, "a").state == "done"
     assert "the app has ended" in caplog.text
+
+
+def test_a_training_whose_result_is_stored_is_not_repeated(tmp_path: Path) -> None:
+    """A worker that is killed between the result and the job's end has no training state left."""
+    out = tmp_path / "a.safetensors"
+    out.touch()
+    known = FinetuneResult(path=str(out), sha256="0" * 64)
+    store, nothing = Store(tmp_path / "cache"), cast(Any, None)
+    run = JobRun(store, make_job(task="finetune", result=known.to_dict()), nothing, nothing)
+    request = FinetuneRequest(settings=FinetuneSettings(), file_name=out.name)
+    assert run._finetune(nothing, request) == known
 
 
 # ---- files

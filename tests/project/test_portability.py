@@ -12,6 +12,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 #: Modules whose every test runs compiled code; ``test_lowering`` and the sweeps test the fallback.
 WHOLE_MODULES = {
+    "faults/test_killed_jobs.py",
+    "faults/test_killed_workers.py",
     "faults/test_power_cut_of_sweeps.py",
     "faults/test_power_cuts.py",
     "incremental/test_program.py",
