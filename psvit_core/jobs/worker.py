@@ -231,6 +231,7 @@ class Worker:
 
     def _begin(self, job: Job) -> Job | None:
         """Store a job as running; None if it was dropped meanwhile, or cannot be stored."""
+        begun = job
         try:
             with workers.taking_jobs(self.store) if job.devices else nullcontext():
                 if not client.waits_for(self.store, job):
@@ -249,12 +250,25 @@ class Worker:
                 )
                 return client.save(self.store, begun)
         except StoreError as error:  # a full disk, for example; the job still waits
+            if self._is_stored(begun):
+                return begun
             text = f"{job.id} {job.title}: {error}"
         if text != self._said:
             self._said = text
             log.error("%s", text)
         time.sleep(_FAULT_SECONDS)
         return None
+
+    def _is_stored(self, job: Job) -> bool:
+        """Return whether a running job is stored, though an error came after its row was written.
+
+        Otherwise it would be running for everyone, and nobody would run it.
+        """
+        try:
+            stored = client.find_job(self.store, job.id)
+        except PsvitError:  # it cannot be read either
+            return False
+        return (stored.state, stored.started) == ("running", job.started)
 
     def session(self, subject: Subject) -> Session:
         """Return the session of a subject; the most recent ones stay loaded.

@@ -25,7 +25,7 @@ from tests.patience import JOB, PATIENCE
 from tests.ui.conftest import Server, start_server
 
 SEED = 17
-LONG = Subject(model="e_spikeformer_digits", data="digits", limit=300, batch=10, recovery="none")
+LONG = Subject(model="e_spikeformer_digits", data="digits", limit=120, batch=10, recovery="none")
 SHORT = Subject(model="e_spikeformer_digits", data="digits", limit=5, batch=5, recovery="none")
 
 
@@ -58,7 +58,7 @@ def wait(store: Store, name: str, until: Callable[[Job], bool]) -> Job:
 
 def stopped_within(store: Store, name: str, random: Random) -> Job:
     """Stop a sweep's worker at a seeded step, so that it cannot end before the server does."""
-    step = random.randrange(1, 2000)
+    step = random.randrange(1, 1000)
     job = wait(store, name, lambda job: job.done >= step or not job.active)
     assert job.pid is not None
     os.kill(job.pid, signal.SIGSTOP)
