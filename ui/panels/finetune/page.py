@@ -39,7 +39,7 @@ def finetune_page() -> None:
         st.header("Training" if newest.task == "finetune" else "Recovery", anchor=False)
         run_panel(workspace, summary, newest, dark=page.dark, key="run")
         if newest.state == "done":
-            result_panel(workspace, summary, newest, key="result")
+            result_panel(workspace, summary, newest, key=f"result-{newest.id}")
         earlier = [job for job in jobs[1:] if job.state == "done"]
         if earlier:
             st.header("Earlier runs", anchor=False)
