@@ -11,7 +11,6 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -159,14 +158,20 @@ def trace_steps(model: CustomModel, images: Tensor) -> StepGraph:
             f"{one_line(error)} A graph needs a forward of layers, neurons and sums without "
             "Python code that depends on shapes or values. --format onnx and pt2 take more."
         ) from error
-    steps = _Reader(model.name, net, x).read(graph)
-    if not torch.allclose(traced, logits, rtol=0, atol=0, equal_nan=True):
+    if not _equal(traced, logits):
         raise ModelError(
             f"{model.name} cannot be written as a NIR graph: its forward computes something else "
             "than the operations that it calls one after the other. Usually it changes a signal in "
             "place (x += y) that it reads again under another name, or it draws random numbers."
         )
-    return steps
+    return _Reader(model.name, net, x).read(graph)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two outputs have the same bits; True for what is no tensor."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True  # refused by the reader
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 class _Reader:
@@ -242,7 +247,7 @@ class _Reader:
             fault = f" of {len(signals)} signals"
         if fault is None and kind in _NEURONS and path in self._fired:
             fault = (
-                ": called again. Register the network with T=... and let it take sequences "
+                ", called again: register the network with T=... and let it take sequences "
                 "(T, B, C, H, W) instead of looping over time"
             )
         if fault is not None:
@@ -404,9 +409,6 @@ def _fault_of(module: nn.Module, kind: type, value: _Value | None) -> str | None
 def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str | None:
     if module.v_reset is None:
         return " with soft reset"
-    for name in ("v_reset", "v_threshold", "tau"):
-        if not _is_number(getattr(module, name, 0.0)):
-            return f" with {name} that is not one number"
     if module.v_reset != 0:
         return f" with reset to {module.v_reset}"
     if value is None:
@@ -417,10 +419,6 @@ def _fault_of_neuron(module: nn.Module, value: _Value | None) -> str | None:
     if module.step_mode != mode:
         return f" with step_mode {module.step_mode!r} on inputs that need {mode!r}"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
 def _fault_of_conv(module: nn.Conv2d) -> str | None:

@@ -361,7 +361,7 @@ class Shifted(Changed):
 
 
 class Between(Changed):
-    """Identity and Dropout between a layer and its BatchNorms, called by name."""
+    """Identity and Dropout between a layer and its BatchNorms; a name with a slash."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,7 +369,7 @@ class Between(Changed):
         self.add_module("a/b", nn.Conv2d(4, 4, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.lif(self.bn_2(self.bn(self.pool(self.drop(self.conv(input=x))))))
+        x = self.lif(self.bn_2(self.bn(self.pool(self.drop(self.conv(x))))))
         out: Tensor = self.head(torch.flatten(self._modules["a/b"](x), start_dim=1))  # type: ignore[misc]
         return out
 
@@ -381,12 +381,6 @@ class Read(Changed):
         x = self.pool(self.conv(x))
         out: Tensor = self.head((self.lif(x) + self.bn(x)).flatten(1))
         return out
-
-
-def with_thresholds() -> nn.Module:
-    lif = neuron.LIFNode()
-    lif.v_threshold = torch.full((4, 1, 1), 0.5)
-    return Changed(lif=lif)
 
 
 class Own(neuron.LIFNode):  # type: ignore[misc]
@@ -413,8 +407,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "unread": (lambda: Unread(pool=nn.AvgPool2d(3)), r"for: pool \(a layer whose output nothing"),
     "shifted": (Shifted, r"for: shift \(a tensor that is no layer's\)\. It"),
     "read": (Read, r"bn \(BatchNorm2d that follows"),
-    "thresholds": (with_thresholds, r"v_threshold that is not one number"),
-    "loop": (Loop, r"lif \(called again: register the network with T="),
+    "loop": (Loop, r"lif \(LIFNode, called again: register the network with T="),
 }
 
 

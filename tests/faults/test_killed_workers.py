@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from psvit_core.jobs import client, workers
+from psvit_core.jobs import client, devices, workers
 from psvit_core.jobs.client import Job
 from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.store import Store
@@ -35,7 +35,7 @@ Child = subprocess.Popen[bytes]
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Child]]:
     """Kill the first workers that are started, each before a seeded change of the store."""
-    random, children, plain = Random(SEED), list[Child](), workers.worker_environment
+    random, children, plain = Random(SEED), list[Child](), devices.worker_environment
 
     def environment(*arguments: Any) -> dict[str, str]:
         if not (tmp_path / "cache").exists() or len(children) >= N_KILLS:
