@@ -35,7 +35,7 @@ TASKS = {
     "graph": TaskText("ONNX export", "Writing and checking the ONNX file"),
     "report": TaskText("Report", "Writing the report"),
     "fits": TaskText("Memory count", "Counting the memory that the network needs"),
-    "latency": TaskText("Layer times", "Timing the layers at several widths"),
+    "latency": TaskText("Timing of the layers", "Timing the layers at several widths"),
     "recovery": TaskText("Recovery", "Recovering"),
     "finetune": TaskText("Fine-tuning", "Fine-tuning"),
     "summary": TaskText("Model description", "Reading the model", "Could not read this model."),
