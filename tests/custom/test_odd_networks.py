@@ -35,7 +35,7 @@ from psvit_core.plan.build import plan_from_ratios
 from psvit_core.plan.size import plan_size
 from psvit_core.records import SensitivityTable, Transform
 from psvit_core.runtime import Run
-from psvit_core.sensitivity import sweep as sweeps
+from psvit_core.sensitivity import local
 from psvit_core.sensitivity.prepare import prepare as prepare_sweep
 from psvit_core.sensitivity.sweep import sweep
 from psvit_core.tasks.inspect import inspect_file
@@ -91,7 +91,7 @@ def swept(
         return executor, batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps, "prepare", prepare)
+        patch.setattr(local, "prepare", prepare)
         return sweep(model, data, ratios=RATIOS, criterion="l2", run=run)
 
 
