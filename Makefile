@@ -21,10 +21,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # The engine's tests on torch's baseline instructions: results that depend on a processor's vector
-# width fail here. The screens compute nothing, so their tests are left out.
+# width fail here. The screens and the project's own files compute nothing: their tests are left out.
 test-portable: $(VENV)/installed-dev
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		--ignore=tests/ui $(ARGS)
+		--ignore=tests/ui --ignore=tests/project $(ARGS)
 
 # Exit code 5 of pytest: no test is marked slow, or none matches ARGS.
 test-slow: $(VENV)/installed-dev
