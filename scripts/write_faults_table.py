@@ -20,7 +20,7 @@ _HEAD = """\
 
 What becomes of work when a process is killed, a disk is full, a file is damaged, the power goes or
 the clock is set. `make faults` runs these tests of the suite and writes this page. A case is a test
-that passed. One of kills is up to four of them, one of power cuts up to 100.
+that passed; it has up to four kills, or up to 100 power cuts.
 
 ## What a fault costs
 

@@ -234,6 +234,7 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     recovered = wait_for_job(server.store, "export")
     assert recovered.state == "done", recovered.error
     expect(page.get_by_text("KL to the unpruned model")).to_be_visible()
+    expect(page.get_by_text("The best epoch was selected")).to_have_count(0)
 
     page.get_by_role("radio", name="None", exact=True).click()
     page.get_by_role("radio", name="Other").click()
@@ -246,6 +247,7 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     assert result.report is not None and result.report.epochs[-1].step == 2
     expect(page.get_by_text(ENDED).first).to_be_visible()
     expect(page.get_by_text("s per epoch")).to_be_visible()
+    expect(page.get_by_text("The best epoch was selected").first).to_be_visible()
     settled(page)
     expect(page.locator(".js-plotly-plot")).to_have_count(1)
     with page.expect_download() as download:

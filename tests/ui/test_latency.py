@@ -105,6 +105,7 @@ def test_timing_is_asked_for_once_and_then_shown(store: Store) -> None:
     assert f"Unpruned **{3 + 2 * n:.2f} ms**, measured" in shown
     assert f"This plan **{3 + n:.2f} ms**, predicted" in shown
     assert "timed on P, 1 thread" in shown
+    assert f"by layer, the 13 slowest of {n}" in shown  # the last bar is no layer
 
 
 def test_the_worker_measures_the_table(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

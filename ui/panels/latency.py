@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from psvit_core.machine_jobs import latency_job, time_layers
+from psvit_core.plan.latency import REST
 from psvit_core.records import ModelSummary, PrunePlan
 from psvit_core.workspace import Workspace
 from ui.charts.latency import latency_chart
@@ -35,7 +36,8 @@ def latency_panel(
         return
     times = latency.layer_times(found, plan if plan.kept else None)
     shown = latency.largest(times, _SHOWN)
-    more = f", the {len(shown)} slowest of {len(times)}" if len(shown) < len(times) else ""
+    n_shown, n_layers = (sum(time.name != REST for time in part) for part in (shown, times))
+    more = f", the {n_shown} slowest of {n_layers}" if n_shown < n_layers else ""
     st.markdown(latency.total_line(found, plan if plan.kept else None))
     st.plotly_chart(
         latency_chart(shown, dark=dark),

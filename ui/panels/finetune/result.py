@@ -47,10 +47,12 @@ def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: 
         st.markdown(back)
     if report and start:
         st.markdown(history.gain_line(start, report))
+    chosen = (
+        " The best epoch was selected on these images: use the test split for a final judgement."
+    )
     st.caption(
         f"Top-1 on {formats.images(workspace.subject.limit)} of the validation split, with 95 % "
-        "intervals. The best epoch was selected on these images: use the test split for a final "
-        "judgement."
+        f"intervals.{chosen if report else ''}"
     )
     _file_row(workspace, summary, job, key=key)
     st.caption(in_markdown(history.provenance_line(job, recovery, report)))
