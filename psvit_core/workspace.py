@@ -238,6 +238,7 @@ class Workspace:
         settings: FinetuneSettings,
         file_name: str,
         recover: RecoverySettings | None = None,
+        trials: tuple[FinetuneSettings, ...] = (),
     ) -> Job:
         """Prune, recover and train in the background; ``finetune_records`` returns the curve.
 
@@ -248,9 +249,11 @@ class Workspace:
             settings: Training settings.
             file_name: Name of the checkpoint file.
             recover: Recovery settings; None: no recovery.
+            trials: Settings to try, of which the best is kept (``trials.vary``); empty: only
+                ``settings``.
         """
         request = FinetuneRequest(
-            settings=settings, file_name=file_name, plan=plan, recovery=recover
+            settings=settings, file_name=file_name, plan=plan, recovery=recover, trials=trials
         )
         return self._submit(f"Fine-tune {file_name}", request)
 

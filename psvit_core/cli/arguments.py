@@ -113,10 +113,10 @@ def _add_main_commands(add: AddCommand) -> None:
         add("pareto", main_commands.pareto, "measure policies x targets and the front; can resume")
     )
     writing.add_prune_arguments(
-        add("prune", main_commands.prune, "prune a model by a plan and write the checkpoint")
+        add("prune", writing.prune, "prune a model by a plan and write the checkpoint")
     )
     writing.add_finetune_arguments(
-        add("finetune", main_commands.finetune, "train a pruned model; can resume")
+        add("finetune", writing.finetune, "train a pruned model; can resume")
     )
     train.add_commands(add)
     quantize.add_arguments(

@@ -1,16 +1,22 @@
-"""The command ``jobs``: list, follow, order, cancel and resume background jobs; their logs."""
+"""The command ``jobs``: list, follow, order, cancel and resume background jobs; their logs.
+
+It also chooses where they run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
+from psvit_core.cli.options import add_engine_arguments, chosen_engine
 from psvit_core.cli.output import duration_text
 from psvit_core.cli.watching import Watch, event
+from psvit_core.cluster.settings import EngineSettings
 from psvit_core.errors import JobError, PsvitError, UnknownNameError
 from psvit_core.files import last_lines
-from psvit_core.jobs import client, queue, versions, workers
+from psvit_core.jobs import client, engines, queue, versions, workers
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.logs import job_log, printable
 from psvit_core.jobs.versions import OtherJob
@@ -28,6 +34,7 @@ _HELP = {
     "cancel": "stop a job; finished results stay",
     "stop": "end a fine-tuning with its best epoch",
     "resume": "queue a cancelled, failed or interrupted job again",
+    "engine": "show where jobs run, or choose it (--engine, --ray-address)",
     "remove": "delete an ended job's entry, or one of another version; results stay",
 }
 
@@ -53,11 +60,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default=_LOG_LINES,
         help=f"log: number of lines to show (default {_LOG_LINES})",
     )
+    add_engine_arguments(command)
     command.set_defaults(writes_itself=True)
 
 
 def jobs(options: argparse.Namespace) -> tuple[Result, str]:
-    """List, follow, move, cancel, stop, resume or remove jobs, or show a log."""
+    """List, follow, move, cancel, stop, resume or remove jobs, show a log, or choose an engine."""
     store = Store()
     if options.action == "log" and options.job is None:
         path = workers.log_path(store, options.device)
@@ -69,6 +77,8 @@ def jobs(options: argparse.Namespace) -> tuple[Result, str]:
         return _list(store)
     if options.action == "watch":
         return _watch(store, options)
+    if options.action == "engine":
+        return _engine(store, options)
     if options.action == "remove":
         return _remove(store, options.job)
     job = _job_of(store, options.job)
@@ -78,6 +88,15 @@ def jobs(options: argparse.Namespace) -> tuple[Result, str]:
         return _move(store, job, options)
     job = _ACTIONS[options.action](store, job.id)
     return job_result(job), job_line(job)
+
+
+def _engine(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
+    """Choose the engine of the next jobs if an option says which; show it."""
+    chosen = chosen_engine(options, EngineSettings())
+    if options.engine is not None or chosen.is_ray:
+        engines.choose_engine(store, chosen)
+    found = engines.engine_of_jobs(store)
+    return {"engine": dataclasses.asdict(found)}, f"jobs run on {engines.engine_text(found)}"
 
 
 def _job_of(store: Store, job_id: str | None) -> Job:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from typing import Any
 
 from tqdm import tqdm
 
 from psvit_core import planners
-from psvit_core.callbacks import Progress
 from psvit_core.cli.output import (
     archive_text,
     drop_text,
@@ -18,7 +16,7 @@ from psvit_core.cli.output import (
     measurement_text,
     percent,
     published_text,
-    recovery_text,
+    show_on,
     size_text,
 )
 from psvit_core.cli.session import (
@@ -30,26 +28,22 @@ from psvit_core.cli.session import (
     remark_if_unkept,
 )
 from psvit_core.errors import InvalidRatioError, PsvitError, UnknownNameError
-from psvit_core.files import check_model_file, check_writable
+from psvit_core.files import check_writable
 from psvit_core.metrics.energy import at_energy, energy_model
 from psvit_core.plan.build import reached_ratios
 from psvit_core.plan.size import memory_saving, plan_size
 from psvit_core.records import (
     POLICIES,
-    FinetuneSettings,
     LatencyTable,
     ParetoSettings,
     PlanSettings,
     PrunePlan,
-    RecoverySettings,
     SensitivityTable,
     SweepSettings,
     check_counts,
-    check_recovery,
 )
 from psvit_core.sensitivity.spec import MODES, check_ratios
 from psvit_core.tasks import evaluate as evaluation
-from psvit_core.tasks.finetune import FinetuneCallbacks, FinetuneTask, run_finetune
 from psvit_core.tasks.pareto import run_pareto
 from psvit_core.tasks.plan import (
     PlanningEstimate,
@@ -57,11 +51,9 @@ from psvit_core.tasks.plan import (
     planning_estimate,
     run_plan,
 )
-from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.quantize import as_stored
-from psvit_core.tasks.session import Session, refused_groups, summarize_model
+from psvit_core.tasks.session import refused_groups, summarize_model
 from psvit_core.tasks.sweep import run_sweep
-from psvit_core.tasks.written import measure_written
 from psvit_core.zoo.cards import list_models, model_card
 
 
@@ -174,7 +166,7 @@ def sweep(options: argparse.Namespace) -> tuple[Result, str]:
     for name, reason in refused_groups(session).items():
         print(_refused_line(name, reason), file=sys.stderr)
     with tqdm(unit="image", file=sys.stderr, disable=None) as bar:
-        table = run_sweep(session, settings, progress=_show_on(bar))
+        table = run_sweep(session, settings, progress=show_on(bar))
     table.save(options.out)
     whole = sum(row.n_images == table.conditions.n_images for row in table.rows)
     text = (
@@ -208,7 +200,7 @@ def plan(options: argparse.Namespace) -> tuple[Result, str]:
         table = planners.for_recovery(table, session.recovery.method)
         print(_planning_text(planning_estimate(session, table, settings)), file=sys.stderr)
     with tqdm(unit="plan", file=sys.stderr, disable=None) as bar:
-        plan, measured = run_plan(session, table, settings, progress=_show_on(bar), latency=latency)
+        plan, measured = run_plan(session, table, settings, progress=show_on(bar), latency=latency)
     plan.save(options.out)
     summary = table.summary
     drop = planners.predict_drop_interval(table, reached_ratios(summary, plan))
@@ -276,76 +268,6 @@ def _planning_text(estimate: PlanningEstimate) -> str:
     return f"{text}. --budget-seconds stops earlier."
 
 
-def prune(options: argparse.Namespace) -> tuple[Result, str]:
-    """Prune a model and write the checkpoint."""
-    check_model_file(options.out)
-    check_recovery(_chosen_recovery(options))
-    plan = PrunePlan.load(options.plan)
-    session = make_session(options)
-    recovery = _recovery(session, plan, options)
-    if options.measure:
-        session.data  # noqa: B018  # without images it fails here, before the work
-    remark_if_unkept(options, session)
-    path, report = write_pruned(session, plan, options.out, recovery)
-    measured = measure_written(session, plan, path)[1] if options.measure else None
-    summary = summarize_model(session)
-    size = plan_size(summary, plan)
-    result = {
-        "out": str(path),
-        "file_bytes": path.stat().st_size,
-        "memory_saving": memory_saving(summary, plan),
-        "size": size.to_dict(),
-        "baseline_size": plan_size(summary, None).to_dict(),
-        "recovery": report.to_dict() if report else None,
-        "measurement": measured.to_dict() if measured else None,
-    }
-    lines = [f"{path}: {size_text(size)}, saves {result['memory_saving']:.2%} of the memory"]
-    lines += [recovery_text(report)] if report else []
-    lines += [measurement_text(measured)] if measured else []
-    return result, "\n".join(lines)
-
-
-def finetune(options: argparse.Namespace) -> tuple[Result, str]:
-    """Train a pruned model and write the best and the last epoch's models."""
-    check_model_file(options.out)
-    check_recovery(_chosen_recovery(options))
-    settings = _finetune_settings(options)
-    options.batch = None  # it was for training; validation uses the card's
-    session = make_session(options)
-    remark_if_unkept(options, session)
-    plan = PrunePlan.load(options.plan) if options.plan else None
-    task = FinetuneTask(
-        settings=settings,
-        out=options.out,
-        plan=plan,
-        recovery=_recovery(session, plan, options) if plan else _chosen_recovery(options),
-        resume=options.resume,
-    )
-    with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
-        done = run_finetune(session, task, FinetuneCallbacks(progress=_show_on(bar)))
-    first, best = done.report.epochs[0].val_accuracy, done.report.best_accuracy
-    assert first is not None
-    result = {
-        "out": str(done.out),
-        "last": str(done.last),
-        "file_bytes": done.out.stat().st_size,
-        "recovery": done.recovery.to_dict() if done.recovery else None,
-        "finetune": done.report.to_dict(),
-        "measurement": done.measurement.to_dict(),
-    }
-    text = (
-        f"{done.out}: best after {done.report.best_epoch:g} epochs, validation accuracy "
-        f"{percent(first)} -> {percent(best)}; the last epoch's model is {done.last}"
-    )
-    return result, text
-
-
-def _finetune_settings(options: argparse.Namespace) -> FinetuneSettings:
-    names = {f.name for f in dataclasses.fields(FinetuneSettings)}
-    given = {k: v for k, v in vars(options).items() if k in names and v is not None}
-    return FinetuneSettings(**given)
-
-
 def pareto(options: argparse.Namespace) -> tuple[Result, str]:
     """Measure policies x targets and write the archive."""
     check_writable(options.out)
@@ -370,44 +292,10 @@ def pareto(options: argparse.Namespace) -> tuple[Result, str]:
     if len(several) < 2:
         follow_recovery_to_plan(session, several[0] if several else None, table)
     with tqdm(unit="step", file=sys.stderr, disable=None) as bar:
-        archive = run_pareto(session, settings, table, _show_on(bar))
+        archive = run_pareto(session, settings, table, show_on(bar))
     if not options.all:
         archive = archive.chosen()
     archive.save(options.out)
     if options.csv is not None:
         archive.save_csv(options.csv)
     return archive.to_dict(), f"{options.out}: {archive_text(archive)}"
-
-
-def _chosen_recovery(options: argparse.Namespace) -> RecoverySettings:
-    return RecoverySettings(
-        method=options.recover or "none", n_images=options.calib_images, seed=options.seed
-    )
-
-
-def _recovery(session: Session, plan: PrunePlan, options: argparse.Namespace) -> RecoverySettings:
-    """Return the recovery that the user chose, or the default one, and say which it is."""
-    if options.recover is not None:
-        return _chosen_recovery(options)
-    plan.check(session.description.groups, session.description.weights_hash)
-    wanted = RecoverySettings(method="auto", n_images=options.calib_images, seed=options.seed)
-    settings, reason = session.available_recovery(wanted)
-    said = f"pruned without recovery: {reason}"
-    if not reason:
-        said = (
-            f"recovering with {settings.method} on {settings.n_images} calibration images, which "
-            "may take minutes; --recover none skips it"
-        )
-    print(f"psvit: {said}", file=sys.stderr)
-    return settings
-
-
-def _show_on(bar: tqdm[Any]) -> Progress:
-    """Return a callback that shows progress on a bar."""
-
-    def progress(done: int, total: int, what: str) -> None:
-        bar.total = total or None  # not known in advance
-        bar.set_postfix_str(what, refresh=False)
-        bar.update(done - bar.n)
-
-    return progress

@@ -158,12 +158,12 @@ def add_data_arguments(
 
 
 def add_engine_arguments(command: argparse.ArgumentParser) -> None:
-    """Add what measures: this process, or a Ray cluster."""
+    """Add where the work is done: in this process, or on a Ray cluster."""
     group = command.add_argument_group(
         "a cluster", "Numbers are those of the local engine; docs/cluster.md says what runs where."
     )
     group.add_argument(
-        "--engine", metavar="NAME", help=f"what measures the cells of a sweep: {', '.join(ENGINES)}"
+        "--engine", metavar="NAME", help=f"where the work is done: {', '.join(ENGINES)}"
     )
     group.add_argument(
         "--ray-address",

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from tqdm import tqdm
+
+from psvit_core.callbacks import Progress
 from psvit_core.pareto import ParetoArchive, PlanOrigin
 from psvit_core.records import (
     Interval,
@@ -154,3 +159,14 @@ def published_text(line: str, inside: bool) -> str:
 def duration_text(seconds: float) -> str:
     """Return a duration in whole seconds or minutes."""
     return f"{max(seconds, 1):.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def show_on(bar: tqdm[Any]) -> Progress:
+    """Return a callback that shows progress on a bar."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        bar.total = total or None  # not known in advance
+        bar.set_postfix_str(what, refresh=False)
+        bar.update(done - bar.n)
+
+    return progress

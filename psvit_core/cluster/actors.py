@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from psvit_core.callbacks import keep_going
 from psvit_core.cluster.runtime import current_node, load_ray
+from psvit_core.cluster.streaming import Found, streamed
 from psvit_core.data import EvalSet
 from psvit_core.data.ahead import placed, prepared
 from psvit_core.errors import ClusterError
@@ -130,16 +129,16 @@ class CellWorker:
             costs = {cell: self._executor.cost(*cell) for cell in cells}
             return FullResult(low, high, logits, reached, costs)
 
-        def run_all(found: Callable[[FullResult], None]) -> None:
+        def run_all(found: Found) -> None:
             for result in self._portions.over(len(images), run):
                 found(result)
 
-        yield from self._yielded(run_all)
+        yield from self._streamed(run_all)
 
     def measure(self, images: Array, requests: Requests) -> Iterator[CellResult]:
         """Measure cells on a block; yield the output of each as soon as it is there."""
 
-        def run_all(found: Callable[[CellResult], None]) -> None:
+        def run_all(found: Found) -> None:
             block = _Block(requests, found)
 
             def run(low: int, high: int) -> None:
@@ -151,35 +150,17 @@ class CellWorker:
             for _ in self._portions.over(len(images), run):
                 pass
 
-        yield from self._yielded(run_all)
+        yield from self._streamed(run_all)
 
     def _placed(self, images: Array) -> Tensor:
         return placed(prepared(torch.tensor(images), self._run), self._run)
 
-    def _yielded(self, run: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
-        """Yield what ``run``, in a thread, passes to its argument."""
-        results: SimpleQueue[Any] = SimpleQueue()
-        end = object()
+    def _streamed(self, run: Callable[[Found], None]) -> Iterator[Any]:
+        def guarded(found: Found) -> None:
+            with torch.no_grad(), self._run.autocast, out_of_memory_explained(self._run):
+                run(found)
 
-        def work() -> None:
-            try:
-                with torch.no_grad(), self._run.autocast, out_of_memory_explained(self._run):
-                    run(results.put)
-            except Exception as error:  # raised below
-                results.put(_Failed(error))
-            else:
-                results.put(end)
-
-        Thread(target=work, daemon=True).start()
-        while (result := results.get()) is not end:
-            if isinstance(result, _Failed):
-                raise result.error
-            yield result
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: Exception
+        return streamed(guarded)
 
 
 class _Block:

@@ -10,6 +10,21 @@ from torch import Tensor
 from psvit_core.data import EvalSet
 from psvit_core.storage.predictions import Array
 
+#: More bytes of images are not sent: the nodes read the files themselves.
+MOST_BYTES = 1 << 33
+
+
+def for_training(data: EvalSet, workers: int = 0) -> EvalSet:
+    """Return training images as a node can read them: decoded, or their files if they are many.
+
+    Args:
+        data: The images. Above ``MOST_BYTES`` decoded, their files have to be on the nodes, at the
+            same paths.
+        workers: Processes that decode them.
+    """
+    fits = data.load(0).nbytes * len(data) <= MOST_BYTES
+    return in_memory(data, workers) if fits else data
+
 
 def in_memory(data: EvalSet, workers: int = 0) -> EvalSet:
     """Return the same images, decoded, in one array.

@@ -47,12 +47,14 @@ class Pool(Generic[Job]):
         kind: Class of the workers.
         device: Their device.
         share: What each takes once: it goes into the object store.
+        most: Workers at most: there are no more jobs.
     """
 
     connection: Connection
     kind: type
     device: str
     share: Any
+    most: int | None = None
     _starting: dict[Any, Any] = field(default_factory=dict)  # reference -> worker
     _idle: list[Any] = field(default_factory=list)
     _running: dict[Any, tuple[Any, Job]] = field(default_factory=dict)  # results -> worker, job
@@ -60,7 +62,8 @@ class Pool(Generic[Job]):
     _failed_starts: int = 0
 
     def __post_init__(self) -> None:
-        self.size = self.connection.n_workers(self.device)
+        n_workers = self.connection.n_workers(self.device)
+        self.size = min(n_workers, self.most or n_workers)
         self._seen = time.monotonic()
         self._shared = [self.connection.ray.put(self.share)]
         for _ in range(self.size):
@@ -183,6 +186,6 @@ def check_losses(n_lost: int, what: str) -> None:
     """Raise ``ClusterError`` if too many workers ended while they did the same job, ``what``."""
     if n_lost > _MOST_LOSSES:
         raise ClusterError(
-            f"{n_lost} workers ended one after the other while they measured {what}. Have the "
+            f"{n_lost} workers ended one after the other while they worked on {what}. Have the "
             "nodes enough memory? Use a smaller --batch, or --engine local."
         )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from psvit_core.cluster.settings import EngineSettings
+from psvit_core.durable import remove_leftovers, temporary_folder
 from psvit_core.errors import ClusterError, MissingPackageError
 
 _USAGE_ENV = "RAY_USAGE_STATS_ENABLED"
@@ -33,6 +38,24 @@ def load_ray() -> Any:
 def current_node() -> str:
     """Return the node that this worker runs on."""
     return str(load_ray().get_runtime_context().get_node_id())
+
+
+@contextmanager
+def worker_folder() -> Iterator[Path]:
+    """Make a folder for a worker's files; it goes at the end, or after a kill when the next begins.
+
+    Raises:
+        ClusterError: If the folder of these folders belongs to another user.
+    """
+    root = Path(tempfile.gettempdir(), f"psvit-ray-{os.getuid()}")
+    root.mkdir(mode=0o700, exist_ok=True)
+    if root.lstat().st_uid != os.getuid():
+        raise ClusterError(
+            f"{root} belongs to another user. Remove it, or set TMPDIR on the nodes of the cluster."
+        )
+    remove_leftovers(root)  # of workers that were killed
+    with temporary_folder(root) as folder:
+        yield folder
 
 
 class Connection:

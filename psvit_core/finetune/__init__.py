@@ -18,6 +18,7 @@ from pathlib import Path
 from psvit_core.callbacks import Progress, Stop, Tick, ignore_progress, keep_going, never_stop
 from psvit_core.data import EvalSet
 from psvit_core.errors import DataError, UnknownNameError
+from psvit_core.finetune.batches import n_steps
 from psvit_core.finetune.loss import distillation
 from psvit_core.finetune.precision import AUTOCASTS, resolved
 from psvit_core.finetune.training import (
@@ -40,6 +41,7 @@ __all__ = [
     "distillation",
     "finetune",
     "finetune_key",
+    "n_steps",
 ]
 
 AUGMENTATIONS = ("auto", "affine", "crop", "flip", "none")

@@ -17,6 +17,16 @@ from psvit_core.runtime import Run, channels_last
 KEPT_BYTES = 1 << 30  # decoded images that are kept in memory
 
 
+def steps_per_epoch(train: EvalSet, settings: FinetuneSettings) -> int:
+    """Return the number of batches in one pass over the training images."""
+    return max(1, len(train) // settings.batch)
+
+
+def n_steps(train: EvalSet, settings: FinetuneSettings) -> int:
+    """Return the number of batches of a whole training."""
+    return max(1, round(settings.epochs * steps_per_epoch(train, settings)))
+
+
 class Batches:
     """The batches of a training, epoch by epoch.
 
@@ -34,7 +44,7 @@ class Batches:
         self, train: EvalSet, settings: FinetuneSettings, augment: Augmentation, run: Run
     ) -> None:
         self.train, self.settings, self.augment, self.run = train, settings, augment, run
-        self.per_epoch = max(1, len(train) // settings.batch)
+        self.per_epoch = steps_per_epoch(train, settings)
         self._kept: Tensor | None = None
         self._labels = torch.tensor(train.labels)
 

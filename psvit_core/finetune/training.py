@@ -22,7 +22,7 @@ from psvit_core.errors import CheckpointError, JobError
 from psvit_core.evaluate import conditions_of, outcome_of, place, predict
 from psvit_core.files import write_atomic, write_text
 from psvit_core.finetune.augment import Augmentation
-from psvit_core.finetune.batches import Batches
+from psvit_core.finetune.batches import Batches, n_steps
 from psvit_core.finetune.loss import Loss
 from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings
 from psvit_core.runtime import Run, channels_last
@@ -119,7 +119,7 @@ class Training:
         self.batches = Batches(train, settings, augment, run)
         self.loss = Loss(self.model, self.teacher, settings, run, augment)
         self.per_epoch = self.batches.per_epoch
-        self.total = max(1, round(settings.epochs * self.per_epoch))
+        self.total = n_steps(train, settings)
         updates = self._updates(self.total)
         self.schedule = _schedule(self.optimizer, settings, updates)
         self.scaler = torch.amp.GradScaler("cuda", enabled=run.precision == "autocast")

@@ -12,7 +12,9 @@ from typing import Any
 from psvit_core.errors import DataError, PsvitError
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
+from psvit_core.jobs.engines import engine_of_jobs
 from psvit_core.records import (
+    FinetuneReport,
     Measurement,
     Partial,
     RecoverySettings,
@@ -103,15 +105,18 @@ class JobRun:
         self._n_reported = 0  # of them at the last step
         self._first = 0  # images of a measurement when its pace began to count
         self._sweep_key = self._curve = ""
+        self._trials: dict[str, FinetuneReport] = {}  # of a training that have ended
 
     def run(self) -> JobResult:
         """Run the task.
 
         Raises:
             RecordError: If another version wrote the request.
+            ClusterError: If the choice of where jobs run cannot be read.
         """
         request = self.job.read_request()
         session = self._session_of(Subject.from_dict(self.job.params.get("subject")))
+        session.engine = engine_of_jobs(self.store)
         runs: dict[type[JobRequest], Callable[[Session, Any], JobResult]] = {
             SummaryRequest: self._summary,
             InspectRequest: self._inspect,
@@ -300,12 +305,14 @@ class JobRun:
             out=self._out_path(request.file_name),
             plan=request.plan,
             recovery=request.recovery,
+            trials=request.trials,
         )
         callbacks = FinetuneCallbacks(
             started=self._curve_started,
             progress=self.progress,
             tick=self.tick,
             stop=lambda: client.stop_requested(self.store, self.job.id),
+            trial_ended=self._trial_ended,
             finished=self._finetuned,
         )
         run_finetune(session, task, callbacks)
@@ -318,7 +325,17 @@ class JobRun:
 
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)
-        self._save_result(FinetuneResult(records=self._curve))
+        self._save_trials()
+
+    def _trial_ended(self, report: FinetuneReport) -> None:
+        request = self.job.request
+        if isinstance(request, FinetuneRequest) and request.trials:
+            self._trials[str(report.settings.to_dict())] = report
+            self._save_trials()
+
+    def _save_trials(self) -> None:
+        trials = tuple(self._trials.values())
+        self._save_result(FinetuneResult(records=self._curve, trials=trials))
 
 
 def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
@@ -341,6 +358,7 @@ def _finetune_result(curve: str, done: WrittenFinetuning) -> FinetuneResult:
         code=_definition(done.out),
         recovery=done.recovery,
         report=done.report,
+        trials=done.trials,
         pruned_measurement=done.plain,
         recovered_measurement=done.recovered,
         file_measurement=done.measurement,

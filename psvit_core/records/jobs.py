@@ -133,6 +133,7 @@ class FinetuneRequest(JobRequest):
     file_name: str
     plan: PrunePlan | None = None  # None: the model is a pruned file
     recovery: RecoverySettings | None = None
+    trials: tuple[FinetuneSettings, ...] = ()  # to keep the best of; empty: ``settings`` alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +329,7 @@ class FinetuneResult(WrittenModel):
     last_path: str = ""  # the last epoch's model
     report: FinetuneReport | None = None
     recovered_measurement: Measurement | None = None  # after recovery, before training
+    trials: tuple[FinetuneReport, ...] = ()  # those that have ended, if several are tried
 
 
 #: The request and the result of every task.

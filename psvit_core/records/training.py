@@ -136,6 +136,7 @@ class FinetuneReport(Record):
     best_epoch: float  # by validation accuracy, then loss; 0: before training
     epochs: tuple[EpochRecord, ...]  # before training, then the end of every epoch
     stopped_early: bool = False
+    trials: int = 1  # settings tried; above 1, these had the best validation accuracy
 
     @property
     def best_accuracy(self) -> Interval:

@@ -5,7 +5,7 @@ Torch is imported inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +25,9 @@ from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.prune import prune_model
 from psvit_core.tasks.recover import load_written, measure_trained
 from psvit_core.tasks.session import Session
+from psvit_core.tasks.trials import TrainingInputs, TrialCallbacks, run_trials
 
 if TYPE_CHECKING:
-    from psvit_core.data import EvalSet
-    from psvit_core.finetune import FinetuneResult
     from psvit_core.zoo.base import SpikingModel
 
 
@@ -42,6 +41,8 @@ class FinetuneTask:
     pruned: Path | None = None  # file that ``plan`` was written to, so that nothing is pruned again
     recovery: RecoverySettings | None = None  # between pruning and training
     resume: bool = True  # continue a stopped training with the same settings
+    #: Settings to train with, of which the best are kept (``trials.vary``); empty: ``settings``.
+    trials: tuple[FinetuneSettings, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class WrittenFinetuning:
     measurement: Measurement  # of the best epoch's model, as in the archive
     plain: Measurement | None = None  # of the plan alone; None if nothing was pruned here
     recovered: Measurement | None = None  # after recovery, before training; None without recovery
+    trials: tuple[FinetuneReport, ...] = ()  # of all settings, if several were tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class FinetuneCallbacks:
     progress: Progress = ignore_progress  # after each step
     tick: Tick = keep_going  # before each step; may raise to stop
     stop: Stop = never_stop  # before each step; True ends training and writes the best epoch
+    trial_ended: Callable[[FinetuneReport], None] = lambda report: None  # maybe twice for a trial
     finished: Callable[[WrittenFinetuning], None] = lambda done: None  # to store it: without the
     # training's state, which is removed next, the same training would begin anew
 
@@ -105,14 +108,18 @@ def run_finetune(
     callbacks = callbacks or FinetuneCallbacks()
     out = check_model_file(task.out)
     last = check_model_file(out.with_name(f"{out.stem}.last{out.suffix}"))
-    check_settings(task.settings)
+    trials = task.trials or (task.settings,)
     _check_pruning(session, task)
     check_arguments(session.model)
-    val, train = session.data, session.load_images("train", task.settings.train_images)
-    check_images(session.model, train, val, task.settings)  # before the recovery takes time
+    val, train = session.data, session.load_images("train", trials[0].train_images)
+    for settings in trials:  # before the recovery takes time
+        check_settings(settings)
+        check_images(session.model, train, val, settings)
     start = _prepare(session, task, callbacks.tick)
-    teacher = _load_teacher(session, task.settings, start.small)
-    result, state = _train(session, task, callbacks, (start.small, teacher, train))
+    teacher = _load_teacher(session, trials, start.small)
+    inputs = TrainingInputs(small=start.small, teacher=teacher, train=train, val=val)
+    trained = run_trials(session, inputs, trials, _of_trials(callbacks), resume=task.resume)
+    result = trained.best
     save_pruned(result.last, last)
     save_pruned(result.model, out)
     base = session.model if task.plan else teacher
@@ -126,10 +133,22 @@ def run_finetune(
         measurement=measured,
         plain=start.plain,
         recovered=start.recovered,
+        trials=trained.reports if len(trials) > 1 else (),
     )
     callbacks.finished(done)
-    state.unlink(missing_ok=True)  # several times the model's size
+    for state in trained.states:  # each has several times the model's size
+        state.unlink(missing_ok=True)
     return done
+
+
+def _of_trials(callbacks: FinetuneCallbacks) -> TrialCallbacks:
+    return TrialCallbacks(
+        started=callbacks.started,
+        progress=callbacks.progress,
+        tick=callbacks.tick,
+        stop=callbacks.stop,
+        ended=callbacks.trial_ended,
+    )
 
 
 def _check_pruning(session: Session, task: FinetuneTask) -> None:
@@ -152,61 +171,21 @@ def _prepare(session: Session, task: FinetuneTask, tick: Tick) -> _Start:
     if task.pruned is not None:
         return _Start(small=load_written(session, task.pruned))
     plain = evaluate(session, task.plan, tick)
-    small, report = prune_model(session, task.plan, task.recovery, tick)
+    small, report = prune_model(session, task.plan, task.recovery, tick, on_cluster=True)
     recovered = None
     if report is not None and report.used != "none":
         recovered = measure_trained(session, small, session.model, task.plan, tick)
     return _Start(small=small, recovery=report, plain=plain, recovered=recovered)
 
 
-def _train(
-    session: Session,
-    task: FinetuneTask,
-    callbacks: FinetuneCallbacks,
-    inputs: tuple[SpikingModel, SpikingModel | None, EvalSet],
-) -> tuple[FinetuneResult, Path]:
-    """Train in a folder of the store.
-
-    Args:
-        session: The store, the validation images and how models are run.
-        task: Settings.
-        callbacks: Called meanwhile.
-        inputs: (model, teacher, training images).
-
-    Returns:
-        (the result, the file with the training's state).
-    """
-    from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune, finetune_key
-
-    (small, teacher, train), val = inputs, session.data
-    settings, run = task.settings, session.run
-    key = finetune_key(small, train, val, teacher, settings, run)
-    folder = session.store.place("finetune", key, CURVE_FILE).parent
-    callbacks.started(folder / CURVE_FILE)
-    _compile_for_training(session)
-    result = finetune(
-        small,
-        train,
-        val,
-        teacher=teacher,
-        settings=settings,
-        folder=folder,
-        resume=task.resume,
-        run=run,
-        progress=callbacks.progress,
-        tick=callbacks.tick,
-        stop=callbacks.stop,
-    )
-    return result, folder / STATE_FILE
-
-
 def _load_teacher(
-    session: Session, settings: FinetuneSettings, small: SpikingModel
+    session: Session, trials: Sequence[FinetuneSettings], small: SpikingModel
 ) -> SpikingModel | None:
     """Return the model to distil from; None if there is none or its weights are not available."""
     from psvit_core.zoo.checkpoint import load_model
 
-    if settings.teacher == "none" or settings.alpha == 0:
+    settings = trials[0]  # trials have the same teacher
+    if settings.teacher == "none" or all(trial.alpha == 0 for trial in trials):
         return None
     if settings.teacher == "original" and small is not session.model:
         return session.model
@@ -243,13 +222,3 @@ def load_original(session: Session, small: SpikingModel) -> SpikingModel | None:
     except PsvitError:  # no such name or file here
         return None
     return original if weights_hash(original) == origin["origin_weights_hash"] else None
-
-
-def _compile_for_training(session: Session) -> None:
-    """Use compiled LIF kernels on CUDA, where there are no native loops; it takes seconds."""
-    from psvit_core import neurons
-    from psvit_core.kernels import lif
-
-    has_lif = any(isinstance(module, neurons.LIF) for module in session.model.modules())
-    if has_lif and session.run.device != "cpu":
-        lif.use_compiled()

@@ -8,22 +8,18 @@ steps, for which nothing is left to measure. So points, order and numbers are th
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psvit_core.callbacks import Tick, ignore_progress, keep_going
 from psvit_core.cluster.actors import taken
 from psvit_core.cluster.images import in_memory
 from psvit_core.cluster.pool import Pool, check_losses, streaming
-from psvit_core.cluster.runtime import Connection, current_node
+from psvit_core.cluster.runtime import Connection, current_node, worker_folder
 from psvit_core.data import EvalSet
-from psvit_core.durable import remove_leftovers, temporary_folder
 from psvit_core.errors import TargetError
 from psvit_core.records import ParetoSettings, PlanSettings, SensitivityTable, Subject
 from psvit_core.storage.store import Store
@@ -59,11 +55,8 @@ class FrontWorker:
     def load(self, engine_version: int, shared: Sequence[Any]) -> str:
         """Take model, images and table from the object store, as ``taken``; return the node."""
         share: Share = taken(engine_version, shared)
-        root = Path(tempfile.gettempdir(), f"psvit-ray-{os.getuid()}")
-        root.mkdir(mode=0o700, exist_ok=True)
-        remove_leftovers(root)  # of workers that were killed
         self._running = ExitStack()
-        self._store = Store(self._running.enter_context(temporary_folder(root)) / "store")
+        self._store = Store(self._running.enter_context(worker_folder()) / "store")
         for key, value in share.known.items():
             self._store.put(key, value, durable=False)
         self._given = set(share.known)
@@ -114,7 +107,7 @@ def measured_on_cluster(
     """
     share = _share(session, settings, table, measure)
     with closing(Connection(session.engine)) as connection:
-        pool: Pool[int] = Pool(connection, FrontWorker, session.run.device, share)
+        pool: Pool[int] = Pool(connection, FrontWorker, session.run.device, share, most=len(cells))
         with closing(pool):
             yield from _done(pool, cells, session.store, tick)
 

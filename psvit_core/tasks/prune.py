@@ -19,6 +19,8 @@ def prune_model(
     plan: PrunePlan,
     recovery: RecoverySettings | None = None,
     tick: Tick = keep_going,
+    *,
+    on_cluster: bool = False,
 ) -> tuple[SpikingModel, RecoveryReport | None]:
     """Apply a plan to the session's model and recover the result.
 
@@ -27,6 +29,7 @@ def prune_model(
         plan: The plan.
         recovery: Recovery settings; None: no recovery.
         tick: Called before each batch; may raise to stop.
+        on_cluster: Recover on the session's cluster, if it has one. That takes seconds to start.
 
     Returns:
         (the pruned model, the recovery's report or None without one).
@@ -39,6 +42,12 @@ def prune_model(
     if settings.method == "none":
         return apply_plan(session.model, plan), None
     calib = session.calib(settings.n_images, settings.seed)  # first: frames set the time steps
+    if on_cluster and session.engine.is_ray:
+        from psvit_core.tasks.sweep import check_cluster
+        from psvit_core.tasks.training_workers import recover_on_cluster
+
+        check_cluster(session)
+        return recover_on_cluster(session, plan, settings, tick)
     small = apply_plan(session.model, plan)
     return recover(
         small,
@@ -61,6 +70,8 @@ def write_pruned(
 ) -> tuple[Path, RecoveryReport | None]:
     """Prune and recover as ``prune_model``, and write the checkpoint with its provenance.
 
+    A session with a cluster recovers there.
+
     Returns:
         (the file's path, the recovery's report or None without one).
     """
@@ -68,5 +79,5 @@ def write_pruned(
 
     check_model_file(out)
     check_arguments(session.model)
-    small, report = prune_model(session, plan, recovery, tick)
+    small, report = prune_model(session, plan, recovery, tick, on_cluster=True)
     return save_pruned(small, out), report

@@ -258,7 +258,8 @@ def _training_text(report: FinetuneReport) -> str:
     best = f", best after {report.best_epoch:g}" if report.best_epoch != s.epochs else ""
     teacher = f", distilled from {report.teacher}" if report.teacher else ""
     epochs = "1 epoch" if s.epochs == 1 else f"{s.epochs:g} epochs"
-    return f"{epochs}{best}, lr {s.lr:g}{teacher}"
+    of = f", best of {report.trials} trials" if report.trials > 1 else ""
+    return f"{epochs}{best}, lr {s.lr:g}{teacher}{of}"
 
 
 def provenance_plan(small: SpikingModel) -> PrunePlan:

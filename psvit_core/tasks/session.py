@@ -45,7 +45,8 @@ class Session:
         warnings: Reasons why numbers of this session may be wrong.
         unkept: Called if a measured plan cannot be added to the archive, because the disk is full,
             for example; that raises when None.
-        engine: What measures sweeps; what the environment names by default.
+        engine: Where sweeps, fronts, recoveries and trainings run (docs/cluster.md); by default
+            what the environment names.
     """
 
     subject: Subject
@@ -282,6 +283,8 @@ def loaded_session(
 ) -> Session:
     """Return a session whose model and images are there already, and nothing else is.
 
+    It measures by itself, whatever engine the environment names: a worker uses no other workers.
+
     Args:
         subject: The subject that they were loaded for.
         store: The store of results.
@@ -289,7 +292,8 @@ def loaded_session(
         data: The images of the subject's split.
         calib: Calibration images by their number and seed.
     """
-    return Session(subject, store, _model=model, _data=data, _calib=dict(calib))
+    own = EngineSettings()
+    return Session(subject, store, engine=own, _model=model, _data=data, _calib=dict(calib))
 
 
 def summarize_model(session: Session) -> ModelSummary:

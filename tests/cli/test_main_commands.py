@@ -403,8 +403,15 @@ def test_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "recoveries",
         "finetunes",
     ]
-    assert main(["finetune", str(small), *quick, "--out", str(out)]) == 0
-    assert "best after" in capsys.readouterr().out
+    tried = [*quick, "--try", "lr=0.0001,0.003", "--try", "seed=0,1"]
+    assert main(["finetune", str(small), *tried, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all("lr 0.0" in line for line in lines[:4])
+    assert "The best of 4 was chosen on these images" in lines[4] and "best after" in lines[5]
+    assert load_model(out).provenance["finetunes"][-1]["trials"] == 4
+    assert "Unknown setting to try 'teacher'" in fails(
+        capsys, "finetune", small, "--try", "teacher=none", "--out", out
+    )
 
     assert "is not pruned" in fails(capsys, "finetune", model, "--out", out)
     assert "epochs above 0" in fails(capsys, "finetune", small, "--epochs", "0", "--out", out)

@@ -25,6 +25,7 @@ from psvit_core.records import (
     RecoveryReport,
 )
 from psvit_core.records.jobs import FinetuneResult
+from psvit_core.tasks.trials import vary
 from tests.ui.conftest import OpenPage, Server, settled, wait_for_job
 from tests.ui.example import CONDITIONS, summary
 from ui.charts.training import training_chart
@@ -161,6 +162,23 @@ def test_regained_accuracy() -> None:
     assert history.regained_line(free, start, interval(0.9)) == ""
 
 
+def test_trials_as_text() -> None:
+    wanted = vary(REPORT.settings, {"lr": (0.01, 0.001)})
+    reports = [
+        dataclasses.replace(REPORT, settings=s, best_epoch=e)
+        for s, e in zip(wanted, (0, 1), strict=True)
+    ]
+    assert history.trial_lines(reports[:1], wanted)[0][0] == "lr 0.01"
+    lines = history.trial_lines(reports, wanted)
+    assert [name for name, _ in lines] == ["lr 0.001", "lr 0.01"]  # the best first
+    assert lines[0][1].endswith(", after 1 epochs")
+    best = dataclasses.replace(REPORT, trials=4)
+    assert ", the best of 4 trials" in history.provenance_line(JOB, None, best)
+    assert history.estimate_line(REPORT.settings, 10.0, 3).startswith(
+        f"3 trainings, of which the best is kept. About {30 * REPORT.settings.epochs:.0f} s"
+    )
+
+
 def test_drops_in_the_table_of_plans() -> None:
     def job(best_epoch: float, **results: Measurement) -> Job:
         report = dataclasses.replace(REPORT, best_epoch=best_epoch)
@@ -265,6 +283,34 @@ def test_recover_and_train(server: Server, open_page: OpenPage, tmp_path: Path) 
     expect(
         page.get_by_role("link", name=re.compile("^Download .*-tuned-int8.safetensors"))
     ).to_be_visible()
+
+
+@pytest.mark.slow
+def test_the_best_of_several_trials(server: Server, open_page: OpenPage) -> None:
+    drafts.save_draft(server.store, MODEL, drafts.draft_of(MODEL, PLAN))
+    page = open_page(f"{server.url}/finetune{QUERY}")
+    page.get_by_role("radio", name="None", exact=True).click()
+    small(page, "0.5")
+    for value in ("0.0001", "0.003"):
+        page.get_by_role("combobox", name="Try learning rates").click()
+        page.get_by_role("option", name=value, exact=True).click()
+        page.keyboard.press("Escape")  # an open list hides the rest of the page
+        settled(page)
+    enter(page, "Seeds to try", "2")
+    expect(page.get_by_text("4 trainings, of which the best is kept.")).to_be_visible()
+    page.get_by_role("button", name="Fine-tune", exact=True).click()
+    done = wait_for_job(server.store, "finetune")
+    assert done.state == "done", done.error
+    result = done.outcome
+    assert isinstance(result, FinetuneResult) and result.report is not None
+    tried = {(r.settings.lr, r.settings.seed) for r in result.trials}
+    assert tried == {(lr, seed) for lr in (1e-4, 3e-3) for seed in (0, 1)}
+    best = max(r.best_accuracy.value for r in result.trials)
+    assert (result.report.trials, result.report.best_accuracy.value) == (4, best)
+    expect(page.get_by_text("Accuracy, 4 of 4")).to_be_visible()
+    expect(page.get_by_text("lr 0.0001, seed 1")).to_be_visible()
+    expect(page.get_by_text("The best settings and the best epoch were selected")).to_be_visible()
+    expect(page.get_by_text("the best of 4 trials")).to_be_visible()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from psvit_core.records import (
     PrunePlan,
     RecoveryReport,
 )
+from psvit_core.tasks.trials import trial_text
 from ui.model import comparison, formats
 
 
@@ -65,23 +66,46 @@ def epoch_seconds(jobs: Sequence[Job], settings: FinetuneSettings) -> float | No
     return None
 
 
-def estimate_line(settings: FinetuneSettings | None, seconds: float | None) -> str:
+def estimate_line(
+    settings: FinetuneSettings | None, seconds: float | None, n_trials: int = 1
+) -> str:
     """Describe how long recovery and training will take.
 
     Args:
         settings: Settings of the training; None for recovery alone.
         seconds: Seconds per epoch of an earlier training; None without one.
+        n_trials: Trainings, of which the best is kept.
     """
     if settings is None:
         return "Recovery alone uses a few hundred images and takes seconds to a minute."
+    several = f"{n_trials} trainings, of which the best is kept. " if n_trials > 1 else ""
     if seconds is None:
         return (
-            "An estimate appears after the first steps. You can stop at any time and keep the best "
-            "epoch."
+            f"{several}An estimate appears after the first steps. You can stop at any time and "
+            "keep the best epoch."
         )
-    total = seconds * settings.epochs
+    total = seconds * settings.epochs * n_trials
     span = f"{max(1, round(total))} s" if total < 90 else f"{round(total / 60)} min"
-    return f"About {span}: the last training took {seconds:.0f} s per epoch."
+    return f"{several}About {span}: the last training took {seconds:.0f} s per epoch."
+
+
+def trial_lines(
+    trials: Sequence[FinetuneReport], wanted: Sequence[FinetuneSettings]
+) -> list[tuple[str, str]]:
+    """Return (what is particular to a trial, its accuracy) pairs, the best first.
+
+    Args:
+        trials: Trials that have ended.
+        wanted: Settings of all trials.
+    """
+    ordered = sorted(trials, key=lambda report: -report.best_accuracy.value)
+    return [
+        (
+            trial_text(report.settings, wanted),
+            f"{formats.accuracy(report.best_accuracy)}, after {report.best_epoch:.3g} epochs",
+        )
+        for report in ordered
+    ]
 
 
 def accuracy_lines(
@@ -164,6 +188,8 @@ def provenance_line(
             f"{report.epochs[-1].epoch:.3g} epochs on {c.n_images:,} images of {c.data} "
             f"({c.split}), lr {s.lr:g}, batch {s.batch}, seed {s.seed}"
         )
+        if report.trials > 1:
+            parts[-1] += f", the best of {report.trials} trials"
         if report.teacher:
             parts.append(f"distilled from {Path(report.teacher).name}")
     return " → ".join(parts)

@@ -17,6 +17,7 @@ from psvit_core.storage.store import Store, digest
 from ui.components.notify import notify_switch
 from ui.model import formats, job_texts, loaders, open_files, state
 from ui.model.foreign import in_code, in_markdown
+from ui.panels.engine import engine_panel
 from ui.panels.frame import show_message
 from ui.panels.job import cancel_button, progress_text, resume_button, running_title, task_text
 from ui.panels.widgets import action_button, download_link
@@ -65,6 +66,7 @@ def jobs_page() -> None:
 
     waiting_and_running()
     notify_switch(key="notify")
+    engine_panel(store, key="engine")
     others_panel(store, key="others")
     files_panel(store, key="files")
     ended_panel(store, key="ended")

@@ -9,6 +9,7 @@ import streamlit as st
 from psvit_core.files import is_file
 from psvit_core.jobs.client import Job
 from psvit_core.records import Interval, Measurement, ModelSummary
+from psvit_core.records.jobs import FinetuneRequest, FinetuneResult
 from psvit_core.workspace import Workspace
 from ui.model import comparison, consent, formats, history, loaders, state
 from ui.model.foreign import in_markdown
@@ -47,15 +48,25 @@ def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: 
         st.markdown(back)
     if report and start:
         st.markdown(history.gain_line(start, report))
-    chosen = (
-        " The best epoch was selected on these images: use the test split for a final judgement."
-    )
+    trials_table(job)
+    what = "settings and the best epoch were" if report and report.trials > 1 else "epoch was"
+    chosen = f" The best {what} selected on these images: use the test split for a final judgement."
     st.caption(
         f"Top-1 on {formats.images(workspace.subject.limit)} of the validation split, with 95 % "
         f"intervals.{chosen if report else ''}"
     )
     _file_row(workspace, summary, job, key=key)
     st.caption(in_markdown(history.provenance_line(job, recovery, report)))
+
+
+def trials_table(job: Job) -> None:
+    """Draw the trials that have ended, the best first; nothing if only one was wanted."""
+    request, outcome = job.request, job.outcome
+    if not isinstance(request, FinetuneRequest) or not isinstance(outcome, FinetuneResult):
+        return
+    if outcome.trials:
+        head = ("**Tried**", f"**Accuracy, {len(outcome.trials)} of {len(request.trials)}**")
+        facts_table([head, *history.trial_lines(outcome.trials, request.trials)])
 
 
 def _file_row(workspace: Workspace, summary: ModelSummary, job: Job, *, key: str) -> None:

@@ -13,7 +13,7 @@ from psvit_core.records.jobs import FinetuneRequest
 from psvit_core.workspace import Workspace
 from ui.charts.training import training_chart
 from ui.model import history
-from ui.panels.finetune.result import reference_of
+from ui.panels.finetune.result import reference_of, trials_table
 from ui.panels.finetune.settings import RunSettings
 from ui.panels.job import job_panel, live
 from ui.panels.plan import default_file_name
@@ -50,14 +50,14 @@ def start_panel(
         st.markdown(
             "Choose a recovery method, or at least some epochs."
             if run.empty
-            else history.estimate_line(training, pace)
+            else history.estimate_line(training, pace, len(run.trials) or 1)
         )
 
 
 def _start(workspace: Workspace, summary: ModelSummary, run: RunSettings) -> None:
     name = _file_name(summary, run.plan, "tuned" if run.training else "recovered")
     if run.training is not None:
-        workspace.start_finetune(run.plan, run.training, name, run.recovery)
+        workspace.start_finetune(run.plan, run.training, name, run.recovery, run.trials)
     elif run.plan is not None:
         workspace.export(run.plan, name, run.recovery, measure=True)
 
@@ -80,6 +80,8 @@ def run_panel(
         if now.task != "finetune":
             return active
         records = workspace.finetune_records(now)
+        if active:
+            trials_table(now)
         if active:
             _stop_row(workspace, now, history.progress_line(records), key=key)
         if records:

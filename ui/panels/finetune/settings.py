@@ -14,6 +14,7 @@ from psvit_core.records import (
     PrunePlan,
     RecoverySettings,
 )
+from psvit_core.tasks.trials import vary
 from psvit_core.workspace import Workspace
 from ui.model import formats, saved_plans, state
 from ui.panels.plan import plan_line
@@ -49,6 +50,7 @@ class RunSettings:
     plan: PrunePlan | None  # None: a pruned file as it is
     recovery: RecoverySettings
     training: FinetuneSettings | None  # None: recovery only
+    trials: tuple[FinetuneSettings, ...] = ()  # to keep the best of; empty: ``training`` alone
 
     @property
     def empty(self) -> bool:
@@ -97,10 +99,12 @@ def settings_form(plan: PrunePlan | None, *, key: str) -> RunSettings:
         epochs = _epochs(key=key)
     with st.expander("More: learning rate, distillation, augmentation …", key=f"{key}-more"):
         training, n_images = _more_settings(epochs, key=key)
+        trials = _trials(training, key=f"{key}-try")
     return RunSettings(
         plan=plan,
         recovery=RecoverySettings(method=method, n_images=n_images),
         training=training if epochs else None,
+        trials=trials if epochs else (),
     )
 
 
@@ -246,3 +250,50 @@ def _more_settings(epochs: float, *, key: str) -> tuple[FinetuneSettings, int]:
         seed=int(values["seed"]),
     )
     return training, int(values["calib"])
+
+
+_MOST_VALUES = 4  # of each: 64 trials at most
+_LRS, _ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3), (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def _trials(training: FinetuneSettings, *, key: str) -> tuple[FinetuneSettings, ...]:
+    """Draw the choice of values to try; return the settings of all trials, none for just one."""
+    lrs, alphas, seeds = st.columns(3, gap="medium")
+    values = {
+        "lr": lrs.multiselect(
+            "Try learning rates",
+            _LRS,
+            format_func="{:g}".format,
+            key=f"{key}-lr",
+            persist_state="session",
+            placeholder="only the one above",
+            max_selections=_MOST_VALUES,
+            help="Trains once with each value, or with each combination of values, and keeps the "
+            "network with the best validation accuracy.",
+        ),
+        "alpha": alphas.multiselect(
+            "Try distillation weights",
+            _ALPHAS,
+            format_func="{:g}".format,
+            key=f"{key}-alpha",
+            persist_state="session",
+            placeholder="only the one above",
+            max_selections=_MOST_VALUES,
+        ),
+        "seed": range(
+            training.seed,
+            training.seed
+            + seeds.number_input(
+                "Seeds to try",
+                1,
+                _MOST_VALUES,
+                1,
+                key=f"{key}-seeds",
+                persist_state="session",
+                help="Consecutive ones, from the seed above.",
+            ),
+        ),
+    }
+    chosen = {name: tuple(given) for name, given in values.items() if len(given)}
+    trials = vary(training, chosen)
+    return trials if len(trials) > 1 else ()

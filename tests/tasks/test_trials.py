@@ -1,0 +1,183 @@
+"""Several trainings with different settings, and the choice of the best."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psvit_core.cluster.settings import EngineSettings
+from psvit_core.errors import CancelledError, JobError, UnknownNameError
+from psvit_core.finetune import finetune
+from psvit_core.records import FinetuneReport, FinetuneSettings, Subject
+from psvit_core.runtime import Run
+from psvit_core.storage.store import Store
+from psvit_core.tasks.session import Session
+from psvit_core.tasks.trials import (
+    MOST_TRIALS,
+    TrainingInputs,
+    TrialCallbacks,
+    parse_values,
+    run_trials,
+    trial_text,
+    vary,
+)
+from tests.finetune.test_finetune import pruned, train_set
+from tests.tiny import tiny_data
+
+BASE = FinetuneSettings(epochs=1, batch=4, augment="none", autocast="off")
+
+
+def test_all_combinations_are_tried_once() -> None:
+    trials = vary(BASE, {"lr": (0.1, 0.01, 0.1), "seed": (0, 1)})
+    assert [(t.lr, t.seed) for t in trials] == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
+    assert {t.epochs for t in trials} == {1}
+    assert vary(BASE, {}) == (BASE,)
+    assert [trial_text(t, trials) for t in trials][:2] == ["lr 0.1, seed 0", "lr 0.1, seed 1"]
+    assert trial_text(BASE, (BASE,)) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr=0.001,3e-4", ("lr", (0.001, 3e-4))),
+        ("patience=1, 2", ("patience", (1, 2))),
+        ("label-smoothing=0", ("label_smoothing", (0.0,))),
+        ("augment=flip,none", ("augment", ("flip", "none"))),
+    ],
+)
+def test_values_are_read_by_the_type_of_their_setting(text: str, expected: Any) -> None:
+    assert parse_values(text) == expected
+    assert [type(v) for v in parse_values(text)[1]] == [type(v) for v in expected[1]]
+
+
+@pytest.mark.parametrize("text", ["teacher=none", "train_images=5", "learning=1", ""])
+def test_only_settings_that_compare_alike_can_be_tried(text: str) -> None:
+    with pytest.raises(UnknownNameError, match="setting to try"):
+        parse_values(text)
+    with pytest.raises(UnknownNameError, match="setting to try"):
+        vary(BASE, {text.partition("=")[0]: (1,)})
+
+
+@pytest.mark.parametrize(("text", "kind"), [("seed=0.5", "whole"), ("lr=", "numbers"), ("lr", "")])
+def test_values_that_are_none(text: str, kind: str) -> None:
+    with pytest.raises(JobError, match=f"{kind}.*separated by commas"):
+        parse_values(text)
+
+
+@pytest.mark.parametrize("seeds", [(), range(MOST_TRIALS + 1)])
+def test_the_number_of_trials_is_bounded(seeds: Any) -> None:
+    with pytest.raises(JobError, match=f"at most {MOST_TRIALS} combinations.*got {len(seeds)}"):
+        vary(BASE, {"seed": seeds})
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def inputs_of(name: str = "sdt_v1") -> TrainingInputs:
+    original, small = pruned(name)
+    return TrainingInputs(
+        small=small, teacher=original, train=train_set(name), val=tiny_data(name, 6)
+    )
+
+
+def session_of(
+    store: Store, inputs: TrainingInputs, engine: EngineSettings | None = None
+) -> Session:
+    inputs.small.name = "sdt_v1_digits"  # provides the model card
+    subject, engine = Subject(batch=3), engine or EngineSettings()
+    return Session(subject, store, engine=engine, _model=inputs.small, _data=inputs.val)
+
+
+class Seen:
+    """What the callbacks of ``run_trials`` were called with."""
+
+    def __init__(self, stop_after: int | None = None, kill_after: int | None = None) -> None:
+        self.curves: list[Path] = []
+        self.reports: list[FinetuneReport] = []
+        self.steps: list[tuple[int, int, str]] = []
+        self._stop_after, self._kill_after = stop_after, kill_after
+
+    def tick(self) -> None:
+        if self._kill_after is not None and len(self.steps) >= self._kill_after:
+            raise CancelledError("killed")
+
+    @property
+    def callbacks(self) -> TrialCallbacks:
+        return TrialCallbacks(
+            started=self.curves.append,
+            progress=lambda *step: self.steps.append(step),
+            tick=self.tick,
+            stop=lambda: self._stop_after is not None and len(self.steps) >= self._stop_after,
+            ended=self.reports.append,
+        )
+
+
+def test_the_best_of_all_trials_is_kept(tmp_path: Path) -> None:
+    inputs, seen = inputs_of(), Seen()
+    trials = vary(BASE, {"lr": (0.5, 1e-3), "seed": (0, 1)})
+    session = session_of(Store(tmp_path), inputs)
+    found = run_trials(session, inputs, trials, seen.callbacks)
+    alone = [
+        finetune(
+            inputs.small,
+            inputs.train,
+            inputs.val,
+            teacher=inputs.teacher,
+            settings=settings,
+            run=Run(batch=3),
+        )
+        for settings in trials
+    ]
+
+    def scores(reports: Any) -> list[tuple[float, float]]:
+        return [(r.best_accuracy.value, r.best_epoch) for r in reports]
+
+    assert scores(found.reports) == scores(a.report for a in alone)
+    assert seen.reports == list(found.reports) and len(set(seen.curves)) == 4
+    best = max(alone, key=lambda a: (a.report.best_accuracy.value, -_loss(a.report)))
+    report = found.best.report
+    assert (report.settings, report.trials) == (best.report.settings, 4)
+    for model in (found.best.model, found.best.last):
+        assert model.provenance["finetunes"] == [report.to_dict()]
+    assert [step[:2] for step in seen.steps] == [(n, 16) for n in range(1, 17)]
+    assert seen.steps[0][2].startswith("lr 0.5, seed 0: epoch")
+    assert all(path.is_file() for path in found.states)
+
+    again = Seen()
+    assert run_trials(session, inputs, trials, again.callbacks).best.report == report
+    assert again.steps == []  # nothing is trained twice
+
+
+def _loss(report: FinetuneReport) -> float:
+    best = next(r for r in report.epochs if r.epoch == report.best_epoch)
+    assert best.val_loss is not None
+    return best.val_loss
+
+
+def test_a_single_training_says_nothing_of_trials(tmp_path: Path) -> None:
+    inputs, seen = inputs_of(), Seen()
+    found = run_trials(session_of(Store(tmp_path), inputs), inputs, (BASE,), seen.callbacks)
+    assert found.best.report.trials == 1 and found.best.report == found.reports[0]
+    assert seen.steps[0][2].startswith("epoch")
+
+
+def test_a_killed_run_goes_on_with_the_trial_it_was_in(tmp_path: Path) -> None:
+    inputs, trials = inputs_of(), vary(BASE, {"seed": (0, 1, 2)})
+    session = session_of(Store(tmp_path), inputs)
+    with pytest.raises(CancelledError):
+        run_trials(session, inputs, trials, Seen(kill_after=6).callbacks)
+    seen = Seen()
+    found = run_trials(session, inputs, trials, seen.callbacks)
+    assert [r.settings.seed for r in found.reports] == [0, 1, 2]
+    assert seen.steps[0][:2] == (5, 12)  # the first trial had ended
+
+
+def test_stop_keeps_the_best_so_far_and_begins_no_other(tmp_path: Path) -> None:
+    inputs, seen = inputs_of(), Seen(stop_after=5)
+    trials = vary(dataclasses.replace(BASE, epochs=2), {"seed": (0, 1, 2)})
+    found = run_trials(session_of(Store(tmp_path), inputs), inputs, trials, seen.callbacks)
+    assert [r.settings.seed for r in found.reports] == [0]
+    assert found.reports[0].stopped_early and found.best.report.trials == 1
