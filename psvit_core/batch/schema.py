@@ -37,6 +37,7 @@ from psvit_core.records import (
     check_counts,
 )
 from psvit_core.sensitivity.spec import MODES, check_ratios
+from psvit_core.tasks.trials import VARIED, vary
 from psvit_core.zoo.sizing import SIZE_ARGUMENTS
 
 _SHOWN = 5  # errors of a message
@@ -146,6 +147,13 @@ Plan = _section(
 Finetune = _section(
     "Finetune", FinetuneSettings, tuple(f.name for f in dataclasses.fields(FinetuneSettings))
 )
+_TRIED: dict[str, Any] = {
+    name: (tuple[kind, ...], ())  # type: ignore[valid-type]
+    for name, kind in typing.get_type_hints(FinetuneSettings).items()
+    if name in VARIED
+}
+#: Values to try by setting of the training.
+Trials = create_model("Trials", __base__=_Section, **_TRIED)
 
 
 class RunConfig(_Section):
@@ -161,6 +169,7 @@ class RunConfig(_Section):
     plan: Plan = Plan()  # type: ignore[valid-type]
     recovery: Annotated[str, _one_of("recovery", RECOVERIES)] = "auto"
     finetune: Finetune | None = None  # type: ignore[valid-type]  # None: no training
+    trials: Trials = Trials()  # type: ignore[valid-type]
     exports: tuple[Annotated[str, _one_of("format", ("torch", "onnx", "pt2", "nir"))], ...] = ()
     test: bool = False  # judge the result on the test split at the end
     report: bool = True  # write it all as one HTML page
@@ -212,6 +221,21 @@ class RunConfig(_Section):
         """Return the settings of the training; None without one."""
         return FinetuneSettings(**self.finetune.model_dump()) if self.finetune else None
 
+    def trial_settings(self) -> tuple[FinetuneSettings, ...]:
+        """Return the settings of all trainings, of which the best is kept; none for a single one.
+
+        Raises:
+            ConfigError: If there are values to try without a training.
+            JobError: If there are too many.
+        """
+        values = {name: given for name, given in self.trials.model_dump().items() if given}  # type: ignore[attr-defined]
+        settings = self.finetune_settings()
+        if not values:
+            return ()
+        if settings is None:
+            raise ConfigError("There is no training to try values in. Add finetune: {}.")
+        return vary(settings, values)
+
     def checks(self) -> Iterator[tuple[tuple[str, ...], Callable[[], object]]]:
         """Yield the place of each field with a check of its values that needs no model."""
         yield ("sweep", "ratios"), self.sweep_settings
@@ -226,6 +250,14 @@ class RunConfig(_Section):
             from psvit_core.finetune import check_settings  # imports torch
 
             yield ("finetune",), lambda: check_settings(settings)
+        yield ("trials",), self._check_trials
+
+    def _check_trials(self) -> None:
+        if trials := self.trial_settings():
+            from psvit_core.finetune import check_settings  # imports torch
+
+            for settings in trials:
+                check_settings(settings)
 
     def _check_split(self) -> None:
         if self.data.split != "val":

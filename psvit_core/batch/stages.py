@@ -112,7 +112,8 @@ def make_stages(config: RunConfig, session: Session) -> list[Stage]:
     if "latency" in config.plan_settings().target.all_savings:
         add("latency", _latency, (), planned)
     if config.finetune:
-        final = add("tuned", _finetune, (TUNED, _TUNED_LAST), final, data["finetune"])
+        tried = [data["trials"]] if config.trial_settings() else []
+        final = add("tuned", _finetune, (TUNED, _TUNED_LAST), final, data["finetune"], *tried)
     for kind in dict.fromkeys(config.exports):
         add(kind, partial(_export, kind=kind), _EXPORTED[kind], final)
     tested = add("test", _test, (), final) if config.test else ""
@@ -263,7 +264,13 @@ def _finetune(work: Work) -> Result:
     place = work.folder.place
     settings = work.config.finetune_settings()
     assert settings is not None
-    task = FinetuneTask(settings=settings, out=place / TUNED, plan=work.plan, pruned=place / PRUNED)
+    task = FinetuneTask(
+        settings=settings,
+        out=place / TUNED,
+        plan=work.plan,
+        pruned=place / PRUNED,
+        trials=work.config.trial_settings(),
+    )
     done = run_finetune(
         work.session, task, FinetuneCallbacks(progress=work.progress, tick=work.tick)
     )
@@ -271,6 +278,7 @@ def _finetune(work: Work) -> Result:
         "file": TUNED,
         "last": _TUNED_LAST,
         "training": done.report.to_dict(),
+        "trials": [report.to_dict() for report in done.trials],
         "measurement": _short(done.measurement),
     }
 

@@ -104,8 +104,7 @@ class JobRun:
         self._n_batches = 0  # that this run has begun
         self._n_reported = 0  # of them at the last step
         self._first = 0  # images of a measurement when its pace began to count
-        self._sweep_key = self._curve = ""
-        self._trials: dict[str, FinetuneReport] = {}  # of a training that have ended
+        self._sweep_key = ""
 
     def run(self) -> JobResult:
         """Run the task.
@@ -297,45 +296,67 @@ class JobRun:
         return self.store.place("exports", self.job.id, Path(file_name).name)
 
     def _finetune(self, session: Session, request: FinetuneRequest) -> FinetuneResult:
-        known = FinetuneResult.read(self.job.result)
+        return _Finetuning(self, request, self._save_result).run(
+            session, self._out_path(request.file_name)
+        )
+
+
+class _Finetuning:
+    """The run of a fine-tuning, whose result grows meanwhile.
+
+    Args:
+        job_run: The run of the job.
+        request: The job's request.
+        save: Stores the result so far.
+    """
+
+    def __init__(
+        self, job_run: JobRun, request: FinetuneRequest, save: Callable[[JobResult], None]
+    ) -> None:
+        self._run, self._request, self._save = job_run, request, save
+        self._curve = ""
+        self._trials: dict[str, FinetuneReport] = {}  # that have ended, by their settings
+
+    def run(self, session: Session, out: Path) -> FinetuneResult:
+        """Prune, recover and train, unless an earlier process has written the file."""
+        known = FinetuneResult.read(self._run.job.result)
         if known.sha256 and Path(known.path).exists():
             return known  # the process was killed before it stored the job's end
+        request, store, job_id = self._request, self._run.store, self._run.job.id
         task = FinetuneTask(
             settings=request.settings,
-            out=self._out_path(request.file_name),
+            out=out,
             plan=request.plan,
             recovery=request.recovery,
             trials=request.trials,
         )
         callbacks = FinetuneCallbacks(
             started=self._curve_started,
-            progress=self.progress,
-            tick=self.tick,
-            stop=lambda: client.stop_requested(self.store, self.job.id),
+            progress=self._run.progress,
+            tick=self._run.tick,
+            stop=lambda: client.stop_requested(store, job_id),
             trial_ended=self._trial_ended,
-            finished=self._finetuned,
+            finished=self._finished,
         )
         run_finetune(session, task, callbacks)
-        return FinetuneResult.read(self.job.result)
-
-    def _finetuned(self, done: WrittenFinetuning) -> None:
-        result = _finetune_result(self._curve, done)
-        self.job = dataclasses.replace(self.job, result=result.to_dict())
-        self.store.put(client.PREFIX + self.job.id, self.job.to_dict())  # survives a power cut
+        return FinetuneResult.read(self._run.job.result)
 
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)
         self._save_trials()
 
     def _trial_ended(self, report: FinetuneReport) -> None:
-        request = self.job.request
-        if isinstance(request, FinetuneRequest) and request.trials:
+        if self._request.trials:
             self._trials[str(report.settings.to_dict())] = report
             self._save_trials()
 
     def _save_trials(self) -> None:
-        trials = tuple(self._trials.values())
-        self._save_result(FinetuneResult(records=self._curve, trials=trials))
+        self._save(FinetuneResult(records=self._curve, trials=tuple(self._trials.values())))
+
+    def _finished(self, done: WrittenFinetuning) -> None:
+        self._save(_finetune_result(self._curve, done))
+        run = self._run
+        run.store.put(client.PREFIX + run.job.id, run.job.to_dict())  # survives a power cut
 
 
 def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:

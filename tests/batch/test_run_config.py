@@ -33,6 +33,9 @@ def test_defaults_are_those_of_the_records(tmp_path: Path) -> None:
     assert config.plan_settings() == PlanSettings(memory_saving=0.3)
     assert config.finetune_settings() == FinetuneSettings()
     assert load(tmp_path, LEAST).finetune_settings() is None
+    assert config.trial_settings() == ()
+    tried = load(tmp_path, LEAST + "finetune: {epochs: 2}\ntrials: {lr: [1e-3, 1e-4]}\n")
+    assert [(t.epochs, t.lr) for t in tried.trial_settings()] == [(2, 1e-3), (2, 1e-4)]
 
 
 def test_fields_reach_the_settings(tmp_path: Path) -> None:
@@ -75,6 +78,10 @@ exports: [onnx]
         (LEAST + "exports:\n- torch\n- onx\n", "line 6: exports.1: Unknown format 'onx'. Did you"),
         (LEAST + "sweep:\n  ratios: [0.5, 1.5]\n", "line 5: sweep.ratios: A prune ratio is"),
         (LEAST + "finetune:\n  lr: 1e-3\n  epochs: 0\n", "line 6: finetune.epochs: Fine-tuning"),
+        (LEAST + "trials: {lr: [0.1]}\n", "line 4: trials: There is no training"),
+        (LEAST + "finetune: {}\ntrials:\n  lr: [0.1, -1]\n", "line 6: trials.lr: Fine-tuning"),
+        (LEAST + "finetune: {}\ntrials: {seed: [0.5]}\n", "line 5: trials.seed.0: Must be"),
+        (LEAST + "finetune: {}\ntrials: {teacher: [x]}\n", "line 5: trials.teacher: No such"),
         (LEAST + "finetune: {}\ndata:\n  split: train\n", "line 6: data.split: Training chooses"),
         (LEAST + "plan:\n  budget_evaluations: 0\n", "line 4: plan: The budget of measured plans"),
         ("model: {}\n", "line 1: out: This field is missing. Add it."),
