@@ -113,6 +113,19 @@ _KILLED = (
         ),
     ),
     Row(
+        "`kill -9` of workers of a Ray cluster at random moments of sweeps, fronts and trainings; "
+        "a node that is lost",
+        "the result is that of a local run; only what was in work, or not yet saved, is done again",
+        (
+            "cluster/test_killed_workers.py",
+            "cluster/test_cluster.py::test_a_lost_node_costs_only_its_cells",
+            "cluster/test_fronts.py::test_a_front_is_that_of_a_local_run",
+            "cluster/test_trainings.py::test_trials_are_those_of_a_local_run",
+            "cluster/test_trainings.py::test_lost_nodes_cost_what_was_not_saved",
+            "cluster/test_trainings.py::test_a_recovery_whose_node_is_lost_is_done_again",
+        ),
+    ),
+    Row(
         "temporary files, values without a row and locks that a killed process left",
         "removed at the next start; those of living processes stay",
         (
