@@ -81,6 +81,7 @@ class Crowd:
 
     async def _person(self, tab: Tab, number: int, until: float) -> None:
         rng = random.Random(number)
+        await asyncio.sleep(rng.uniform(0.0, _THINK[1]))  # people do not begin in the same instant
         while time.monotonic() < until:
             if rng.random() < _EDITING:
                 begun = time.perf_counter()

@@ -14,6 +14,7 @@ from ui.model import state
 from ui.model.loaders import open_store
 from ui.shell.browsers import browser_name
 from ui.shell.header import draw_header
+from ui.shell.memory import watch_session
 from ui.shell.status import watch_panel
 
 SHELL = Path(__file__).parent
@@ -45,6 +46,7 @@ page = st.navigation(
     ],
     position="top",
 )
+watch_session()
 state.put(state.BROWSER, browser_name(state.tab_id()))
 state.run_postponed()
 draw_header(page.title, SUBTITLES[page.title])
