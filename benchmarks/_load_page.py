@@ -62,7 +62,8 @@ def memory_rows(
 
     Args:
         memory: That of the app ``before`` the sessions, when they were ``opened`` and had
-            ``worked``, when they were just ``closed``, and ``after`` the app forgot them.
+            ``worked``, when they were just ``closed``, ``after`` the app forgot them, and when
+            it had forgotten as many others (``again``).
         count: Number of tabs; Chromium has one more session.
         grace: Seconds from closing to ``after``.
         workers: Memory of the worker, MB.
@@ -73,6 +74,7 @@ def memory_rows(
         "worked": ("app, after the work", "with Chromium's session"),
         "closed": ("app, all sessions just closed", ""),
         "after": (f"app, {grace:.0f} s later", "the app has forgotten them"),
+        "again": (f"app, after {count} other sessions", "that did the same, and are forgotten"),
     }
     moments = {
         name: row(
@@ -83,12 +85,16 @@ def memory_rows(
         )
         for name, (what, note) in notes.items()
     }
-    before, worked, after = (memory[name].own for name in ("before", "worked", "after"))
+    before, worked, after, again = (
+        memory[name].own for name in ("before", "worked", "after", "again")
+    )
     return [
         *(moments[name] for name in ("before", "opened", "worked")),
         row(f"all {count + 1} sessions", worked - before, "MB", "after the work, less before"),
         row("one session", (worked - before) / (count + 1), "MB", "of them, on average"),
         *(moments[name] for name in ("closed", "after")),
-        row("kept of all sessions", after - before, "MB", "what the next ones use again"),
+        row("kept of all sessions", after - before, "MB"),
+        moments["again"],
+        row("kept of the others", again - after, "MB"),
         row("worker", workers, "MB"),
     ]

@@ -152,6 +152,14 @@ async def _crowd(
     end_jobs(store)
     await asyncio.sleep(_GRACE)
     memory["after"] = memory_of(server)
+    again = Crowd(crowd.url, crowd.model, crowd.count, crowd.pool)
+    await again.open()
+    await again.work(seconds)
+    await again.close()
+    crowd.found.errors += again.faults(store)
+    end_jobs(store)
+    await asyncio.sleep(_GRACE)
+    memory["again"] = memory_of(server)
     return memory, of_workers
 
 

@@ -29,13 +29,22 @@ def test_the_page_has_the_stored_section() -> None:
 
 
 def test_memory_is_stated_in_all_for_a_session_and_after_closing() -> None:
-    own = {"before": 200.0, "opened": 250.0, "worked": 305.0, "closed": 306.0, "after": 215.0}
+    own = {
+        "before": 200.0,
+        "opened": 250.0,
+        "worked": 305.0,
+        "closed": 306.0,
+        "after": 215.0,
+        "again": 217.0,
+    }
     memory = {name: Memory(own=value, resident=value + 100) for name, value in own.items()}
     rows = {row["what"]: row for row in memory_rows(memory, 20, 20, 900.0)}
     assert rows["all 21 sessions"]["value"] == "105.00"
     assert rows["one session"]["value"] == "5.00"
     assert rows["app, 20 s later"]["value"] == "215.00"
     assert rows["kept of all sessions"]["value"] == "15.00"
+    assert rows["app, after 20 other sessions"]["value"] == "217.00"
+    assert rows["kept of the others"]["value"] == "2.00"
     text = section({"rows": list(rows.values()), "settings": ABOUT})
     assert "| app, after the work | 305.00 MB | with Chromium's session; resident 405 MB |" in text
     assert "| app, all sessions just closed | 306.00 MB | resident 406 MB |" in text
