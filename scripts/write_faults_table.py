@@ -115,7 +115,8 @@ _KILLED = (
     Row(
         "`kill -9` of workers of a Ray cluster at random moments of sweeps, fronts and trainings; "
         "a node that is lost",
-        "the result is that of a local run; only what was in work, or not yet saved, is done again",
+        "the result is that of a local run; only work that was unfinished or not yet saved is "
+        "repeated",
         (
             "cluster/test_killed_workers.py",
             "cluster/test_cluster.py::test_a_lost_node_costs_only_its_cells",

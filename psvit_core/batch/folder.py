@@ -126,7 +126,9 @@ class RunFolder:
         return [
             f"{name}: {json.dumps(before.get(name))} -> {json.dumps(now.get(name))}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name != "out"  # a folder may be moved
+            if before.get(name) != now.get(name)
+            and name != "out"  # a folder may be moved
+            and (name in before or now.get(name) not in ([], None))  # older versions lack the field
         ]
 
     def save_config(self, config: Mapping[str, Any]) -> None:

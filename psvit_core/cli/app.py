@@ -81,5 +81,6 @@ def run_app(options: argparse.Namespace) -> NoReturn:
     command = app_command(options.port, options.streamlit)
     default = engine_of(os.environ)
     engine = chosen_engine(options, default)
-    changed = engine if engine != default else None
+    named = options.engine is not None  # also over a choice that is stored
+    changed = engine if named or engine != default else None
     os.execve(command[0], command, app_environment(os.environ, options.devices, changed))

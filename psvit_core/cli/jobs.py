@@ -14,7 +14,7 @@ from psvit_core.cli.options import add_engine_arguments, chosen_engine
 from psvit_core.cli.output import duration_text
 from psvit_core.cli.watching import Watch, event
 from psvit_core.cluster.settings import EngineSettings
-from psvit_core.errors import JobError, PsvitError, UnknownNameError
+from psvit_core.errors import ClusterError, JobError, PsvitError, UnknownNameError
 from psvit_core.files import last_lines
 from psvit_core.jobs import client, engines, queue, versions, workers
 from psvit_core.jobs.client import Job
@@ -66,6 +66,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def jobs(options: argparse.Namespace) -> tuple[Result, str]:
     """List, follow, move, cancel, stop, resume or remove jobs, show a log, or choose an engine."""
+    if options.action != "engine" and _names_engine(options):
+        raise ClusterError("--engine and --ray-... are options of psvit jobs engine. Omit them.")
     store = Store()
     if options.action == "log" and options.job is None:
         path = workers.log_path(store, options.device)
@@ -92,11 +94,22 @@ def jobs(options: argparse.Namespace) -> tuple[Result, str]:
 
 def _engine(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
     """Choose the engine of the next jobs if an option says which; show it."""
-    chosen = chosen_engine(options, EngineSettings())
-    if options.engine is not None or chosen.is_ray:
+    try:
+        found = engines.engine_of_jobs(store)
+    except ClusterError:
+        if options.engine is None:
+            raise
+        found = EngineSettings()  # what is stored cannot be read: chosen anew
+    chosen = chosen_engine(options, found) if options.engine != "local" else EngineSettings()
+    if _names_engine(options):
         engines.choose_engine(store, chosen)
-    found = engines.engine_of_jobs(store)
+        found = chosen
     return {"engine": dataclasses.asdict(found)}, f"jobs run on {engines.engine_text(found)}"
+
+
+def _names_engine(options: argparse.Namespace) -> bool:
+    names = ("engine", "ray_address", "ray_gpus", "ray_workers")
+    return any(getattr(options, name) is not None for name in names)
 
 
 def _job_of(store: Store, job_id: str | None) -> Job:

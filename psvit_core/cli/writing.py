@@ -40,7 +40,7 @@ from psvit_core.tasks.finetune import (
 )
 from psvit_core.tasks.prune import write_pruned
 from psvit_core.tasks.session import Session, summarize_model
-from psvit_core.tasks.trials import MOST_TRIALS, VARIED, parse_values, trial_text, vary
+from psvit_core.tasks.trials import MOST_TRIALS, VARIED, parse_values, score, trial_text, vary
 from psvit_core.tasks.written import measure_written
 
 
@@ -226,12 +226,13 @@ def _trial_lines(done: WrittenFinetuning) -> list[str]:
         best = f"best after {report.best_epoch:g} epochs, {percent(report.best_accuracy)}"
         return f"{trial_text(report.settings, settings)}: {best}"
 
-    ordered = sorted(done.trials, key=lambda report: -report.best_accuracy.value)
+    ordered = sorted(done.trials, key=score, reverse=True)
     caution = (
         f"The best of {len(ordered)} was chosen on these images, so its accuracy is somewhat too "
         f"high: measure it with psvit evaluate {done.out} --split test"
     )
-    return [*map(line, ordered), caution]
+    first, *others = map(line, ordered)
+    return [f"{first} (kept)", *others, caution]
 
 
 def _finetune_settings(options: argparse.Namespace) -> FinetuneSettings:

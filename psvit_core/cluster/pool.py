@@ -19,6 +19,14 @@ _MOST_LOSSES = 3  # of workers by one job
 _MOST_FAILED_STARTS = 3  # in a row, before anything has run
 
 
+_open_pools: list[Any] = []  # of this process
+
+
+def in_use() -> bool:
+    """Return whether this process has workers now: they may have all that the cluster has."""
+    return bool(_open_pools)
+
+
 @dataclass(frozen=True)
 class Event(Generic[Job]):
     """What became of a job: one of its results, its end, or the loss of its worker.
@@ -66,6 +74,7 @@ class Pool(Generic[Job]):
         self.size = min(n_workers, self.most or n_workers)
         self._seen = time.monotonic()
         self._shared = [self.connection.ray.put(self.share)]
+        _open_pools.append(self._shared)
         for _ in range(self.size):
             self._start()
 
@@ -165,6 +174,7 @@ class Pool(Generic[Job]):
 
     def close(self) -> None:
         """End all workers."""
+        _open_pools[:] = [shared for shared in _open_pools if shared is not self._shared]
         running = [worker for worker, _ in self._running.values()]
         for worker in [*self._starting.values(), *self._idle, *running]:
             self.connection.ray.kill(worker)

@@ -115,7 +115,6 @@ class JobRun:
         """
         request = self.job.read_request()
         session = self._session_of(Subject.from_dict(self.job.params.get("subject")))
-        session.engine = engine_of_jobs(self.store)
         runs: dict[type[JobRequest], Callable[[Session, Any], JobResult]] = {
             SummaryRequest: self._summary,
             InspectRequest: self._inspect,
@@ -132,7 +131,11 @@ class JobRun:
             FitsRequest: _fits,
             LatencyRequest: self._latency,
         }
-        return runs[type(request)](session, request)
+        before, session.engine = session.engine, engine_of_jobs(self.store)
+        try:
+            return runs[type(request)](session, request)
+        finally:
+            session.engine = before  # of a job that this one interrupts
 
     def tick(self) -> None:
         """Count a batch that is about to run; stop the job if the user cancelled it."""
@@ -354,7 +357,7 @@ class _Finetuning:
         self._save(FinetuneResult(records=self._curve, trials=tuple(self._trials.values())))
 
     def _finished(self, done: WrittenFinetuning) -> None:
-        self._save(_finetune_result(self._curve, done))
+        self._save(_finetune_result(str(done.curve or self._curve), done))
         run = self._run
         run.store.put(client.PREFIX + run.job.id, run.job.to_dict())  # survives a power cut
 

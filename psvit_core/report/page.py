@@ -270,11 +270,12 @@ def _recovery_facts(found: RecoveryReport) -> Facts:
 def _finetuning(found: FinetuneReport) -> Facts:
     s, c = found.settings, found.conditions
     by_epoch = {e.epoch: e.val_accuracy for e in reversed(found.epochs)}
+    chosen = f"; the best of {found.trials} trainings" if found.trials > 1 else ""
     return [
         ("Trained on", f"{c.n_images:,} images of {one_line(short_path(c.data))}"),
         ("Validation accuracy before", percent(by_epoch.get(0))),
         (f"Best, after {found.best_epoch:g} epochs", percent(by_epoch.get(found.best_epoch))),
-        ("Settings", f"{s.epochs:g} epochs, learning rate {s.lr:g}, batch {s.batch}"),
+        ("Settings", f"{s.epochs:g} epochs, learning rate {s.lr:g}, batch {s.batch}{chosen}"),
         ("Teacher", one_line(Path(found.teacher).name) if found.teacher else "none"),
     ]
 

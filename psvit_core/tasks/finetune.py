@@ -57,6 +57,7 @@ class WrittenFinetuning:
     plain: Measurement | None = None  # of the plan alone; None if nothing was pruned here
     recovered: Measurement | None = None  # after recovery, before training; None without recovery
     trials: tuple[FinetuneReport, ...] = ()  # of all settings, if several were tried
+    curve: Path | None = None  # the file with the learning curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def run_finetune(
         plain=start.plain,
         recovered=start.recovered,
         trials=trained.reports if len(trials) > 1 else (),
+        curve=trained.curve,
     )
     callbacks.finished(done)
     for state in trained.states:  # each has several times the model's size

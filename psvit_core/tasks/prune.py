@@ -29,7 +29,8 @@ def prune_model(
         plan: The plan.
         recovery: Recovery settings; None: no recovery.
         tick: Called before each batch; may raise to stop.
-        on_cluster: Recover on the session's cluster, if it has one. That takes seconds to start.
+        on_cluster: Recover on the session's cluster, if it has one that is free. It takes seconds
+            to start.
 
     Returns:
         (the pruned model, the recovery's report or None without one).
@@ -42,11 +43,9 @@ def prune_model(
     if settings.method == "none":
         return apply_plan(session.model, plan), None
     calib = session.calib(settings.n_images, settings.seed)  # first: frames set the time steps
-    if on_cluster and session.engine.is_ray:
-        from psvit_core.tasks.sweep import check_cluster
+    if on_cluster and _may_use_cluster(session):
         from psvit_core.tasks.training_workers import recover_on_cluster
 
-        check_cluster(session)
         return recover_on_cluster(session, plan, settings, tick)
     small = apply_plan(session.model, plan)
     return recover(
@@ -59,6 +58,19 @@ def prune_model(
         seed=settings.seed,
         tick=tick,
     )
+
+
+def _may_use_cluster(session: Session) -> bool:
+    """Return whether a recovery runs on the session's cluster.
+
+    Models with code of their own stay here. So does a recovery within another job of this process:
+    that one may have all workers, and goes on only after the recovery.
+    """
+    if not session.engine.is_ray or session.subject.plugin is not None:
+        return False
+    from psvit_core.cluster.pool import in_use
+
+    return not in_use()
 
 
 def write_pruned(

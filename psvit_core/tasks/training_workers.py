@@ -26,6 +26,7 @@ from psvit_core.cluster.settings import EngineSettings
 from psvit_core.cluster.streaming import Found, streamed
 from psvit_core.data import EvalSet
 from psvit_core.durable import make_folder
+from psvit_core.errors import JobError
 from psvit_core.files import write_atomic
 from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune
 from psvit_core.finetune.precision import resolved
@@ -72,6 +73,7 @@ class TrainingNews:
     curve: bytes | None = None
     state: bytes | None = None
     report: FinetuneReport | None = None  # at the end
+    failure: str = ""  # at the end, if the loss became NaN or infinite
 
 
 class TrainingWorker:
@@ -92,18 +94,22 @@ class TrainingWorker:
 
     def _train(self, settings: FinetuneSettings, folder: Path, found: Found) -> None:
         inputs, sender = self._share.inputs, _Sender(folder, found)
-        result = finetune(
-            inputs.small,
-            inputs.train,
-            inputs.val,
-            teacher=inputs.teacher,
-            settings=settings,
-            folder=folder,
-            run=self._share.run,
-            progress=sender.progress,
-            tick=sender.send_state,
-        )
-        sender.send_state(result.report)
+        try:
+            result = finetune(
+                inputs.small,
+                inputs.train,
+                inputs.val,
+                teacher=inputs.teacher,
+                settings=settings,
+                folder=folder,
+                run=self._share.run,
+                progress=sender.progress,
+                tick=sender.send_state,
+            )
+        except JobError as error:
+            sender.send_failure(str(error))
+        else:
+            sender.send_state(result.report)
 
 
 @dataclass
@@ -128,6 +134,10 @@ class _Sender:
         if state is not None or report is not None:
             self._send(state=state, curve=self._new(CURVE_FILE), report=report)
 
+    def send_failure(self, text: str) -> None:
+        """Send why the training ended without a result."""
+        self._send(failure=text)
+
     def _send(self, **contents: Any) -> None:
         self._time = time.monotonic()
         self.found(replace(self._latest, **contents))
@@ -151,7 +161,7 @@ def train_on_cluster(
     trials: Mapping[Path, FinetuneSettings],
     callbacks: TrialCallbacks,
     run: Run,
-) -> None:
+) -> dict[Path, JobError]:
     """Train on a cluster, each training as soon as a worker is idle.
 
     Args:
@@ -160,6 +170,9 @@ def train_on_cluster(
         trials: Settings by the folder that gets the training's state and curve.
         callbacks: Called meanwhile. After ``stop``, the folders have the last states saved.
         run: Device, validation batch size, precision, workers.
+
+    Returns:
+        The errors of those whose loss became NaN or infinite, by folder.
 
     Raises:
         MissingPackageError: If ray is not installed.
@@ -171,13 +184,13 @@ def train_on_cluster(
     sent = replace(
         inputs,
         train=for_training(inputs.train, run.workers),
-        val=in_memory(inputs.val, run.workers),
+        val=for_training(inputs.val, run.workers),
     )
     share = TrainingShare(inputs=sent, run=run)
     with closing(Connection(engine)) as connection:
         pool: Pool[Path] = Pool(connection, TrainingWorker, run.device, share, most=len(trials))
         with closing(pool):
-            _Trainings(pool, settings, callbacks).run()
+            return _Trainings(pool, settings, callbacks).run()
 
 
 class _Trainings:
@@ -190,17 +203,22 @@ class _Trainings:
         self._waiting = deque(settings)
         self._losses = dict.fromkeys(settings, 0)
         self._news: dict[Path, TrainingNews] = {}  # the latest of each training
+        self._failed: dict[Path, JobError] = {}
 
-    def run(self) -> None:
-        """Run all of them, or until ``stop``."""
+    def run(self) -> dict[Path, JobError]:
+        """Run all of them, or until ``stop``; return the errors of failed ones."""
         while self._waiting or self._pool.is_busy:
             self._callbacks.tick()
             if self._callbacks.stop():
-                return
+                break
             while self._waiting and self._pool.n_idle:
                 self._begin(self._waiting.popleft())
             for event in self._pool.events():
                 self._take(event)
+        return self._failed
+
+    def _text(self, folder: Path) -> str:
+        return trial_text(self._settings[folder], self._settings.values())
 
     def _begin(self, folder: Path) -> None:
         path = folder / STATE_FILE
@@ -215,13 +233,18 @@ class _Trainings:
         folder = event.job
         if event.is_lost:
             self._losses[folder] += event.node_lived
-            check_losses(self._losses[folder], f"the training {folder.name[:8]}")
+            check_losses(self._losses[folder], f"a training {self._text(folder)}")
             self._waiting.appendleft(folder)
         elif event.is_result:
             self._keep(folder, event.result)
 
     def _keep(self, folder: Path, news: TrainingNews) -> None:
+        earlier = self._news.get(folder)
+        if earlier and not news.total:  # it goes on after a loss, and has not done a step yet
+            news = replace(news, done=earlier.done, total=earlier.total)
         self._news[folder] = news
+        if news.failure:
+            self._failed[folder] = JobError(news.failure)
         make_folder(folder)
         for name, content in ((STATE_FILE, news.state), (CURVE_FILE, news.curve)):
             if content is not None:
@@ -229,7 +252,7 @@ class _Trainings:
         if news.report is not None:
             self._callbacks.ended(news.report)
         known = self._news.values()
-        text = trial_text(self._settings[folder], self._settings.values())
+        text = self._text(folder)
         each = max(latest.total for latest in known)  # of those not begun, about as many
         total = sum(n.total for n in known) + each * (len(self._settings) - len(known))
         what = f"{text}: {news.what}" if text else news.what

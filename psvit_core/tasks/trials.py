@@ -62,6 +62,7 @@ class TrainedTrials:
     best: FinetuneResult  # of the best trial
     reports: tuple[FinetuneReport, ...]  # in the order of the settings, without any not begun
     states: tuple[Path, ...]  # files of the trainings' states
+    curve: Path  # the file with the best trial's learning curve
 
 
 def vary(
@@ -155,45 +156,71 @@ def run_trials(
         resume: Continue trainings that were stopped.
 
     Returns:
-        The best trial's result, by validation accuracy and then loss, with the number of trials in
-        its provenance, and all reports.
+        The best trial's result, by ``score``, with the number of trials in its provenance, and all
+        reports. Trials whose loss became infinite are left out with a warning.
+
+    Raises:
+        JobError: If the loss of every trial became NaN or infinite.
     """
     from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune, n_steps
 
     run = session.run
     folders = [_folder(session, inputs, settings) for settings in trials]
     compile_for_training(inputs.small, run)
-    if session.engine.is_ray:
+    on_cluster = _uses_cluster(session)
+    failed: dict[Path, JobError] = {}
+    if on_cluster:
         for folder in folders if not resume else []:
             (folder / STATE_FILE).unlink(missing_ok=True)
-        _train_on_cluster(session, inputs, dict(zip(folders, trials, strict=True)), callbacks)
+        failed = _train_on_cluster(
+            session, inputs, dict(zip(folders, trials, strict=True)), callbacks
+        )
     steps = [n_steps(inputs.train, settings) for settings in trials]
-    best: FinetuneResult | None = None
+    best: tuple[FinetuneResult, Path] | None = None
     reports = []
     for number, (settings, folder) in enumerate(zip(trials, folders, strict=True)):
-        if best is not None and callbacks.stop() and not (folder / STATE_FILE).exists():
+        stopped = callbacks.stop() and not (folder / STATE_FILE).exists()
+        if folder in failed or (best is not None and stopped):
             continue
         callbacks.started(folder / CURVE_FILE)
-        result = finetune(
-            inputs.small,
-            inputs.train,
-            inputs.val,
-            teacher=inputs.teacher,
-            settings=settings,
-            folder=folder,
-            resume=resume or session.engine.is_ray,  # what the cluster trained
-            run=run,
-            progress=_of_all(callbacks.progress, steps, number, trial_text(settings, trials)),
-            tick=callbacks.tick,
-            stop=callbacks.stop,
-        )
+        try:
+            result = finetune(
+                inputs.small,
+                inputs.train,
+                inputs.val,
+                teacher=inputs.teacher,
+                settings=settings,
+                folder=folder,
+                resume=resume or on_cluster,  # what the cluster trained
+                run=run,
+                progress=_of_all(callbacks.progress, steps, number, trial_text(settings, trials)),
+                tick=callbacks.tick,
+                stop=callbacks.stop,
+            )
+        except JobError as error:
+            failed[folder] = error
+            continue
         callbacks.ended(result.report)
         reports.append(result.report)
-        if best is None or _score(result.report) > _score(best.report):
-            best = result
-    assert best is not None  # there is at least one trial
-    states = tuple(folder / STATE_FILE for folder in folders)
-    return TrainedTrials(best=_one_of(best, len(reports)), reports=tuple(reports), states=states)
+        if best is None or score(result.report) > score(best[0].report):
+            best = result, folder
+    _warn_of_failed(session, dict(zip(folders, trials, strict=True)), failed)
+    if best is None:
+        raise next(iter(failed.values()))
+    return TrainedTrials(
+        best=_one_of(best[0], len(reports)),
+        reports=tuple(reports),
+        states=tuple(folder / STATE_FILE for folder in folders),
+        curve=best[1] / CURVE_FILE,
+    )
+
+
+def _warn_of_failed(
+    session: Session, trials: Mapping[Path, FinetuneSettings], failed: Mapping[Path, JobError]
+) -> None:
+    for folder, error in failed.items() if len(failed) < len(trials) else ():
+        text = trial_text(trials[folder], trials.values())
+        session.warn(f"A training was left out ({text}): {error}")
 
 
 def _folder(session: Session, inputs: TrainingInputs, settings: FinetuneSettings) -> Path:
@@ -210,12 +237,21 @@ def _train_on_cluster(
     inputs: TrainingInputs,
     trials: Mapping[Path, FinetuneSettings],
     callbacks: TrialCallbacks,
-) -> None:
-    from psvit_core.tasks.sweep import check_cluster
+) -> dict[Path, JobError]:
     from psvit_core.tasks.training_workers import train_on_cluster
 
-    check_cluster(session)
-    train_on_cluster(session.engine, inputs, trials, callbacks, session.run)
+    return train_on_cluster(session.engine, inputs, trials, callbacks, session.run)
+
+
+def _uses_cluster(session: Session) -> bool:
+    """Return whether a session's trainings run on a cluster, which needs the model's code."""
+    if session.engine.is_ray and session.subject.plugin is not None:
+        session.warn(
+            f"Training runs on this machine: the nodes of a cluster do not have the code of "
+            f"{session.subject.plugin}."
+        )
+        return False
+    return session.engine.is_ray
 
 
 def compile_for_training(model: SpikingModel, run: Run) -> None:
@@ -238,7 +274,8 @@ def _of_all(progress: Progress, steps: Sequence[int], number: int, text: str) ->
     return report
 
 
-def _score(report: FinetuneReport) -> tuple[float, float]:
+def score(report: FinetuneReport) -> tuple[float, float]:
+    """Return what trials are compared by: validation accuracy, then loss, of the best epoch."""
     best = next(r for r in report.epochs if r.epoch == report.best_epoch)
     assert best.val_accuracy is not None and best.val_loss is not None
     return best.val_accuracy.value, -best.val_loss

@@ -21,7 +21,7 @@ from psvit_core.tasks.pareto import run_pareto
 from tests.cluster import test_cluster, test_fronts, test_trainings
 from tests.tiny import tiny_data, tiny_model
 
-KILLS = 3
+KILLS = 2  # of one job, more than 3 end the command
 LOCAL, RAY = EngineSettings(), EngineSettings(name="ray", workers=2)
 
 
@@ -30,7 +30,8 @@ def workers(kind: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if process.name().startswith(f"ray::{kind}") or kind in " ".join(process.cmdline()):
+            named = f"{process.name()} {' '.join(process.cmdline())}"
+            if f"ray::{kind}" in named and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -39,10 +40,14 @@ def workers(kind: str) -> list[psutil.Process]:
 def killing(kind: str) -> Iterator[list[int]]:
     """Kill workers meanwhile, one after the other; yield those killed."""
     killed: list[int] = []
-    over, chance = threading.Event(), random.Random()
+    seed = random.randrange(10**6)
+    over, chance = threading.Event(), random.Random(seed)
+    print(f"kills with seed {seed}")  # pytest shows it if the test fails
 
     def kill() -> None:
-        while len(killed) < KILLS and not over.wait(chance.uniform(0.05, 1.0)):
+        while len(killed) < KILLS and not over.wait(0.02):
+            if workers(kind) and over.wait(chance.uniform(0.0, 0.5)):
+                return
             if running := workers(kind):
                 process = chance.choice(running)
                 with suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from psvit_core.cluster import images
+from psvit_core.cluster.actors import CellWorker
 from psvit_core.cluster.images import for_training
+from psvit_core.cluster.pool import Pool
+from psvit_core.cluster.runtime import Connection
 from psvit_core.cluster.settings import EngineSettings
 from psvit_core.errors import ClusterError, DataError
 from psvit_core.records import FinetuneReport, RecoverySettings
@@ -22,7 +26,7 @@ from psvit_core.zoo.checkpoint import weights_hash
 from tests.finetune.test_finetune import train_set
 from tests.pareto.test_pareto import tiny_engine
 from tests.pretend_ray import pretend
-from tests.tasks.test_trials import BASE, Seen, inputs_of, session_of
+from tests.tasks.test_trials import BASE, Seen, diverging, inputs_of, session_of
 from tests.tiny import random_plan
 
 RAY = EngineSettings(name="ray", workers=2)
@@ -168,3 +172,25 @@ def test_measurements_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     session.engine = RAY
     prune_model(session, random_plan(session.model, 1), RecoverySettings(method="bn", n_images=8))
     assert ray.n_put == 0
+
+
+def test_a_recovery_within_another_job_on_the_cluster_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pretend(monkeypatch)
+    session = tiny_engine(Store(tmp_path))
+    session.engine = RAY
+    plan, settings = random_plan(session.model, 1), RecoverySettings(method="bn", n_images=8)
+    with closing(Pool(Connection(RAY), CellWorker, "cpu", None)):
+        prune_model(session, plan, settings, on_cluster=True)
+    assert ray.n_put == 1  # by the pool
+    prune_model(session, plan, settings, on_cluster=True)
+    assert ray.n_put == 2
+
+
+def test_a_trial_that_diverges_on_a_node_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch)
+    found, warned = diverging(tmp_path, (1e30, 1e-3), RAY)
+    assert [r.settings.lr for r in found.reports] == [1e-3] and len(warned) == 1

@@ -11,7 +11,7 @@ import pytest
 from psvit_core.cluster.settings import EngineSettings
 from psvit_core.errors import CancelledError, JobError, UnknownNameError
 from psvit_core.finetune import finetune
-from psvit_core.records import FinetuneReport, FinetuneSettings, Subject
+from psvit_core.records import FinetuneReport, FinetuneSettings, Subject, read_curve
 from psvit_core.runtime import Run
 from psvit_core.storage.store import Store
 from psvit_core.tasks.session import Session
@@ -181,3 +181,42 @@ def test_stop_keeps_the_best_so_far_and_begins_no_other(tmp_path: Path) -> None:
     found = run_trials(session_of(Store(tmp_path), inputs), inputs, trials, seen.callbacks)
     assert [r.settings.seed for r in found.reports] == [0]
     assert found.reports[0].stopped_early and found.best.report.trials == 1
+
+
+def diverging(tmp_path: Path, lrs: tuple[float, ...], engine: EngineSettings | None = None) -> Any:
+    """Run trials of which those with the learning rate 1e30 end with an infinite loss."""
+    inputs, warned, seen = inputs_of(), [], Seen()
+    session = session_of(Store(tmp_path), inputs, engine)
+    session.warn = warned.append
+    trials = vary(dataclasses.replace(BASE, clip=0.0), {"lr": lrs})
+    return run_trials(session, inputs, trials, seen.callbacks), warned
+
+
+def test_a_trial_that_diverges_is_left_out(tmp_path: Path) -> None:
+    found, warned = diverging(tmp_path, (1e30, 1e-3))
+    assert [r.settings.lr for r in found.reports] == [1e-3]
+    assert found.best.report.trials == 1
+    (text,) = warned
+    assert text.startswith("A training was left out (lr 1e+30): The loss became")
+
+
+def test_if_all_trials_diverge_the_reason_is_said(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="The loss became"):
+        diverging(tmp_path, (1e30, 1e31))
+
+
+def test_the_curve_is_that_of_the_best_trial(tmp_path: Path) -> None:
+    inputs, seen = inputs_of(), Seen()
+    trials = vary(BASE, {"lr": (1e-3, 0.5, 0.9)})
+    found = run_trials(session_of(Store(tmp_path), inputs), inputs, trials, seen.callbacks)
+    judged = [r for r in read_curve(found.curve) if r.val_accuracy is not None]
+    assert tuple(judged) == found.best.report.epochs
+
+
+def test_models_with_code_of_their_own_train_here(tmp_path: Path) -> None:
+    inputs, warned, seen = inputs_of(), [], Seen()
+    session = session_of(Store(tmp_path), inputs, EngineSettings(name="ray"))
+    session.subject = dataclasses.replace(session.subject, plugin="mine.py")
+    session.warn = warned.append
+    assert run_trials(session, inputs, (BASE,), seen.callbacks).reports
+    assert "do not have the code of mine.py" in warned[0]

@@ -65,7 +65,7 @@ def test_an_impossible_choice_is_explained(store: Store) -> None:
     ("variable", "value", "why"),
     [
         ("PSVIT_ENGINE", "local", "when the app was started"),
-        ("PSVIT_ROOTS", "/srv", "only who runs it can choose"),
+        ("PSVIT_ROOTS", "/srv", "only the person who runs it can choose"),
     ],
 )
 def test_who_may_not_choose_is_told(
@@ -78,9 +78,12 @@ def test_who_may_not_choose_is_told(
 
 
 def test_without_ray_the_way_to_it_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_engine(store, EngineSettings(name="ray"))
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     page = jobs_page()
     assert "pip install 'psvit-explorer[cluster]'" in texts(page)
+    page.button(key="engine-use").click().run()  # the way back
+    assert engine_of_jobs(store) == EngineSettings()
 
 
 def test_a_damaged_choice_is_a_warning(store: Store) -> None:

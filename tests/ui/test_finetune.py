@@ -171,7 +171,7 @@ def test_trials_as_text() -> None:
     assert history.trial_lines(reports[:1], wanted)[0][0] == "lr 0.01"
     lines = history.trial_lines(reports, wanted)
     assert [name for name, _ in lines] == ["lr 0.001", "lr 0.01"]  # the best first
-    assert lines[0][1].endswith(", after 1 epochs")
+    assert lines[0][1].endswith(", epoch 1")
     best = dataclasses.replace(REPORT, trials=4)
     assert ", the best of 4 trials" in history.provenance_line(JOB, None, best)
     assert history.estimate_line(REPORT.settings, 10.0, 3).startswith(
@@ -307,7 +307,7 @@ def test_the_best_of_several_trials(server: Server, open_page: OpenPage) -> None
     assert tried == {(lr, seed) for lr in (1e-4, 3e-3) for seed in (0, 1)}
     best = max(r.best_accuracy.value for r in result.trials)
     assert (result.report.trials, result.report.best_accuracy.value) == (4, best)
-    expect(page.get_by_text("Accuracy, 4 of 4")).to_be_visible()
+    expect(page.get_by_text("Validation accuracy (4 of 4 trainings ended)")).to_be_visible()
     expect(page.get_by_text("lr 0.0001, seed 1")).to_be_visible()
     expect(page.get_by_text("The best settings and the best epoch were selected")).to_be_visible()
     expect(page.get_by_text("the best of 4 trials")).to_be_visible()

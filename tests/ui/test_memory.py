@@ -1,28 +1,39 @@
-"""Memory of closed sessions: given back once, soon after their end, and not after every run."""
+"""Memory of closed sessions: given back once they are forgotten, and not after every run."""
 
 from __future__ import annotations
 
+import ctypes
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
+import streamlit as st
 
+from tests.patience import PATIENCE
 from ui.shell import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_sessions_that_end_together_are_tidied_up_after_once(
+def test_sessions_that_close_together_are_tidied_up_after_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done: list[str] = []
-    monkeypatch.setattr(memory, "_PAUSE", 0.2)
-    monkeypatch.setattr(memory, "give_back", lambda: done.append("now"))
-    for _ in range(5):
-        memory._ended(None)
-    (timer,) = memory._waiting
-    timer.join()
-    assert done == ["now"]
+    done: list[float] = []
+    started = time.monotonic()
+    monkeypatch.setattr(memory, "_PAUSE", 0.0)
+    monkeypatch.setattr(st, "get_option", lambda name: 0.5)
+    monkeypatch.setattr(memory, "give_back", lambda: done.append(time.monotonic() - started))
+    for _ in range(20):
+        memory._closed(None)
+    while memory._timers:
+        assert time.monotonic() - started < PATIENCE
+        time.sleep(0.01)
+    assert len(done) == 2 and done[0] >= 0.5 and done[1] >= 1.0  # for those that closed meanwhile
+    memory._closed(None)
+    assert len(memory._timers) == 1
+    memory._timers[0].cancel()
+    memory._timers.clear()
 
 
 def test_memory_can_be_given_back_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +42,7 @@ def test_memory_can_be_given_back_anywhere(monkeypatch: pytest.MonkeyPatch) -> N
     def missing(_: object) -> None:
         raise OSError("no such library")
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     memory.give_back()
 
 

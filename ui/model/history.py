@@ -16,7 +16,7 @@ from psvit_core.records import (
     PrunePlan,
     RecoveryReport,
 )
-from psvit_core.tasks.trials import trial_text
+from psvit_core.tasks.trials import score, trial_text
 from ui.model import comparison, formats
 
 
@@ -98,11 +98,11 @@ def trial_lines(
         trials: Trials that have ended.
         wanted: Settings of all trials.
     """
-    ordered = sorted(trials, key=lambda report: -report.best_accuracy.value)
+    ordered = sorted(trials, key=score, reverse=True)
     return [
         (
             trial_text(report.settings, wanted),
-            f"{formats.accuracy(report.best_accuracy)}, after {report.best_epoch:.3g} epochs",
+            f"{formats.accuracy(report.best_accuracy)}, epoch {report.best_epoch:.3g}",
         )
         for report in ordered
     ]

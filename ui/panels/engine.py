@@ -43,19 +43,24 @@ def _why_fixed() -> str:
         return "This was set when the app was started (`psvit app --engine`)."
     if roots.in_force():
         return (
-            "Other machines can use this app, so that only who runs it can choose: `psvit jobs "
-            "engine`, on its machine."
+            "Other machines may reach this app, so only the person who runs it can choose, on its "
+            "machine: `psvit jobs engine`."
         )
-    if find_spec("ray") is None:
-        return "A cluster needs the package ray: `pip install 'psvit-explorer[cluster]'`."
     return ""
 
 
 def _choice(store: Store, now: EngineSettings, *, key: str) -> None:
+    has_ray = find_spec("ray") is not None
+    if not has_ray:
+        st.info(
+            "A cluster needs the package ray: `pip install 'psvit-explorer[cluster]'`.",
+            icon=":material/info:",
+        )
+    names = list(ENGINES) if has_ray else ["local"]
     name = st.segmented_control(
         "Engine",
-        list(ENGINES),
-        default=now.name,
+        names,
+        default=now.name if now.name in names else "local",
         required=True,
         format_func=_NAMES.__getitem__,
         key=f"{key}-name",
@@ -69,9 +74,9 @@ def _choice(store: Store, now: EngineSettings, *, key: str) -> None:
                 now.address or "",
                 placeholder="HOST:PORT",
                 key=f"{key}-address",
-                help="Of a running cluster, of which this machine is a node. Empty: Ray starts on "
-                "this machine for each job. Ray runs the code of everyone who reaches its ports: "
-                "name only a cluster that you trust.",
+                help="Address of a running Ray cluster that this machine has joined. Empty: Ray "
+                "starts on this machine for each job. Ray runs the code of everyone who reaches "
+                "its ports: name only a cluster that you trust.",
             )
             gpus = st.number_input(
                 "GPUs of a worker",
@@ -82,7 +87,7 @@ def _choice(store: Store, now: EngineSettings, *, key: str) -> None:
                 format="%g",
                 key=f"{key}-gpus",
                 width=160,
-                help="With a device of CUDA. 0.5: two workers share a GPU.",
+                help="Only for CUDA devices. With 0.5, two workers share one GPU.",
             )
             workers = st.number_input(
                 "Workers",
@@ -91,7 +96,7 @@ def _choice(store: Store, now: EngineSettings, *, key: str) -> None:
                 now.workers or 0,
                 key=f"{key}-workers",
                 width=130,
-                help="0: as many as the GPUs or the processor's cores serve.",
+                help="0: as many as there are GPUs or CPU cores for.",
             )
     values = (name or now.name, address.strip() or None, float(gpus), int(workers) or None)
     action_button("Use for the next jobs", _choose, store, *values, key=f"{key}-use")

@@ -2,7 +2,7 @@
 
 Streamlit collects garbage after every run of a script unless ``runner.postScriptGC`` is off. Here
 that took 0.1 s of all sessions' time, five times as long as the run itself. Python collects by
-itself often enough; what is left is done once sessions have ended.
+itself often enough; what is left is done once Streamlit has forgotten closed sessions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from contextlib import suppress
 
 import streamlit as st
 
-_PAUSE = 1.0  # seconds after a session's end: others may end with it
-_waiting: list[threading.Timer] = []
+_PAUSE = 3.0  # seconds after Streamlit may forget a session
+_lock = threading.Lock()
+_timers: list[threading.Timer] = []  # the one that waits
+_later: list[bool] = []  # not empty if sessions have closed since it was started
 
 
 def give_back() -> None:
@@ -25,17 +27,33 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _ended(_: object) -> None:
-    """Give memory back soon, once for all sessions that end now."""
-    for timer in _waiting:
-        timer.cancel()
-    timer = threading.Timer(_PAUSE, give_back)
+def _closed(_: object) -> None:
+    """Give memory back once this session is forgotten: at most once in that time for all."""
+    with _lock:
+        if _timers:
+            _later[:] = [True]
+        else:
+            _start()
+
+
+def _start() -> None:
+    wait = float(st.get_option("server.disconnectedSessionTTL"))  # for a reconnection
+    timer = threading.Timer(wait + _PAUSE, _due)
     timer.daemon = True
-    _waiting[:] = [timer]
+    _timers.append(timer)
     timer.start()
 
 
-@st.cache_resource(scope="session", on_release=_ended, show_spinner=False)
+def _due() -> None:
+    give_back()
+    with _lock:
+        _timers.clear()
+        if _later:
+            _later.clear()
+            _start()
+
+
+@st.cache_resource(scope="session", on_release=_closed, show_spinner=False)
 def watch_session() -> object:
-    """Remember this session, whose end is then noticed."""
+    """Remember this session; Streamlit calls ``_closed`` when it is disconnected."""
     return object()
