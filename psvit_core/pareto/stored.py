@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from psvit_core.errors import RecordError, StoreError
 from psvit_core.pareto.archive import PREFIX, ParetoArchive
@@ -186,26 +187,32 @@ def _merge(one: ParetoPoint, other: ParetoPoint) -> ParetoPoint:
 
 
 def _stored_points(store: Store, key: str, warn: Warn) -> Iterator[ParetoPoint]:
+    """Yield the points of an archive; all readers of a store share them."""
+    known = store.read(f"{key}/", _parse_point)
     for entry in sorted(store.keys(f"{key}/")):
         try:
-            yield _read_point(store, entry)
-        except StoreError as error:
-            warn(str(error))
-
-
-def _read_point(store: Store, entry: str) -> ParetoPoint:
-    try:
-        point = ParetoPoint.from_dict(store.get(entry))
-        if point.measurement.plan is None or not point.made:
-            raise RecordError("it has no plan or no origin")
-        if point.recovery != (m := point.measurement).conditions.recovery:  # of an older version
-            conditions = dataclasses.replace(m.conditions, recovery=point.recovery)
-            point = dataclasses.replace(
-                point, measurement=dataclasses.replace(m, conditions=conditions)
+            point = known[entry] if entry in known else _parse_point(entry, store.get(entry))
+            if isinstance(point, str):
+                raise RecordError(point)
+        except (RecordError, StoreError) as error:
+            warn(
+                f"Entry {entry} in {store.folder} is damaged ({error}) and is skipped. Measure its "
+                "plan again, or delete the entry."
             )
-    except (RecordError, StoreError, ValueError) as error:
-        raise StoreError(
-            f"Entry {entry} in {store.folder} is damaged ({error}) and is skipped. Measure its "
-            "plan again, or delete the entry."
-        ) from error
+        else:
+            yield point
+
+
+def _parse_point(entry: str, data: Any) -> ParetoPoint | str:
+    """Return the point of a row, or what is wrong with it."""
+    try:
+        point = ParetoPoint.from_dict(data)
+    except (RecordError, ValueError) as error:
+        return str(error)
+    m = point.measurement
+    if m.plan is None or not point.made:
+        return "it has no plan or no origin"
+    if point.recovery != m.conditions.recovery:  # of an older version
+        conditions = dataclasses.replace(m.conditions, recovery=point.recovery)
+        return dataclasses.replace(point, measurement=dataclasses.replace(m, conditions=conditions))
     return point

@@ -185,7 +185,8 @@ def test_stop_keeps_the_best_so_far_and_begins_no_other(tmp_path: Path) -> None:
 
 def diverging(tmp_path: Path, lrs: tuple[float, ...], engine: EngineSettings | None = None) -> Any:
     """Run trials of which those with the learning rate 1e30 end with an infinite loss."""
-    inputs, warned, seen = inputs_of(), [], Seen()
+    inputs, seen = inputs_of(), Seen()
+    warned: list[str] = []
     session = session_of(Store(tmp_path), inputs, engine)
     session.warn = warned.append
     trials = vary(dataclasses.replace(BASE, clip=0.0), {"lr": lrs})
@@ -214,7 +215,8 @@ def test_the_curve_is_that_of_the_best_trial(tmp_path: Path) -> None:
 
 
 def test_models_with_code_of_their_own_train_here(tmp_path: Path) -> None:
-    inputs, warned, seen = inputs_of(), [], Seen()
+    inputs, seen = inputs_of(), Seen()
+    warned: list[str] = []
     session = session_of(Store(tmp_path), inputs, EngineSettings(name="ray"))
     session.subject = dataclasses.replace(session.subject, plugin="mine.py")
     session.warn = warned.append
