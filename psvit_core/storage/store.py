@@ -92,7 +92,8 @@ class Store(OpenStore):
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self._parsed: dict[tuple[Callable[..., Any], str], tuple[float, Any]] = {}
+        #: By function and prefix, then by key: the time of the row's last change, what was parsed.
+        self._parsed: dict[tuple[Callable[..., Any], str], dict[str, tuple[float, Any]]] = {}
         self._refused: dict[str, float] = {}  # keys of unreadable rows, with their times
         super().__init__(expand(folder) if folder else default_folder())
         self._bound = Bound(self.folder, self.used_since)
@@ -205,16 +206,17 @@ class Store(OpenStore):
             prefix: Beginning of the keys.
             parse: A module-level function of (key, JSON value); results are cached per function.
         """
-        found = {}
+        before, now = self._parsed.get((parse, prefix), {}), {}
         for key, changed in self.changes(prefix).items():
-            known = self._parsed.get((parse, key))
+            known = before.get(key)
             if known is None or known[0] != changed:
                 value = self._readable(key, changed)
                 if value is None:  # deleted in the meantime, or unreadable
                     continue
-                known = self._parsed[parse, key] = changed, parse(key, value)
-            found[key] = known[1]
-        return found
+                known = changed, parse(key, value)
+            now[key] = known
+        self._parsed[parse, prefix] = now  # without rows that were deleted
+        return {key: value for key, (_, value) in now.items()}
 
     def _readable(self, key: str, changed: float) -> Any:
         """Return the JSON value under ``key``; None for a bad row, which is logged once."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,28 @@ def test_a_value_is_parsed_once_until_it_is_put_again(tmp_path: Path) -> None:
     assert store.read("job/", parse) == {"job/1": 1, "job/2": None}
     assert len(READ) == 5
     assert sorted(store.keys("job")) == ["job/1", "job/2", "jobless"]
+
+
+def test_deleted_rows_leave_the_memory(tmp_path: Path) -> None:
+    """Every edit on the Tune page drops a job: what was parsed of it stayed for good."""
+    store, other = Store(tmp_path), Store(tmp_path)
+    for i in range(5):
+        other.put(f"job/{i}", {"n": Parsed()})
+        parsed = store.read("job/", parse_object)
+        gone = weakref.ref(parsed[f"job/{i}"])
+        other.delete(f"job/{i}")
+        assert store.read("job/", parse_object) == {}
+        del parsed
+        gc.collect()
+        assert gone() is None
+
+
+class Parsed(dict[str, int]):
+    """An object that can be referred to weakly."""
+
+
+def parse_object(key: str, value: Any) -> Parsed:
+    return Parsed(value)
 
 
 def test_stored_values_come_before_shipped_ones(tmp_path: Path, monkeypatch: Any) -> None:
