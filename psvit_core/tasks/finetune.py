@@ -110,11 +110,12 @@ def run_finetune(
     out = check_model_file(task.out)
     last = check_model_file(out.with_name(f"{out.stem}.last{out.suffix}"))
     trials = task.trials or (task.settings,)
+    for settings in trials:
+        check_settings(settings)
     _check_pruning(session, task)
     check_arguments(session.model)
     val, train = session.data, session.load_images("train", trials[0].train_images)
     for settings in trials:  # before the recovery takes time
-        check_settings(settings)
         check_images(session.model, train, val, settings)
     start = _prepare(session, task, callbacks.tick)
     teacher = _load_teacher(session, trials, start.small)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,27 +162,54 @@ def run_trials(
     Raises:
         JobError: If the loss of every trial became NaN or infinite.
     """
-    from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune, n_steps
+    from psvit_core.finetune import CURVE_FILE, STATE_FILE
 
-    run = session.run
-    folders = [_folder(session, inputs, settings) for settings in trials]
-    compile_for_training(inputs.small, run)
-    on_cluster = _uses_cluster(session)
+    settings_of = {_folder(session, inputs, settings): settings for settings in trials}
+    states = tuple(folder / STATE_FILE for folder in settings_of)
+    compile_for_training(inputs.small, session.run)
     failed: dict[Path, JobError] = {}
-    if on_cluster:
-        for folder in folders if not resume else []:
-            (folder / STATE_FILE).unlink(missing_ok=True)
-        failed = _train_on_cluster(
-            session, inputs, dict(zip(folders, trials, strict=True)), callbacks
-        )
-    steps = [n_steps(inputs.train, settings) for settings in trials]
+    if on_cluster := _uses_cluster(session):
+        for state in states if not resume else ():
+            state.unlink(missing_ok=True)
+        failed = _train_on_cluster(session, inputs, settings_of, callbacks)
+    resume = resume or on_cluster  # with what the cluster trained
     best: tuple[FinetuneResult, Path] | None = None
     reports = []
-    for number, (settings, folder) in enumerate(zip(trials, folders, strict=True)):
-        stopped = callbacks.stop() and not (folder / STATE_FILE).exists()
-        if folder in failed or (best is not None and stopped):
+    for result, folder in _trained(session, inputs, settings_of, callbacks, failed, resume):
+        callbacks.ended(result.report)
+        reports.append(result.report)
+        if best is None or score(result.report) > score(best[0].report):
+            best = result, folder
+    _warn_of_failed(session, settings_of, failed)
+    if best is None:
+        raise next(iter(failed.values()))
+    return TrainedTrials(
+        best=_one_of(best[0], len(reports)),
+        reports=tuple(reports),
+        states=states,
+        curve=best[1] / CURVE_FILE,
+    )
+
+
+def _trained(
+    session: Session,
+    inputs: TrainingInputs,
+    trials: Mapping[Path, FinetuneSettings],
+    callbacks: TrialCallbacks,
+    failed: dict[Path, JobError],
+    resume: bool,
+) -> Iterator[tuple[FinetuneResult, Path]]:
+    """Yield the result and the folder of each training; add those that diverge to ``failed``."""
+    from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune, n_steps
+
+    steps = [n_steps(inputs.train, settings) for settings in trials.values()]
+    begun = False
+    for number, (folder, settings) in enumerate(trials.items()):
+        stopped = begun and callbacks.stop() and not (folder / STATE_FILE).exists()
+        if folder in failed or stopped:
             continue
         callbacks.started(folder / CURVE_FILE)
+        text = trial_text(settings, trials.values())
         try:
             result = finetune(
                 inputs.small,
@@ -191,28 +218,17 @@ def run_trials(
                 teacher=inputs.teacher,
                 settings=settings,
                 folder=folder,
-                resume=resume or on_cluster,  # what the cluster trained
-                run=run,
-                progress=_of_all(callbacks.progress, steps, number, trial_text(settings, trials)),
+                resume=resume,
+                run=session.run,
+                progress=_of_all(callbacks.progress, steps, number, text),
                 tick=callbacks.tick,
                 stop=callbacks.stop,
             )
         except JobError as error:
             failed[folder] = error
-            continue
-        callbacks.ended(result.report)
-        reports.append(result.report)
-        if best is None or score(result.report) > score(best[0].report):
-            best = result, folder
-    _warn_of_failed(session, dict(zip(folders, trials, strict=True)), failed)
-    if best is None:
-        raise next(iter(failed.values()))
-    return TrainedTrials(
-        best=_one_of(best[0], len(reports)),
-        reports=tuple(reports),
-        states=tuple(folder / STATE_FILE for folder in folders),
-        curve=best[1] / CURVE_FILE,
-    )
+        else:
+            begun = True
+            yield result, folder
 
 
 def _warn_of_failed(
