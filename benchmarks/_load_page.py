@@ -11,10 +11,10 @@ HEADING, NEXT = "## Many people at one app\n", "## Recovery without training\n"
 
 _WHY = """\
 The goal was a p95 of 1 s for all answers on 2 idle cores. Streamlit collects garbage after each run
-of a script, which took 0.1 s of the app's one interpreter, five times the run itself: with it, the
+of a script, which took 83 % of the interpreter's time (sampled for 25 s of this load): with it, the
 p95 was 4.6 s. It is off (`runner.postScriptGC`); Python collects by itself, and the app does once
-sessions have ended. When all 20 act in the same instant, as they did in that run, the p95 of the
-first minute is still 2.0 to 2.8 s: every answer needs 0.1 s of the same interpreter.
+sessions have ended. In that run all 20 also began in the same instant, and so the p95 of the first
+minute was 2.0 to 2.8 s without it, too.
 
 Memory was to return after the sessions close. It does not: what stays grows with what was done in
 each round. A part was found after this run and is mended: every version of the measured plans took

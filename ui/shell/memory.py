@@ -1,8 +1,8 @@
 """Memory of closed sessions goes back to the system.
 
 Streamlit collects garbage after every run of a script unless ``runner.postScriptGC`` is off. Here
-that took 0.1 s of all sessions' time, five times as long as the run itself. Python collects by
-itself often enough; what is left is done once Streamlit has forgotten closed sessions.
+that took 83 % of the interpreter's time with 20 people at work. Python collects by itself often
+enough; what is left is done once Streamlit has forgotten closed sessions.
 """
 
 from __future__ import annotations
