@@ -33,7 +33,7 @@ def costs(document: Mapping[str, Any]) -> str:
         f"`{s['model']}` ({s['parameters'] / 1e6:.1f} M parameters, T = {s['T']}, 224 px,",
         "untrained weights with BatchNorms set so that neurons fire):",
         f"{s['groups']} groups × {s['ratios']} ratios = {n_cells} cells. Measured by",
-        "`python benchmarks/scaling.py` in CPU seconds of one thread, **on a busy machine**, on",
+        "`python benchmarks/scaling.py` in CPU seconds of one thread, on 2 idle cores, on",
         f"{measured['images']} images and {measured['cells measured']} cells:",
         "",
         "| measured | |",
