@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +12,12 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from psvit_core.errors import OutputError, RecordError
-from psvit_core.files import write_text
+from psvit_core.files import sha256_of, write_text
 from psvit_core.records import Record
 
 RESULT = "result.json"
 _RECORDS = ".run"  # records of the stages; its presence marks the folder
 _CONFIG = "config.json"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ class RunFolder:
             stage=stage,
             key=key,
             result=result,
-            files={name: _sha256(self.place / name) for name in names},
+            files={name: sha256_of(self.place / name) for name in names},
             warnings=warnings,
         )
         record.save(self._records / f"{stage}.json")
@@ -111,7 +109,7 @@ class RunFolder:
     def altered(self, record: StageRecord) -> list[str]:
         """Return the files of a stage that have other contents than it wrote."""
         there = [name for name in record.files if (self.place / name).is_file()]
-        return [name for name in there if _sha256(self.place / name) != record.files[name]]
+        return [name for name in there if sha256_of(self.place / name) != record.files[name]]
 
     def changes(self, config: Mapping[str, Any]) -> list[str]:
         """Return how a configuration differs from that of the last run here, one text per field."""
@@ -150,11 +148,3 @@ def _flat(data: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, value in data.items():
         yield from _flat(value, f"{name}.{key}" if name else str(key))
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()

@@ -15,7 +15,7 @@ from psvit_core.cli.output import duration_text
 from psvit_core.cli.watching import Watch, event
 from psvit_core.cluster.settings import EngineSettings
 from psvit_core.errors import ClusterError, JobError, PsvitError, UnknownNameError
-from psvit_core.files import last_lines
+from psvit_core.files import last_lines, made_by
 from psvit_core.jobs import client, engines, queue, versions, workers
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.logs import job_log, printable
@@ -122,7 +122,7 @@ def _job_of(store: Store, job_id: str | None) -> Job:
     for other in versions.list_other_jobs(store):
         if other.id == job_id and job_id not in {job.id for job in client.list_jobs(store)}:
             raise JobError(
-                f"Job {job_id} was made by {client.made_by(other.program)}, and this one cannot "
+                f"Job {job_id} was made by {made_by(other.program)}, and this one cannot "
                 f"read it: {other.why} {versions.WAY_OUT} Remove it: psvit jobs remove {job_id}."
             )
     known = {job.id: job for job in client.list_jobs(store)}

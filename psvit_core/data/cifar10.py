@@ -26,7 +26,7 @@ from psvit_core.data.files import content_hash, escape, reason_of
 from psvit_core.data.folder import class_folders, find_splits
 from psvit_core.data.pixels import ArrayImages, Prepare
 from psvit_core.errors import DataError
-from psvit_core.files import READING, subfolders
+from psvit_core.image_folders import READING, subfolders
 from psvit_core.records import Transform
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

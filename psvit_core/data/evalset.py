@@ -43,7 +43,7 @@ class EvalSet:
     load: Load = field(repr=False)
     time_steps: int | None = None  # of frames; None for static images
     bad: tuple[str, ...] = ()  # selected images that were skipped as unreadable
-    reading: str = ""  # ``files.READING`` if old versions read other labels or splits
+    reading: str = ""  # ``image_folders.READING`` if old versions read other labels or splits
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from psvit_core.data.pixels import Prepare
 from psvit_core.errors import DataError
-from psvit_core.files import IMAGE_SUFFIXES, is_ignored_folder
+from psvit_core.image_folders import IMAGE_SUFFIXES, is_ignored_folder
 
 MAX_OTHERS = 100_000  # other entries, after which the folder is considered the wrong one
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -12,7 +12,7 @@ from psvit_core.data.files import FileImages, FolderScan, escape, reason_of
 from psvit_core.data.pixels import Prepare
 from psvit_core.data.wnids import imagenet_classes, imagenet_labels
 from psvit_core.errors import DataError
-from psvit_core.files import (
+from psvit_core.image_folders import (
     IMAGE_SUFFIXES,
     READING,
     WNID,

@@ -14,7 +14,7 @@ from psvit_core.data.files import FolderScan, escape, reason_of
 from psvit_core.data.folder import LabelledFiles, class_folders, find_splits
 from psvit_core.data.wnids import imagenet_classes, imagenet_labels
 from psvit_core.errors import DataError
-from psvit_core.files import WNID
+from psvit_core.image_folders import WNID
 from psvit_core.records import Transform
 
 MAX_TEXT_BYTES = 64_000_000  # of a label file

@@ -17,8 +17,9 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 from psvit_core.errors import JobError, RecordError
-from psvit_core.files import program_version
+from psvit_core.files import made_by, program_version
 from psvit_core.jobs.devices import choose_device, idle_devices
+from psvit_core.jobs.engines import fixed_engine
 from psvit_core.jobs.workers import ensure_worker, ring
 from psvit_core.records import Measurement, Partial, PrunePlan, Record, Subject
 from psvit_core.records.jobs import TASKS, FileStamps, JobRequest, JobResult, WrittenModel
@@ -81,6 +82,8 @@ class Job(Record):
     log_from: int | None = None  # bytes of the worker's log before it began, and when it ended
     log_to: int | None = None
     exit_code: int | None = None  # of an ended job, as the command line would have it
+    #: Variables of the environment of who asked for it, if they decide its engine (``engines``).
+    engine: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def subject(self) -> Subject | None:
@@ -251,6 +254,7 @@ def submit(store: Store, title: str, subject: Subject, request: JobRequest, owne
             created=time.time(),
             owner=owner,
             program=program_version(),
+            engine=fixed_engine(),
         )
         equal = [job for job in jobs if _is_equal(job, new)]
         same = next((job for job in equal if not cancel_requested(store, job.id)), None)
@@ -382,17 +386,9 @@ def _queued_again(store: Store, job: Job) -> Job:
         fresh=0,
         paced=None,
         partial=None,
+        engine=fixed_engine(),
     )
     return save(store, again)
-
-
-def made_by(program: str) -> str:
-    """Say which version of the program made something.
-
-    Args:
-        program: Its version; empty for versions that did not note it.
-    """
-    return f"version {program} of this program" if program else "an older version of this program"
 
 
 def cancel_requested(store: Store, job_id: str) -> bool:

@@ -6,7 +6,14 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-from psvit_core.cluster.settings import ENGINE_ENV, EngineSettings, engine_of
+from psvit_core.cluster.settings import (
+    ADDRESS_ENV,
+    ENGINE_ENV,
+    GPUS_ENV,
+    WORKERS_ENV,
+    EngineSettings,
+    engine_of,
+)
 from psvit_core.errors import ClusterError, PsvitError
 from psvit_core.storage.store import Store
 
@@ -18,12 +25,21 @@ def is_fixed(environment: Mapping[str, str] | None = None) -> bool:
     return bool((os.environ if environment is None else environment).get(ENGINE_ENV))
 
 
+def fixed_engine() -> dict[str, str]:
+    """Return the variables by which this process' environment decides; none if it does not.
+
+    A job keeps them: the worker that runs it may have been started by another process.
+    """
+    names = (ENGINE_ENV, ADDRESS_ENV, GPUS_ENV, WORKERS_ENV)
+    return {name: os.environ[name] for name in names if name in os.environ} if is_fixed() else {}
+
+
 def engine_of_jobs(store: Store, environment: Mapping[str, str] | None = None) -> EngineSettings:
     """Return the engine of the next jobs: the environment's, or the one that was chosen.
 
     Args:
         store: The store of the jobs.
-        environment: Variables; those of this process when None.
+        environment: Variables, as of ``fixed_engine``; those of this process when None.
 
     Raises:
         ClusterError: If a number in the environment, or what is stored, cannot be used.

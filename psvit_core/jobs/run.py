@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from psvit_core.errors import DataError, PsvitError
+from psvit_core.files import sha256_of
 from psvit_core.jobs import client
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.engines import engine_of_jobs
+from psvit_core.jobs.finetuning import Finetuning, write_code
 from psvit_core.records import (
-    FinetuneReport,
     Measurement,
     Partial,
     RecoverySettings,
@@ -57,12 +57,6 @@ from psvit_core.sensitivity.spec import load_spec, read_table
 from psvit_core.storage.shipped import DemoStore
 from psvit_core.storage.store import Store
 from psvit_core.tasks.evaluate import evaluate
-from psvit_core.tasks.finetune import (
-    FinetuneCallbacks,
-    FinetuneTask,
-    WrittenFinetuning,
-    run_finetune,
-)
 from psvit_core.tasks.fits import count_needs
 from psvit_core.tasks.graph import write_graph
 from psvit_core.tasks.inspect import check_data, inspect_entries
@@ -131,7 +125,7 @@ class JobRun:
             FitsRequest: _fits,
             LatencyRequest: self._latency,
         }
-        before, session.engine = session.engine, engine_of_jobs(self.store)
+        before, session.engine = session.engine, engine_of_jobs(self.store, self.job.engine)
         try:
             return runs[type(request)](session, request)
         finally:
@@ -247,8 +241,8 @@ class JobRun:
         return ExportResult(
             path=str(path),
             bytes=path.stat().st_size,
-            sha256=_sha256(path),
-            code=_definition(path),
+            sha256=sha256_of(path),
+            code=write_code(path),
             recovery=report,
             pruned_measurement=plain,
             file_measurement=found,
@@ -258,14 +252,14 @@ class JobRun:
     def _quantize(self, session: Session, request: QuantizeRequest) -> QuantizeResult:
         out = self._out_path(request.file_name)
         done = quantize_file(session, request.path, request.kind, out, self.tick)
-        size, code = out.stat().st_size, _definition(out)
-        return dataclasses.replace(done, bytes=size, sha256=_sha256(out), code=code)
+        size, code = out.stat().st_size, write_code(out)
+        return dataclasses.replace(done, bytes=size, sha256=sha256_of(out), code=code)
 
     def _graph(self, session: Session, request: GraphRequest) -> GraphResult:
         out = self._out_path(request.file_name)
         report = write_graph(session, request.path, out)
         return GraphResult(
-            path=str(out), bytes=out.stat().st_size, sha256=_sha256(out), report=report
+            path=str(out), bytes=out.stat().st_size, sha256=sha256_of(out), report=report
         )
 
     def _report(self, session: Session, request: ReportRequest) -> ReportResult:
@@ -286,7 +280,7 @@ class JobRun:
         return ReportResult(
             path=str(path),
             bytes=path.stat().st_size,
-            sha256=_sha256(path),
+            sha256=sha256_of(path),
             missing=found.missing,
         )
 
@@ -299,67 +293,9 @@ class JobRun:
         return self.store.place("exports", self.job.id, Path(file_name).name)
 
     def _finetune(self, session: Session, request: FinetuneRequest) -> FinetuneResult:
-        return _Finetuning(self, request, self._save_result).run(
+        return Finetuning(self, request, self._save_result).run(
             session, self._out_path(request.file_name)
         )
-
-
-class _Finetuning:
-    """The run of a fine-tuning, whose result grows meanwhile.
-
-    Args:
-        job_run: The run of the job.
-        request: The job's request.
-        save: Stores the result so far.
-    """
-
-    def __init__(
-        self, job_run: JobRun, request: FinetuneRequest, save: Callable[[JobResult], None]
-    ) -> None:
-        self._run, self._request, self._save = job_run, request, save
-        self._curve = ""
-        self._trials: dict[str, FinetuneReport] = {}  # that have ended, by their settings
-
-    def run(self, session: Session, out: Path) -> FinetuneResult:
-        """Prune, recover and train, unless an earlier process has written the file."""
-        known = FinetuneResult.read(self._run.job.result)
-        if known.sha256 and Path(known.path).exists():
-            return known  # the process was killed before it stored the job's end
-        request, store, job_id = self._request, self._run.store, self._run.job.id
-        task = FinetuneTask(
-            settings=request.settings,
-            out=out,
-            plan=request.plan,
-            recovery=request.recovery,
-            trials=request.trials,
-        )
-        callbacks = FinetuneCallbacks(
-            started=self._curve_started,
-            progress=self._run.progress,
-            tick=self._run.tick,
-            stop=lambda: client.stop_requested(store, job_id),
-            trial_ended=self._trial_ended,
-            finished=self._finished,
-        )
-        run_finetune(session, task, callbacks)
-        return FinetuneResult.read(self._run.job.result)
-
-    def _curve_started(self, curve: Path) -> None:
-        self._curve = str(curve)
-        self._save_trials()
-
-    def _trial_ended(self, report: FinetuneReport) -> None:
-        if self._request.trials:
-            self._trials[str(report.settings.to_dict())] = report
-            self._save_trials()
-
-    def _save_trials(self) -> None:
-        self._save(FinetuneResult(records=self._curve, trials=tuple(self._trials.values())))
-
-    def _finished(self, done: WrittenFinetuning) -> None:
-        self._save(_finetune_result(str(done.curve or self._curve), done))
-        run = self._run
-        run.store.put(client.PREFIX + run.job.id, run.job.to_dict())  # survives a power cut
 
 
 def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
@@ -372,35 +308,6 @@ def _finished_table(store: Store, sweep_key: str) -> SensitivityTable:
     return table
 
 
-def _finetune_result(curve: str, done: WrittenFinetuning) -> FinetuneResult:
-    return FinetuneResult(
-        records=curve,
-        path=str(done.out),
-        last_path=str(done.last),
-        bytes=done.out.stat().st_size,
-        sha256=_sha256(done.out),
-        code=_definition(done.out),
-        recovery=done.recovery,
-        report=done.report,
-        trials=done.trials,
-        pruned_measurement=done.plain,
-        recovered_measurement=done.recovered,
-        file_measurement=done.measurement,
-    )
-
-
 def _fits(session: Session, request: FitsRequest) -> FitsResult:
     unpruned, pruned = count_needs(session, request.plan)
     return FitsResult(unpruned=unpruned, pruned=pruned)
-
-
-def _definition(path: Path) -> str:
-    """Write the Python file of a pruned file; return its path, empty if there can be none."""
-    from psvit_core.export import write_definition
-
-    return str(write_definition(path) or "")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,7 +25,8 @@ from psvit_core.tasks.evaluate import evaluate
 from psvit_core.tasks.prune import prune_model
 from psvit_core.tasks.recover import load_written, measure_trained
 from psvit_core.tasks.session import Session
-from psvit_core.tasks.trials import TrainingInputs, TrialCallbacks, run_trials
+from psvit_core.tasks.trial_runs import TrainingInputs, TrialCallbacks, run_trials
+from psvit_core.tasks.trials import without_equals
 
 if TYPE_CHECKING:
     from psvit_core.zoo.base import SpikingModel
@@ -119,6 +120,7 @@ def run_finetune(
         check_images(session.model, train, val, settings)
     start = _prepare(session, task, callbacks.tick)
     teacher = _load_teacher(session, trials, start.small)
+    trials = _distinct(session, trials, teacher)
     inputs = TrainingInputs(small=start.small, teacher=teacher, train=train, val=val)
     trained = run_trials(session, inputs, trials, _of_trials(callbacks), resume=task.resume)
     result = trained.best
@@ -142,6 +144,19 @@ def run_finetune(
     for state in trained.states:  # each has several times the model's size
         state.unlink(missing_ok=True)
     return done
+
+
+def _distinct(
+    session: Session, trials: tuple[FinetuneSettings, ...], teacher: SpikingModel | None
+) -> tuple[FinetuneSettings, ...]:
+    """Return the trials without those that would train equal networks, and say so."""
+    distinct = without_equals(trials, has_teacher=teacher is not None)
+    if len(distinct) < len(trials):
+        session.warn(
+            f"Only {len(distinct)} of {len(trials)} trainings differ, and run: the weight of "
+            "distillation has no effect without a teacher, nor its temperature without a weight."
+        )
+    return distinct
 
 
 def _of_trials(callbacks: FinetuneCallbacks) -> TrialCallbacks:

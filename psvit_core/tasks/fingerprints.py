@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from psvit_core.files import expand_spec, is_read_anew
+from psvit_core.files import expand_spec
+from psvit_core.image_folders import is_read_anew
 from psvit_core.records import Subject
 
 CodeStamp = frozenset[tuple[str, int, int]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from psvit_core.files import READING, data_set_name, is_read_anew
+from psvit_core.files import data_set_name
+from psvit_core.image_folders import READING, is_read_anew
 from psvit_core.pareto import ParetoArchive
 from psvit_core.records import Conditions, ModelSummary, Subject
 from psvit_core.records.jobs import FileStamps

@@ -28,7 +28,7 @@ from psvit_core.data import EvalSet
 from psvit_core.durable import make_folder
 from psvit_core.errors import JobError
 from psvit_core.files import write_atomic
-from psvit_core.finetune import CURVE_FILE, STATE_FILE, finetune
+from psvit_core.finetune import CURVE_FILE, STATE_FILE
 from psvit_core.finetune.precision import resolved
 from psvit_core.records import (
     FinetuneReport,
@@ -38,12 +38,14 @@ from psvit_core.records import (
     RecoverySettings,
 )
 from psvit_core.runtime import Run
-from psvit_core.tasks.trials import (
+from psvit_core.tasks.trial_runs import (
     TrainingInputs,
     TrialCallbacks,
     compile_for_training,
-    trial_text,
+    drop_surpassed,
+    surpassed_reports,
 )
+from psvit_core.tasks.trials import trial_text
 
 if TYPE_CHECKING:
     from psvit_core.tasks.session import Session
@@ -95,14 +97,10 @@ class TrainingWorker:
     def _train(self, settings: FinetuneSettings, folder: Path, found: Found) -> None:
         inputs, sender = self._share.inputs, _Sender(folder, found)
         try:
-            result = finetune(
-                inputs.small,
-                inputs.train,
-                inputs.val,
-                teacher=inputs.teacher,
-                settings=settings,
-                folder=folder,
-                run=self._share.run,
+            result = inputs.finetune(
+                settings,
+                folder,
+                self._share.run,
                 progress=sender.progress,
                 tick=sender.send_state,
             )
@@ -167,7 +165,8 @@ def train_on_cluster(
     Args:
         engine: The cluster.
         inputs: Model, teacher and images.
-        trials: Settings by the folder that gets the training's state and curve.
+        trials: Settings by the folder that gets the training's state and curve, in their order.
+            Those of which only a report is left (``trial_runs.drop_surpassed``) are not trained.
         callbacks: Called meanwhile. After ``stop``, the folders have the last states saved.
         run: Device, validation batch size, precision, workers.
 
@@ -200,7 +199,9 @@ class _Trainings:
         self, pool: Pool[Path], settings: Mapping[Path, FinetuneSettings], callbacks: TrialCallbacks
     ) -> None:
         self._pool, self._settings, self._callbacks = pool, settings, callbacks
-        self._waiting = deque(settings)
+        self._reports = surpassed_reports(settings)
+        self._waiting = deque(folder for folder in settings if folder not in self._reports)
+        self._n_trainings = len(self._waiting)
         self._losses = dict.fromkeys(settings, 0)
         self._news: dict[Path, TrainingNews] = {}  # the latest of each training
         self._failed: dict[Path, JobError] = {}
@@ -250,11 +251,13 @@ class _Trainings:
             if content is not None:
                 write_atomic(folder / name, partial(_write, content))
         if news.report is not None:
+            self._reports[folder] = news.report
+            drop_surpassed(self._settings, self._reports)
             self._callbacks.ended(news.report)
         known = self._news.values()
         text = self._text(folder)
         each = max(latest.total for latest in known)  # of those not begun, about as many
-        total = sum(n.total for n in known) + each * (len(self._settings) - len(known))
+        total = sum(n.total for n in known) + each * (self._n_trainings - len(known))
         what = f"{text}: {news.what}" if text else news.what
         self._callbacks.progress(sum(latest.done for latest in known), total, what)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from psvit_core.files import READING
+from psvit_core.image_folders import READING
 from psvit_core.records import Conditions, Subject
 from psvit_core.tasks.fingerprints import data_stamp
 from psvit_core.tasks.matching import Matcher

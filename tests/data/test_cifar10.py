@@ -20,7 +20,8 @@ from PIL import Image
 from psvit_core.data import SPLITS, load_data
 from psvit_core.data.cifar10 import CLASSES
 from psvit_core.errors import DataError
-from psvit_core.files import READING, data_set_name, is_read_anew
+from psvit_core.files import data_set_name
+from psvit_core.image_folders import READING, is_read_anew
 from psvit_core.records import DIGITS_TRANSFORM, Conditions, Interval, Transform
 from psvit_core.tasks.evaluate import compare_published
 from psvit_core.tasks.fingerprints import data_stamp, file_stamp

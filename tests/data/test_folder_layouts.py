@@ -12,7 +12,7 @@ from PIL import Image
 
 from psvit_core.data import SPLITS, EvalSet, count_images, load_data
 from psvit_core.errors import DataError
-from psvit_core.files import READING
+from psvit_core.image_folders import READING
 from psvit_core.records import Transform
 
 SMALL = Transform(resize=8, crop=8)

@@ -13,6 +13,7 @@ from psvit_core.errors import ClusterError
 from psvit_core.jobs import client, run
 from psvit_core.jobs.client import Job
 from psvit_core.jobs.engines import choose_engine, engine_of_jobs, engine_text, is_fixed
+from psvit_core.records import Subject
 from psvit_core.records.jobs import SummaryRequest
 from psvit_core.storage.store import Store
 from tests.pareto.test_pareto import tiny_engine
@@ -64,25 +65,55 @@ def test_an_engine_in_words(settings: EngineSettings, text: str) -> None:
     assert engine_text(settings) == text
 
 
-def test_a_job_takes_the_engine_when_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, seen = Store(tmp_path), []
+@pytest.fixture
+def engines_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[EngineSettings]:
+    """Return a list that gets the engine of each job that is run, which then fails."""
+    seen: list[EngineSettings] = []
 
     def summary(session: Any) -> Any:
         seen.append(session.engine)
         raise ClusterError("enough")
 
     monkeypatch.setattr(run, "summarize_model", summary)
-    params = {"subject": {"model": "sdt_v1_digits"}, **SummaryRequest().to_dict()}
-    job = Job(id="a", task="summary", title="t", params=params, created=1.0)
-    client.save(store, job)
+    monkeypatch.setattr(client, "ensure_worker", lambda *_, **__: None)
+    return seen
+
+
+def run_job(store: Store, job: Job) -> None:
     session = tiny_engine(store)
+    with pytest.raises(ClusterError, match="enough"):
+        run.JobRun(store, job, lambda _: session, lambda _: None).run()
+
+
+def submitted(store: Store) -> Job:
+    return client.submit(store, "t", Subject(model="sdt_v1_digits"), SummaryRequest())
+
+
+def test_a_job_takes_the_engine_when_it_starts(
+    tmp_path: Path, engines_of_runs: list[EngineSettings]
+) -> None:
+    store = Store(tmp_path)
+    job = submitted(store)
     for chosen in (RAY, EngineSettings()):
         choose_engine(store, chosen)
-        with pytest.raises(ClusterError, match="enough"):
-            run.JobRun(store, job, lambda _: session, lambda _: None).run()
-    assert seen == [RAY, EngineSettings()]
+        run_job(store, job)
+    assert engines_of_runs == [RAY, EngineSettings()]
+
+
+def test_who_asks_for_a_job_decides_and_not_who_started_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines_of_runs: list[EngineSettings]
+) -> None:
+    store = Store(tmp_path)
+    monkeypatch.setenv("PSVIT_ENGINE", "ray")
+    monkeypatch.setenv("PSVIT_RAY_WORKERS", "3")
+    job = submitted(store)
+    monkeypatch.delenv("PSVIT_ENGINE")  # of a worker that another program has started
+    run_job(store, job)
+    client.cancel(store, job.id)
+    again = client.resume(store, job.id)
+    monkeypatch.setenv("PSVIT_ENGINE", "ray")
+    run_job(store, again)
+    assert engines_of_runs == [EngineSettings(name="ray", workers=3), EngineSettings()]
 
 
 def test_the_command(

@@ -23,7 +23,7 @@ CORE = ROOT / "psvit_core"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "callbacks"),
-    ("durable", "files", "documents", "stats", "kernels", "neurons", "runtime"),
+    ("durable", "files", "image_folders", "documents", "stats", "kernels", "neurons", "runtime"),
     ("records",),
     ("plan", "data", "quantize", "zoo"),
     ("groups", "selection", "storage"),

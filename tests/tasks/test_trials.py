@@ -10,20 +10,14 @@ import pytest
 
 from psvit_core.cluster.settings import EngineSettings
 from psvit_core.errors import CancelledError, JobError, UnknownNameError
-from psvit_core.finetune import finetune
+from psvit_core.finetune import STATE_FILE, finetune
 from psvit_core.records import FinetuneReport, FinetuneSettings, Subject, read_curve
 from psvit_core.runtime import Run
 from psvit_core.storage.store import Store
 from psvit_core.tasks.session import Session
-from psvit_core.tasks.trials import (
-    MOST_TRIALS,
-    TrainingInputs,
-    TrialCallbacks,
-    parse_values,
-    run_trials,
-    trial_text,
-    vary,
-)
+from psvit_core.tasks.trial_runs import TrainingInputs, TrialCallbacks, run_trials
+from psvit_core.tasks.trials import MOST_TRIALS, parse_values, trial_text, vary, without_equals
+from psvit_core.zoo.checkpoint import weights_hash
 from tests.finetune.test_finetune import pruned, train_set
 from tests.tiny import tiny_data
 
@@ -115,6 +109,10 @@ class Seen:
         )
 
 
+def scores_of(report: FinetuneReport) -> tuple[float, float]:
+    return report.best_accuracy.value, report.best_epoch
+
+
 def test_the_best_of_all_trials_is_kept(tmp_path: Path) -> None:
     inputs, seen = inputs_of(), Seen()
     trials = vary(BASE, {"lr": (0.5, 1e-3), "seed": (0, 1)})
@@ -132,10 +130,7 @@ def test_the_best_of_all_trials_is_kept(tmp_path: Path) -> None:
         for settings in trials
     ]
 
-    def scores(reports: Any) -> list[tuple[float, float]]:
-        return [(r.best_accuracy.value, r.best_epoch) for r in reports]
-
-    assert scores(found.reports) == scores(a.report for a in alone)
+    assert [*map(scores_of, found.reports)] == [scores_of(a.report) for a in alone]
     assert seen.reports == list(found.reports) and len(set(seen.curves)) == 4
     best = max(alone, key=lambda a: (a.report.best_accuracy.value, -_loss(a.report)))
     report = found.best.report
@@ -144,17 +139,57 @@ def test_the_best_of_all_trials_is_kept(tmp_path: Path) -> None:
         assert model.provenance["finetunes"] == [report.to_dict()]
     assert [step[:2] for step in seen.steps] == [(n, 16) for n in range(1, 17)]
     assert seen.steps[0][2].startswith("lr 0.5, seed 0: epoch")
-    assert all(path.is_file() for path in found.states)
+    assert sorted(path.name for path in found.states if path.is_file()) == [
+        *3 * ["report.json"],  # a state is large: only the best one's is kept
+        STATE_FILE,
+    ]
 
     again = Seen()
     assert run_trials(session, inputs, trials, again.callbacks).best.report == report
     assert again.steps == []  # nothing is trained twice
+    assert sorted(map(scores_of, again.reports)) == sorted(map(scores_of, seen.reports))
 
 
 def _loss(report: FinetuneReport) -> float:
     best = next(r for r in report.epochs if r.epoch == report.best_epoch)
     assert best.val_loss is not None
     return best.val_loss
+
+
+def test_what_an_earlier_run_surpassed_is_trained_again_if_it_is_the_best_now(
+    tmp_path: Path,
+) -> None:
+    inputs = inputs_of()
+    trials = vary(BASE, {"lr": (1e-3, 0.5), "seed": (0, 1)})
+    session = session_of(Store(tmp_path), inputs)
+    best = run_trials(session, inputs, trials, Seen().callbacks).best.report.settings
+    others = tuple(trial for trial in trials if trial != best)
+    seen = Seen()
+    found = run_trials(session, inputs, others, seen.callbacks)
+    expected = run_trials(
+        session_of(Store(tmp_path / "other"), inputs), inputs, others, Seen().callbacks
+    )
+    assert [*map(scores_of, found.reports)] == [*map(scores_of, expected.reports)]
+    assert weights_hash(found.best.model) == weights_hash(expected.best.model)
+    assert len(seen.steps) == 4  # of one training
+
+
+def test_a_damaged_report_is_no_reason_to_fail(tmp_path: Path) -> None:
+    inputs, trials = inputs_of(), vary(BASE, {"lr": (0.5, 1e-3)})
+    session = session_of(Store(tmp_path), inputs)
+    found = run_trials(session, inputs, trials, Seen().callbacks)
+    [report] = [path for path in found.states if path.name == "report.json" and path.exists()]
+    report.write_bytes(report.read_bytes()[:-9])
+    seen = Seen()
+    again = run_trials(session, inputs, trials, seen.callbacks)
+    assert again.best.report == found.best.report and len(seen.steps) == 4
+    assert run_trials(session, inputs, trials, Seen().callbacks, resume=False).reports
+
+
+def test_trials_that_would_train_the_same_network_run_once() -> None:
+    trials = vary(BASE, {"alpha": (0.0, 0.5, 1.0), "temperature": (1.0, 2.0)})
+    assert len(without_equals(trials, has_teacher=True)) == 5  # no temperature with weight 0
+    assert without_equals(trials, has_teacher=False) == trials[:1]
 
 
 def test_a_single_training_says_nothing_of_trials(tmp_path: Path) -> None:

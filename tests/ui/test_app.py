@@ -339,8 +339,9 @@ def test_missing_and_broken_files(server: Server, open_page: OpenPage, tmp_path:
     expect(failed).to_contain_text("is a text file", timeout=JOB_MS)
 
 
-def test_model_without_weights(server: Server, open_page: OpenPage) -> None:
-    page = open_page(f"{server.url}/tune?model=QKFormer+10-384+(weights+not+included)")
+@pytest.mark.parametrize("model", ["QKFormer+10-384+(weights+not+included)", "qkformer_10_384"])
+def test_model_without_weights(model: str, server: Server, open_page: OpenPage) -> None:
+    page = open_page(f"{server.url}/tune?model={model}")
     expect(page.get_by_text("The weights of this model are not included")).to_be_visible()
     expect(page.get_by_text("Published top-1: 78.80")).to_be_visible()
     page.get_by_role("textbox", name="Checkpoint file").fill("/no/such/weights.pth")

@@ -25,7 +25,7 @@ from ui.shell.glossary import glossary_button
 
 IMAGE_CHOICES = {"64": 64, "250": 250, "all": None}
 _DEFAULT_IMAGES = "all"
-_OLD_ENTRY = "Open a pruned file"  # in links of version 0.1
+_OLD_ENTRY = "Open a pruned file"  # in links of version 0.1, for ``OPEN_FILE``
 _FIELDS = (state.FILE, state.CHECKPOINT, state.DATA, state.ARGUMENTS, state.ENTRY)
 
 
@@ -37,8 +37,7 @@ def draw_header(title: str, subtitle: str) -> None:
         subtitle: The page's purpose, in one line.
     """
     links.select_model()
-    if st.query_params.get(state.MODEL) == _OLD_ENTRY:
-        state.set_default(state.MODEL, loaders.OPEN_FILE)
+    _take_named_model()
     for key in _FIELDS:
         if key not in st.query_params:  # known to the session, so a later value enters the URL
             state.set_default(key, "")
@@ -85,6 +84,15 @@ def draw_header(title: str, subtitle: str) -> None:
     except PsvitError as error:  # a path that this app does not open, or that is none
         st.error(in_markdown(str(error)), icon=":material/error:")
         st.stop()
+
+
+def _take_named_model() -> None:
+    """Choose the model of a link that gives its name; those of the app give its title."""
+    asked = st.query_params.get(state.MODEL, "")
+    if asked == _OLD_ENTRY:
+        state.set_default(state.MODEL, loaders.OPEN_FILE)
+    elif asked in list_models():
+        state.set_default(state.MODEL, asked)
 
 
 def _recovery_control() -> None:

@@ -256,30 +256,27 @@ _MOST_VALUES = 4  # of each: 64 trials at most
 _LRS, _ALPHAS = (1e-4, 3e-4, 1e-3, 3e-3), (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
+def _values_to_try(column: Any, what: str, values: tuple[float, ...], *, key: str) -> list[float]:
+    chosen: list[float] = column.multiselect(
+        f"Try {what}",
+        values,
+        format_func="{:g}".format,
+        key=key,
+        persist_state="session",
+        placeholder="only the one above",
+        max_selections=_MOST_VALUES,
+        help="Trains once with each value, or with each combination of values, and keeps the "
+        "network with the best validation accuracy.",
+    )
+    return chosen
+
+
 def _trials(training: FinetuneSettings, *, key: str) -> tuple[FinetuneSettings, ...]:
     """Draw the choice of values to try; return the settings of all trials, none for just one."""
     lrs, alphas, seeds = st.columns(3, gap="medium")
     values = {
-        "lr": lrs.multiselect(
-            "Try learning rates",
-            _LRS,
-            format_func="{:g}".format,
-            key=f"{key}-lr",
-            persist_state="session",
-            placeholder="only the one above",
-            max_selections=_MOST_VALUES,
-            help="Trains once with each value, or with each combination of values, and keeps the "
-            "network with the best validation accuracy.",
-        ),
-        "alpha": alphas.multiselect(
-            "Try distillation weights",
-            _ALPHAS,
-            format_func="{:g}".format,
-            key=f"{key}-alpha",
-            persist_state="session",
-            placeholder="only the one above",
-            max_selections=_MOST_VALUES,
-        ),
+        "lr": _values_to_try(lrs, "learning rates", _LRS, key=f"{key}-lr"),
+        "alpha": _values_to_try(alphas, "distillation weights", _ALPHAS, key=f"{key}-alpha"),
         "seed": range(
             training.seed,
             training.seed
