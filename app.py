@@ -22,9 +22,8 @@ from starlette.routing import Route
 from psvit_core.errors import PsvitError, StoreError
 from psvit_core.jobs import devices, servers, workers
 from psvit_core.records import Subject
-from psvit_core.storage.store import Store
 from ui.model import recovery
-from ui.model.loaders import WARM_ENV
+from ui.model.loaders import WARM_ENV, open_store
 from ui.panels import live
 from ui.shell.access import announce, current_access, start_access
 from ui.shell.browsers import BrowserNames, separates_browsers
@@ -32,6 +31,7 @@ from ui.shell.downloads import ROUTE, send_file
 from ui.shell.errors import show_error
 from ui.shell.gate import Gate
 from ui.shell.headers import SecurityHeaders
+from ui.shell.memory import limit_arenas
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
     """
     with ExitStack() as running:
         try:
-            store = Store()
+            store = open_store()
             running.callback(servers.unregister_server, store)
             running.enter_context(servers.jobs_have_workers(store, serves=True))
             if os.environ.get(WARM_ENV) != "0":
@@ -71,6 +71,7 @@ def check_settings() -> None:
         raise SystemExit(error.exit_code) from None
 
 
+limit_arenas()
 app = st.App(
     "ui/shell/main.py",
     routes=[Route(ROUTE, send_file), Route(live.ROUTE, live.send_progress)],

@@ -28,7 +28,8 @@ A table without joint plans is predicted by the sum of drops (``planners.predict
 from __future__ import annotations
 
 import itertools
-import weakref
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -357,18 +358,20 @@ class JointModel:
         return np.asarray((deviation * slope) ** 2 + _NOISE**2)
 
 
-_MODELS: dict[int, tuple[weakref.ref[SensitivityTable], JointModel]] = {}
+_MODELS: OrderedDict[int, JointModel] = OrderedDict()  # by the table's id, the last used one last
+_MOST_MODELS = 8  # each has dozens of matrices of (joint plans)^2
+_lock = threading.Lock()
 
 
 def joint_model(table: SensitivityTable) -> JointModel | None:
     """Return the table's regression, fitted once; None without enough joint plans."""
     if not is_calibrated(table):
         return None
-    known = _MODELS.get(id(table))
-    if known is not None and known[0]() is table:
-        return known[1]
-    for key in [key for key, (alive, _) in _MODELS.items() if alive() is None]:
-        del _MODELS[key]
-    model = JointModel(table)
-    _MODELS[id(table)] = (weakref.ref(table), model)
-    return model
+    # Threads often ask for the same one at once; and LAPACK keeps 32 MB for each that runs it.
+    with _lock:
+        if id(table) not in _MODELS:  # a model holds its table, so the id is not used again
+            _MODELS[id(table)] = JointModel(table)
+        _MODELS.move_to_end(id(table))
+        while len(_MODELS) > _MOST_MODELS:
+            _MODELS.popitem(last=False)
+        return _MODELS[id(table)]

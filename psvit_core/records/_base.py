@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from psvit_core.files import expand, write_text
 Axis = tuple[str, int]  # (tensor name, axis)
 
 Kept = tuple[int, ...]  # sorted indices of the remaining units
+_NAME = 64  # characters of a name at most
 
 
 def check_ratio(prune_ratio: float) -> float:
@@ -171,7 +173,8 @@ def _typed(hint: Any, value: Any) -> Any:
     if origin is tuple:
         return _typed_tuple(arguments, value)
     if origin is dict:
-        return {str(key): _typed(arguments[1], item) for key, item in dict(value).items()}
+        items = dict(value).items()
+        return {sys.intern(str(key)): _typed(arguments[1], item) for key, item in items}
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_dict(value)
     return value if hint is Any else _typed_scalar(hint, value)
@@ -194,7 +197,8 @@ def _typed_scalar(hint: Any, value: Any) -> Any:
         not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
     ):
         raise TypeError(f"expected {hint.__name__}, got {_shown(value)}")
-    return value
+    # Names of groups, layers and classes stand in every stored plan and measurement.
+    return sys.intern(value) if type(value) is str and len(value) <= _NAME else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

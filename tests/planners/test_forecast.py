@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
+import weakref
 
 import pytest
 
@@ -19,6 +21,7 @@ from psvit_core.planners import (
     sum_of_drops,
     with_measured,
 )
+from psvit_core.planners.forecast import MIN_JOINT
 from psvit_core.planners.predict import sum_interval
 from psvit_core.records import Interval, JointRow, SensitivityTable
 from tests.made import exactly, hand_made, measured_as
@@ -60,6 +63,19 @@ def test_few_joint_plans_correct_the_sum_of_drops() -> None:
     assert sum(inside) >= 54  # 9 of 10
     assert all(-0.5 <= p.low <= p.value <= p.high <= largest_drop(table) for p in found)
     assert predict_drop(table, tests[0]) == found[0].value
+
+
+def test_a_table_that_nobody_uses_any_more_leaves_the_memory() -> None:
+    ratios = {"a": 0.2, "b": 0.4}
+    table = calibrated(MIN_JOINT)
+    first = predict_drop_interval(table, ratios)
+    assert predict_drop_interval(table, ratios) == first
+    unused = weakref.ref(table)
+    del table
+    for _ in range(30):  # as after measurements, which each make another table
+        assert predict_drop_interval(calibrated(MIN_JOINT), ratios) == first
+    gc.collect()
+    assert unused() is None
 
 
 def test_the_range_is_narrow_near_joint_plans_and_wide_far_from_them() -> None:

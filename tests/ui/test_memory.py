@@ -5,10 +5,17 @@ from __future__ import annotations
 import ctypes
 import time
 import tomllib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.memory_session_storage import MemorySessionStorage
+from streamlit.runtime.session_manager import SessionInfo
+from streamlit.runtime.websocket_session_manager import WebsocketSessionManager
 
 from tests.patience import PATIENCE
 from ui.shell import memory
@@ -36,6 +43,26 @@ def test_sessions_that_close_together_are_tidied_up_after_together(
     memory._timers.clear()
 
 
+@pytest.mark.parametrize(("seconds", "dropped"), [(0, ["a", "b"]), (60, [])])
+def test_sessions_are_dropped_once_nobody_can_return_to_them(
+    seconds: int, dropped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut: list[str] = []
+    storage = MemorySessionStorage(ttl_seconds=seconds)
+    unused: Any = None
+    manager = WebsocketSessionManager(storage, unused, unused, None)
+    for name in ("a", "b"):
+        session: Any = SimpleNamespace(id=name, shutdown=partial(shut.append, name))
+        storage.save(SessionInfo(client=None, session=session))
+    if seconds == 0:  # the first was dropped when the second closed, the second waits
+        shut.append("a")
+    monkeypatch.setattr(runtime, "exists", lambda: True)
+    monkeypatch.setattr(runtime, "get_instance", lambda: SimpleNamespace(_session_mgr=manager))
+    memory.give_back()
+    memory.give_back()
+    assert shut == dropped
+
+
 def test_memory_can_be_given_back_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.give_back()
 
@@ -44,6 +71,7 @@ def test_memory_can_be_given_back_anywhere(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     memory.give_back()
+    memory.limit_arenas()
 
 
 def test_no_garbage_is_collected_after_every_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from psvit_core.jobs.client import Job
 from psvit_core.storage.store import Store
 from ui.components.live import follow
 from ui.model import formats, measured
+from ui.model.loaders import open_store
 from ui.model.measured import PartialDrop
 from ui.panels.job import cancel_button, progress_text, running_title, task_text
 
@@ -75,11 +75,6 @@ def estimate_line(partial: PartialDrop) -> str:
     )
 
 
-@functools.cache
-def _store() -> Store:
-    return Store()
-
-
 async def send_progress(request: Request) -> Response:
     """Answer with a job's progress, once it differs from what the browser has seen."""
     job_id, seen = request.path_params["job"], request.query_params.get("seen")
@@ -94,7 +89,7 @@ async def send_progress(request: Request) -> Response:
 
 
 def _look(job_id: str) -> dict[str, Any]:
-    store = _store()
+    store = open_store()
     try:
         return progress(store, client.find_job(store, job_id))
     except JobError:

@@ -2,7 +2,7 @@
 
 Streamlit collects garbage after every run of a script unless ``runner.postScriptGC`` is off. Here
 that took 83 % of the interpreter's time with 20 people at work. Python collects by itself often
-enough; what is left is done once Streamlit has forgotten closed sessions.
+enough; what is left is done once closed sessions can no longer be reconnected.
 """
 
 from __future__ import annotations
@@ -11,17 +11,44 @@ import ctypes
 import gc
 import threading
 from contextlib import suppress
+from typing import Any
 
 import streamlit as st
+from streamlit import runtime
 
 _PAUSE = 3.0  # seconds after Streamlit may forget a session
 _lock = threading.Lock()
 _timers: list[threading.Timer] = []  # the one that waits
 _later: list[bool] = []  # not empty if sessions have closed since it was started
+_M_ARENA_MAX, _ARENAS = -8, 2  # of glibc's mallopt
+
+
+def limit_arenas() -> None:
+    """Let the C library keep few pools of memory: each one keeps some of what was freed.
+
+    By default every thread gets one, up to eight a core, and Streamlit runs scripts in threads.
+    """
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def forget_sessions() -> None:
+    """Drop closed sessions whose time to reconnect is over.
+
+    Streamlit itself drops them when the next session closes, which on a quiet app takes long.
+    """
+    if not runtime.exists():
+        return
+    manager: Any = runtime.get_instance()._session_mgr  # Streamlit offers no other way
+    with manager._storage_lock:
+        expired = manager._session_storage._cache.expire()
+    for _, info in expired:
+        info.session.shutdown()
 
 
 def give_back() -> None:
-    """Collect garbage, and return what the C library has kept of it to the system."""
+    """Drop closed sessions, and return their memory to the system."""
+    forget_sessions()
     gc.collect()
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
