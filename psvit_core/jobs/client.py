@@ -82,7 +82,8 @@ class Job(Record):
     log_from: int | None = None  # bytes of the worker's log before it began, and when it ended
     log_to: int | None = None
     exit_code: int | None = None  # of an ended job, as the command line would have it
-    #: Variables of the environment of who asked for it, if they decide its engine (``engines``).
+    #: PSVIT_ENGINE and PSVIT_RAY_* of the process that submitted or resumed it; empty: the stored
+    #: choice decides (``engines``).
     engine: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -237,7 +238,8 @@ def submit(store: Store, title: str, subject: Subject, request: JobRequest, owne
             is superseded, and nothing supersedes this job.
 
     Returns:
-        The new job, or an active one of the same owner with the same subject, files and request.
+        The new job, or an active one of the same owner with the same subject, files and request,
+        on whichever engine.
     """
     stamps = FileStamps(model=tuple(model_stamp(subject)), data=tuple(data_stamp(subject.data)))
     short = request.task in SHORT

@@ -43,7 +43,7 @@ def engine_of_jobs(store: Store, environment: Mapping[str, str] | None = None) -
 
     Raises:
         ClusterError: If a number in the environment, or what is stored, cannot be used.
-        UnknownNameError: If the environment names no engine.
+        UnknownNameError: If the environment names an unknown engine.
     """
     environment = os.environ if environment is None else environment
     chosen = store.get(_KEY)
@@ -59,7 +59,7 @@ def engine_of_jobs(store: Store, environment: Mapping[str, str] | None = None) -
 
 
 def choose_engine(store: Store, settings: EngineSettings) -> None:
-    """Store the engine of the jobs that start from now on.
+    """Store the engine of the jobs that start from now on, unless they name one themselves.
 
     Raises:
         ClusterError: If the environment decides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,8 @@ class Finetuning:
             finished=self._finished,
         )
         run_finetune(session, task, callbacks)
-        return FinetuneResult.read(self._run.job.result)
+        result = FinetuneResult.read(self._run.job.result)
+        return dataclasses.replace(result, warnings=tuple(session.warnings))
 
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)

@@ -106,6 +106,7 @@ class JobRun:
         Raises:
             RecordError: If another version wrote the request.
             ClusterError: If the choice of where jobs run cannot be read.
+            UnknownNameError: If the environment of who asked for it names an unknown engine.
         """
         request = self.job.read_request()
         session = self._session_of(Subject.from_dict(self.job.params.get("subject")))
@@ -125,11 +126,12 @@ class JobRun:
             FitsRequest: _fits,
             LatencyRequest: self._latency,
         }
-        before, session.engine = session.engine, engine_of_jobs(self.store, self.job.engine)
+        engine, warnings = session.engine, list(session.warnings)
+        session.engine = engine_of_jobs(self.store, self.job.engine)
         try:
             return runs[type(request)](session, request)
-        finally:
-            session.engine = before  # of a job that this one interrupts
+        finally:  # those of a job that this one interrupts, or of the next one
+            session.engine, session.warnings[:] = engine, warnings
 
     def tick(self) -> None:
         """Count a batch that is about to run; stop the job if the user cancelled it."""

@@ -359,7 +359,7 @@ class JointModel:
 
 
 _MODELS: OrderedDict[int, JointModel] = OrderedDict()  # by the table's id, the last used one last
-_MOST_MODELS = 8  # each has dozens of matrices of (joint plans)^2
+_MOST_MODELS = 16  # each has dozens of matrices of (joint plans)^2
 _lock = threading.Lock()
 
 
@@ -367,7 +367,7 @@ def joint_model(table: SensitivityTable) -> JointModel | None:
     """Return the table's regression, fitted once; None without enough joint plans."""
     if not is_calibrated(table):
         return None
-    # Threads often ask for the same one at once; and LAPACK keeps 32 MB for each that runs it.
+    # Threads often ask for the same one at once, and LAPACK keeps 32 MB for each thread within it.
     with _lock:
         if id(table) not in _MODELS:  # a model holds its table, so the id is not used again
             _MODELS[id(table)] = JointModel(table)

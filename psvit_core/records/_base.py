@@ -174,7 +174,7 @@ def _typed(hint: Any, value: Any) -> Any:
         return _typed_tuple(arguments, value)
     if origin is dict:
         items = dict(value).items()
-        return {sys.intern(str(key)): _typed(arguments[1], item) for key, item in items}
+        return {_shared(str(key)): _typed(arguments[1], item) for key, item in items}
     if isinstance(hint, type) and issubclass(hint, Record):
         return hint.from_dict(value)
     return value if hint is Any else _typed_scalar(hint, value)
@@ -197,8 +197,12 @@ def _typed_scalar(hint: Any, value: Any) -> Any:
         not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)
     ):
         raise TypeError(f"expected {hint.__name__}, got {_shown(value)}")
-    # Names of groups, layers and classes stand in every stored plan and measurement.
-    return sys.intern(value) if type(value) is str and len(value) <= _NAME else value
+    return _shared(value) if type(value) is str else value
+
+
+def _shared(text: str) -> str:
+    """Return a name once for all records: most stored plans and measurements have the same ones."""
+    return sys.intern(text) if len(text) <= _NAME else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -330,6 +330,7 @@ class FinetuneResult(WrittenModel):
     report: FinetuneReport | None = None
     recovered_measurement: Measurement | None = None  # after recovery, before training
     trials: tuple[FinetuneReport, ...] = ()  # those that have ended, if several are tried
+    warnings: tuple[str, ...] = ()  # such as trainings that were left out
 
 
 #: The request and the result of every task.

@@ -141,8 +141,8 @@ def run_finetune(
         curve=trained.curve,
     )
     callbacks.finished(done)
-    for state in trained.states:  # each has several times the model's size
-        state.unlink(missing_ok=True)
+    for file in trained.files:  # a state has several times the model's size
+        file.unlink(missing_ok=True)
     return done
 
 
@@ -153,8 +153,9 @@ def _distinct(
     distinct = without_equals(trials, has_teacher=teacher is not None)
     if len(distinct) < len(trials):
         session.warn(
-            f"Only {len(distinct)} of {len(trials)} trainings differ, and run: the weight of "
-            "distillation has no effect without a teacher, nor its temperature without a weight."
+            f"{len(trials) - len(distinct)} of {len(trials)} trainings are left out, because they "
+            "would give the same network as another: without a teacher, the weight of distillation "
+            "has no effect, and without a weight its temperature has none."
         )
     return distinct
 

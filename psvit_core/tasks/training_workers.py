@@ -43,7 +43,7 @@ from psvit_core.tasks.trial_runs import (
     TrialCallbacks,
     compile_for_training,
     drop_surpassed,
-    surpassed_reports,
+    ended_trials,
 )
 from psvit_core.tasks.trials import trial_text
 
@@ -166,7 +166,7 @@ def train_on_cluster(
         engine: The cluster.
         inputs: Model, teacher and images.
         trials: Settings by the folder that gets the training's state and curve, in their order.
-            Those of which only a report is left (``trial_runs.drop_surpassed``) are not trained.
+            Those that have ended (``trial_runs.ended_trials``) are not trained.
         callbacks: Called meanwhile. After ``stop``, the folders have the last states saved.
         run: Device, validation batch size, precision, workers.
 
@@ -178,6 +178,10 @@ def train_on_cluster(
         ClusterError: If the cluster cannot be used.
         DataError: If a training cannot have the precision that was asked for.
     """
+    ended = ended_trials(trials)
+    n_left = len(trials) - len(ended)
+    if not n_left:
+        return {}
     # This processor chooses the precision, so that all nodes train the same.
     settings = {folder: resolved(chosen, run) for folder, chosen in trials.items()}
     sent = replace(
@@ -187,19 +191,25 @@ def train_on_cluster(
     )
     share = TrainingShare(inputs=sent, run=run)
     with closing(Connection(engine)) as connection:
-        pool: Pool[Path] = Pool(connection, TrainingWorker, run.device, share, most=len(trials))
+        pool: Pool[Path] = Pool(
+            connection, TrainingWorker, run.device, share, most=len(trials) - len(ended)
+        )
         with closing(pool):
-            return _Trainings(pool, settings, callbacks).run()
+            return _Trainings(pool, settings, ended, callbacks).run()
 
 
 class _Trainings:
     """Trainings of which some wait, some run and some have ended."""
 
     def __init__(
-        self, pool: Pool[Path], settings: Mapping[Path, FinetuneSettings], callbacks: TrialCallbacks
+        self,
+        pool: Pool[Path],
+        settings: Mapping[Path, FinetuneSettings],
+        ended: Mapping[Path, FinetuneReport],
+        callbacks: TrialCallbacks,
     ) -> None:
         self._pool, self._settings, self._callbacks = pool, settings, callbacks
-        self._reports = surpassed_reports(settings)
+        self._reports = dict(ended)
         self._waiting = deque(folder for folder in settings if folder not in self._reports)
         self._n_trainings = len(self._waiting)
         self._losses = dict.fromkeys(settings, 0)
@@ -235,7 +245,8 @@ class _Trainings:
         if event.is_lost:
             self._losses[folder] += event.node_lived
             check_losses(self._losses[folder], f"a training {self._text(folder)}")
-            self._waiting.appendleft(folder)
+            if folder not in self._reports and folder not in self._failed:  # it had not ended
+                self._waiting.appendleft(folder)
         elif event.is_result:
             self._keep(folder, event.result)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from psvit_core.runtime import Run
     from psvit_core.zoo.base import SpikingModel
 
-_REPORT_FILE = "report.json"  # of a training that ended, if its state was removed
+_REPORT_FILE = "report.json"  # of a training that has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,6 @@ class TrainingInputs:
         folder: Path,
         run: Run,
         *,
-        resume: bool = True,
         progress: Progress,
         tick: Tick,
         stop: Stop = never_stop,
@@ -57,7 +57,6 @@ class TrainingInputs:
             teacher=self.teacher,
             settings=settings,
             folder=folder,
-            resume=resume,
             run=run,
             progress=progress,
             tick=tick,
@@ -82,7 +81,7 @@ class TrainedTrials:
 
     best: FinetuneResult  # of the best trial
     reports: tuple[FinetuneReport, ...]  # in the order of the settings, without any not begun
-    states: tuple[Path, ...]  # files from which a stopped run would continue
+    files: tuple[Path, ...]  # from which a stopped run would continue
     curve: Path  # the file with the best trial's learning curve
 
 
@@ -119,117 +118,98 @@ def run_trials(
     settings_of = {_folder(session, inputs, settings): settings for settings in trials}
     compile_for_training(inputs.small, session.run)
     if not resume:
-        for path in _states(settings_of):
+        for path in _files(settings_of):
             path.unlink(missing_ok=True)
-    reports = surpassed_reports(settings_of)
-    for report in reports.values():
-        callbacks.ended(report)
     failed: dict[Path, JobError] = {}
     if _uses_cluster(session):
         failed = _train_on_cluster(session, inputs, settings_of, callbacks)
-        reports.update(surpassed_reports(settings_of))
-    best, folder = _train_here(session, inputs, settings_of, callbacks, reports, failed)
-    _warn_of_failed(session, settings_of, failed)
-    return TrainedTrials(
-        best=_one_of(best, len(reports)),
-        reports=tuple(reports[folder] for folder in settings_of if folder in reports),
-        states=_states(settings_of),
-        curve=folder / CURVE_FILE,
-    )
-
-
-def _train_here(
-    session: Session,
-    inputs: TrainingInputs,
-    trials: Mapping[Path, FinetuneSettings],
-    callbacks: TrialCallbacks,
-    reports: dict[Path, FinetuneReport],
-    failed: dict[Path, JobError],
-) -> tuple[FinetuneResult, Path]:
-    """Train what has neither a report nor a failure, and add those; return the best's result.
-
-    Raises:
-        JobError: If all have failed.
-    """
+    ended = ended_trials(settings_of)
+    reports = {folder: r for folder, r in ended.items() if not _state(folder).exists()}
+    for report in reports.values():
+        callbacks.ended(report)
     best: tuple[FinetuneResult, Path] | None = None
-    waiting = [folder for folder in trials if folder not in reports]
-    while True:
-        for result, folder in _trained(session, inputs, trials, waiting, callbacks, failed):
-            callbacks.ended(result.report)
-            reports[folder] = result.report
-            if best_of(trials, reports) == folder:
-                best = result, folder
-            if not callbacks.stop():  # what was stopped may go on another time
-                drop_surpassed(trials, reports)
-        for folder in failed:
-            reports.pop(folder, None)
-        first = best_of(trials, reports)
-        if first is None:
-            raise next(iter(failed.values()))
-        if best is not None and best[1] == first:
-            return best
-        waiting = [first]  # surpassed in an earlier run only, it has no state any more: once again
-
-
-def best_of(trials: Iterable[Path], reports: Mapping[Path, FinetuneReport]) -> Path | None:
-    """Return the folder of the best training that ended, of equal ones the first; None if none."""
-    ended = [folder for folder in trials if folder in reports]
-    return max(ended, key=lambda folder: score(reports[folder]), default=None)
+    for result, folder in _trained(session, inputs, settings_of, callbacks, reports, failed):
+        callbacks.ended(result.report)
+        reports[folder] = result.report
+        if best is None or score(result.report) > score(best[0].report):
+            best = result, folder
+        if not callbacks.stop():  # what was stopped may go on another time
+            drop_surpassed(settings_of, reports)
+    _warn_of_failed(session, settings_of, failed)
+    if best is None:
+        raise next(iter(failed.values()))
+    return TrainedTrials(
+        best=_one_of(best[0], len(reports)),
+        reports=tuple(reports[folder] for folder in settings_of if folder in reports),
+        files=_files(settings_of),
+        curve=best[1] / CURVE_FILE,
+    )
 
 
 def drop_surpassed(trials: Iterable[Path], reports: Mapping[Path, FinetuneReport]) -> None:
     """Keep the state of the best training that ended, and of the others only their reports.
 
     Args:
-        trials: The folders of all trainings, in their order.
+        trials: The folders of all trainings, in their order; of equally good ones the first is
+            kept.
         reports: Those of trainings that ended, by folder.
     """
-    from psvit_core.finetune import STATE_FILE
-
-    best = best_of(trials, reports)
-    for folder, report in reports.items():
-        state = folder / STATE_FILE
-        if folder != best and state.exists():
-            report.save(folder / _REPORT_FILE)
-            state.unlink()
+    ended = [folder for folder in trials if folder in reports and _state(folder).exists()]
+    best = max(ended, key=lambda folder: score(reports[folder]), default=None)
+    for folder in ended:
+        reports[folder].save(folder / _REPORT_FILE)
+        if folder != best:
+            _state(folder).unlink(missing_ok=True)
 
 
-def surpassed_reports(trials: Iterable[Path]) -> dict[Path, FinetuneReport]:
-    """Return the reports of trainings that ended and have no state any more, by folder."""
-    from psvit_core.finetune import STATE_FILE
+def ended_trials(trials: Iterable[Path]) -> dict[Path, FinetuneReport]:
+    """Return the reports of the trainings that have ended, by folder.
 
+    One without a state counts only beside one that surpasses it and has its state. It does not if
+    an earlier run tried other settings as well: if it is the best of these, its state is needed.
+    """
     found = {}
     for folder in trials:
-        if (folder / _REPORT_FILE).exists() and not (folder / STATE_FILE).exists():
-            try:
-                found[folder] = FinetuneReport.load(folder / _REPORT_FILE)
-            except RecordError:  # damaged: it is trained again
-                (folder / _REPORT_FILE).unlink()
-    return found
+        with suppress(RecordError):  # there is none, or it is damaged: it is trained again
+            found[folder] = FinetuneReport.load(folder / _REPORT_FILE)
+    kept = [score(report) for folder, report in found.items() if _state(folder).exists()]
+    return {
+        folder: report
+        for folder, report in found.items()
+        if _state(folder).exists() or (kept and score(report) <= max(kept))
+    }
 
 
-def _states(trials: Iterable[Path]) -> tuple[Path, ...]:
+def _state(folder: Path) -> Path:
+    """Return the file of a training's state."""
     from psvit_core.finetune import STATE_FILE
 
-    return tuple(folder / name for folder in trials for name in (STATE_FILE, _REPORT_FILE))
+    return folder / STATE_FILE
+
+
+def _files(trials: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(path for folder in trials for path in (_state(folder), folder / _REPORT_FILE))
 
 
 def _trained(
     session: Session,
     inputs: TrainingInputs,
     trials: Mapping[Path, FinetuneSettings],
-    waiting: Sequence[Path],
     callbacks: TrialCallbacks,
+    reports: Mapping[Path, FinetuneReport],
     failed: dict[Path, JobError],
 ) -> Iterator[tuple[FinetuneResult, Path]]:
-    """Yield result and folder of each waiting training; add those that diverge to ``failed``."""
-    from psvit_core.finetune import CURVE_FILE, STATE_FILE, n_steps
+    """Yield result and folder of each training without a report; add what diverges to ``failed``.
+
+    After ``stop``, only those that have begun; if none has, the first one.
+    """
+    from psvit_core.finetune import CURVE_FILE, n_steps
 
     steps = {folder: n_steps(inputs.train, settings) for folder, settings in trials.items()}
     before = dict(zip(steps, itertools.accumulate(steps.values(), initial=0), strict=False))
-    begun = False
-    for folder in waiting:
-        stopped = begun and callbacks.stop() and not (folder / STATE_FILE).exists()
+    begun = any(_state(folder).exists() for folder in trials)
+    for folder in [folder for folder in trials if folder not in reports]:
+        stopped = begun and callbacks.stop() and not _state(folder).exists()
         if folder in failed or stopped:
             continue
         callbacks.started(folder / CURVE_FILE)

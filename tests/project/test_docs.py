@@ -75,7 +75,9 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 120
 
 
-@pytest.mark.parametrize("name", ["README", "getting-started", "api"])
+@pytest.mark.parametrize(
+    "name", ["README", pytest.param("getting-started", marks=pytest.mark.slow), "api"]
+)
 def test_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = blocks(TEXTS[name][0], "python")

@@ -139,8 +139,8 @@ def test_the_best_of_all_trials_is_kept(tmp_path: Path) -> None:
         assert model.provenance["finetunes"] == [report.to_dict()]
     assert [step[:2] for step in seen.steps] == [(n, 16) for n in range(1, 17)]
     assert seen.steps[0][2].startswith("lr 0.5, seed 0: epoch")
-    assert sorted(path.name for path in found.states if path.is_file()) == [
-        *3 * ["report.json"],  # a state is large: only the best one's is kept
+    assert sorted(path.name for path in found.files if path.is_file()) == [
+        *4 * ["report.json"],  # a state is large: only the best one's is kept
         STATE_FILE,
     ]
 
@@ -156,9 +156,7 @@ def _loss(report: FinetuneReport) -> float:
     return best.val_loss
 
 
-def test_what_an_earlier_run_surpassed_is_trained_again_if_it_is_the_best_now(
-    tmp_path: Path,
-) -> None:
+def test_reports_without_a_state_count_only_beside_a_better_one(tmp_path: Path) -> None:
     inputs = inputs_of()
     trials = vary(BASE, {"lr": (1e-3, 0.5), "seed": (0, 1)})
     session = session_of(Store(tmp_path), inputs)
@@ -166,19 +164,55 @@ def test_what_an_earlier_run_surpassed_is_trained_again_if_it_is_the_best_now(
     others = tuple(trial for trial in trials if trial != best)
     seen = Seen()
     found = run_trials(session, inputs, others, seen.callbacks)
-    expected = run_trials(
-        session_of(Store(tmp_path / "other"), inputs), inputs, others, Seen().callbacks
-    )
+    elsewhere = session_of(Store(tmp_path / "other"), inputs)
+    expected = run_trials(elsewhere, inputs, others, Seen().callbacks)
     assert [*map(scores_of, found.reports)] == [*map(scores_of, expected.reports)]
     assert weights_hash(found.best.model) == weights_hash(expected.best.model)
-    assert len(seen.steps) == 4  # of one training
+    assert len(seen.steps) == 12  # of three trainings: the model of each is needed if it is best
+
+
+def test_stop_loses_nothing_that_had_ended(tmp_path: Path) -> None:
+    inputs, trials = inputs_of(), vary(BASE, {"seed": (0, 1, 2)})
+    session = session_of(Store(tmp_path), inputs)
+    with pytest.raises(CancelledError):
+        run_trials(session, inputs, trials, Seen(kill_after=10).callbacks)
+    found = run_trials(session, inputs, trials, Seen(stop_after=0).callbacks)
+    assert [len(r.epochs) for r in found.reports[:2]] == [2, 2]  # before training, and after one
+    assert found.best.report.best_accuracy.value == max(
+        r.best_accuracy.value for r in found.reports
+    )
+
+
+def test_a_kill_between_report_and_state_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, trials = inputs_of(), vary(BASE, {"seed": (0, 1)})
+    session = session_of(Store(tmp_path), inputs)
+
+    unlink = Path.unlink
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if self.name == STATE_FILE and self.exists():
+            raise CancelledError("killed")
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patched, pytest.raises(CancelledError):
+        patched.setattr(Path, "unlink", killed)
+        run_trials(session, inputs, trials, Seen().callbacks)
+    seen = Seen()
+    assert len(run_trials(session, inputs, trials, seen.callbacks).reports) == 2
+    assert seen.steps == []
 
 
 def test_a_damaged_report_is_no_reason_to_fail(tmp_path: Path) -> None:
     inputs, trials = inputs_of(), vary(BASE, {"lr": (0.5, 1e-3)})
     session = session_of(Store(tmp_path), inputs)
     found = run_trials(session, inputs, trials, Seen().callbacks)
-    [report] = [path for path in found.states if path.name == "report.json" and path.exists()]
+    [report] = [
+        path
+        for path in found.files
+        if path.name == "report.json" and not path.with_name(STATE_FILE).exists()
+    ]
     report.write_bytes(report.read_bytes()[:-9])
     seen = Seen()
     again = run_trials(session, inputs, trials, seen.callbacks)

@@ -154,6 +154,7 @@ def test_every_imagenet_family_has_a_rule() -> None:
             assert card.rule is RESIZE_RULES[card.family]
 
 
+@pytest.mark.slow
 def test_shipped_summaries_match_the_weights(tmp_path: Path) -> None:
     from scripts.describe_models import describe
 

@@ -27,6 +27,7 @@ from tests.tiny import tiny_input, tiny_model, vector
 IMAGENET = ("max_former_imagenet", "ms_qkformer_imagenet")
 CIFAR = ("max_former_cifar", "ms_qkformer_cifar")
 FOUR = (*IMAGENET, *CIFAR)
+FILES = (pytest.param(IMAGENET[0], marks=pytest.mark.slow), *FOUR[1:])  # seconds each, of any size
 State = dict[str, Tensor]
 
 
@@ -184,7 +185,7 @@ def options_of(name: str, model: SpikingModel) -> dict[str, Any]:
     return {"T": model.T, "image_size": 224 if name in IMAGENET else 32}
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_old_names_are_matched_by_position(name: str, prefix: str, tmp_path: Path) -> None:
     model = tiny_model(name)
@@ -206,7 +207,7 @@ def test_old_names_are_matched_by_position(name: str, prefix: str, tmp_path: Pat
     assert any(note in text for text in sizing.cautions)
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", FILES)
 def test_new_names_are_matched_by_name(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     state = dict(reversed(model.state_dict().items()))  # in any order
@@ -218,7 +219,7 @@ def test_new_names_are_matched_by_name(name: str, tmp_path: Path) -> None:
     assert load_model(tmp_path / "new.safetensors", **options_of(name, model)).family == name
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", FILES)
 def test_missing_counters_keep_the_positions(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     state = {n: t for n, t in old_state(model).items() if not n.endswith("num_batches_tracked")}
@@ -288,7 +289,7 @@ BROKEN: dict[str, tuple[Callable[[State], State], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_does_not_fit_by_position_is_refused(kind: str, name: str, tmp_path: Path) -> None:
     change, message = BROKEN[kind]

@@ -208,6 +208,7 @@ def test_files_that_fit_nothing_name_the_nearest(kind: str, tmp_path: Path) -> N
     assert inspect_file(str(tmp_path / "bad.pth")).nearest is not None
 
 
+@pytest.mark.slow
 def test_event_weights_of_sdt_v1_carry_a_caution(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model("sdt_v1", in_channels=2, num_classes=11, embed_dims=32, depths=1)

@@ -42,8 +42,7 @@ def forget_sessions() -> None:
     manager: Any = runtime.get_instance()._session_mgr  # Streamlit offers no other way
     with manager._storage_lock:
         expired = manager._session_storage._cache.expire()
-    for _, info in expired:
-        info.session.shutdown()
+    del expired  # not under the lock: a session ends itself when nothing refers to it
 
 
 def give_back() -> None:
@@ -72,12 +71,14 @@ def _start() -> None:
 
 
 def _due() -> None:
-    give_back()
-    with _lock:
-        _timers.clear()
-        if _later:
-            _later.clear()
-            _start()
+    try:
+        give_back()
+    finally:  # the next sessions get their turn, whatever went wrong
+        with _lock:
+            _timers.clear()
+            if _later:
+                _later.clear()
+                _start()
 
 
 @st.cache_resource(scope="session", on_release=_closed, show_spinner=False)

@@ -16,7 +16,7 @@ from ui.model.foreign import in_markdown
 from ui.model.measured import measured_plans
 from ui.panels.graph import graph_button, graph_state
 from ui.panels.quantized import quantized_panel
-from ui.panels.widgets import download_link, facts_table
+from ui.panels.widgets import download_link, facts_table, show_warnings
 
 
 def reference_of(workspace: Workspace, summary: ModelSummary, job: Job) -> history.Reference:
@@ -49,6 +49,7 @@ def result_panel(workspace: Workspace, summary: ModelSummary, job: Job, *, key: 
     if report and start:
         st.markdown(history.gain_line(start, report))
     trials_table(job)
+    show_warnings(job.outcome.warnings if isinstance(job.outcome, FinetuneResult) else ())
     what = "settings and the best epoch were" if report and report.trials > 1 else "epoch was"
     chosen = f" The best {what} selected on these images: use the test split for a final judgement."
     st.caption(
