@@ -165,8 +165,9 @@ def drop_surpassed(trials: Iterable[Path], reports: Mapping[Path, FinetuneReport
 def ended_trials(trials: Iterable[Path]) -> dict[Path, FinetuneReport]:
     """Return the reports of the trainings that have ended, by folder.
 
-    One without a state counts only beside one that surpasses it and has its state. It does not if
-    an earlier run tried other settings as well: if it is the best of these, its state is needed.
+    A report without a state counts only if another training is at least as good and has its state.
+    Otherwise, as after a run that tried other settings as well, its model may be wanted after all,
+    and it is trained again.
     """
     found = {}
     for folder in trials:

@@ -52,7 +52,7 @@ def test_an_interrupted_job_says_why(tmp_path: Path) -> None:
 def test_the_page_is_told_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The browser's request waits for news; the first look after the kill is news."""
     store = Store(tmp_path)
-    monkeypatch.setattr(live, "_store", lambda: store)
+    monkeypatch.setattr(live, "open_store", lambda: store)
     own = {"pid": os.getpid(), "pid_started": workers.process_started(os.getpid())}
     job = client.save(store, make_job(state="running", **own))
     looks: list[str] = []

@@ -46,6 +46,7 @@ TORCH_FREE = (
     "psvit_core.durable",
     "psvit_core.errors",
     "psvit_core.files",
+    "psvit_core.image_folders",
     "psvit_core.stats",
     "psvit_core.records",
     "psvit_core.metrics.devices",
