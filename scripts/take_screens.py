@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script from anywhere
@@ -128,7 +128,7 @@ def settle(page: Page) -> None:
     page.get_by_role("heading", level=1).wait_for(timeout=60_000)
     page.locator(IDLE).wait_for(timeout=60_000)
     page.wait_for_timeout(1500)  # charts are drawn after the script
-    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=60_000)
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=60_000)
     page.wait_for_timeout(1500)
     page.locator(IDLE).wait_for(timeout=60_000)
 
