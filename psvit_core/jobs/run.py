@@ -126,12 +126,11 @@ class JobRun:
             FitsRequest: _fits,
             LatencyRequest: self._latency,
         }
-        engine, warnings = session.engine, list(session.warnings)
-        session.engine = engine_of_jobs(self.store, self.job.engine)
+        before, session.engine = session.engine, engine_of_jobs(self.store, self.job.engine)
         try:
             return runs[type(request)](session, request)
-        finally:  # those of a job that this one interrupts, or of the next one
-            session.engine, session.warnings[:] = engine, warnings
+        finally:
+            session.engine = before  # of a job that this one interrupts
 
     def tick(self) -> None:
         """Count a batch that is about to run; stop the job if the user cancelled it."""
