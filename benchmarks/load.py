@@ -213,7 +213,7 @@ def _answer_rows(crowd: Crowd, browsing: Browsing) -> list[dict[str, Any]]:
     }
     for name, times in kinds.items():
         if times:
-            note = f"{len(times)} of {crowd.count} tabs"
+            note = f"{len(times)} answers, {crowd.count} tabs"
             note = f"{len(times)} in Chromium" if name.startswith("browser") else note
             rows.append(row(f"{name}, p50", statistics.median(times), "s", note))
             rows.append(row(f"{name}, p95", rank(times, 0.95), "s", note))
@@ -235,7 +235,9 @@ def _measuring_rows(crowd: Crowd, store: Store) -> list[dict[str, Any]]:
     return [
         row("measurement waits for the worker, p50", rank(waited, 0.5), "s", f"{len(jobs)} ran"),
         row("measurement waits for the worker, p95", rank(waited, 0.95), "s"),
-        row("the same, tab that waits longest, p50", max(medians, default=0.0), "s", "fairness"),
+        row(
+            "median wait of the tab that waits longest", max(medians, default=0.0), "s", "fairness"
+        ),
         row("edit to measured result on the page, p50", rank(shown, 0.5), "s", f"{len(shown)}"),
         row("edit to measured result on the page, p95", rank(shown, 0.95), "s"),
         row("edits whose measurement was dropped", dropped, "", "a newer edit took its place"),
@@ -257,13 +259,18 @@ def rerun_rows(cache: Path, model: ModelSummary, count: int) -> list[dict[str, A
     # The caches of pages have filled up after the first eighth.
     slope = 1000 * (samples[-1] - samples[1]) / (marks[-1] - marks[1])
     return [
-        row(f"one session, {count} runs", seconds / count, "s", "each, p50 and pages included"),
+        row(
+            f"one session, {count} runs",
+            seconds / count,
+            "s",
+            "mean of a run; visits of pages are included",
+        ),
         row("app, before them", samples[0], "MB"),
         *(
             row(f"app, after {n} runs", mb, "MB")
             for n, mb in list(zip(marks, samples, strict=True))[1:]
         ),
-        row("growth per 1,000 runs", slope, "MB", "from the first eighth on"),
+        row("growth per 1,000 runs", slope, "MB", f"from run {marks[1]} on"),
         row("errors of this session", len(faults)),
     ]
 

@@ -124,8 +124,8 @@ def _is_flat(folder: Path) -> bool:
 def class_names(place: Path, splits: dict[str, list[Path]]) -> list[str]:
     """Return the names of all classes of a data set, sorted, over all of its splits.
 
-    A folder without images that ``train`` lacks is no class. Without ``train`` to compare with, it
-    keeps the place of a class that has no images here.
+    If there is a ``train`` split, an empty folder that is not in ``train`` is no class. Without
+    that split, an empty folder counts as a class without images.
 
     Args:
         place: The data set's folder, with class folders if there are no splits.

@@ -75,7 +75,7 @@ def rows_text(rows: Sequence[Row], cases: Cases, longest: Times) -> str:
         number, seconds = count(row, cases), max(longest[name] for name in names)
         lines.append(f"| {row.what} | {row.outcome} | {number} | {seconds:.1f} | {files(row)} |\n")
         total += number
-    end = "Times are those of a busy machine with 2 cores, and include what a test prepares."
+    end = "Times are those of 2 cores, and include what a test prepares."
     return f"{''.join(lines)}\nTogether {total} cases, all with the outcome named. {end}\n"
 
 

@@ -60,7 +60,8 @@ _TAIL = """
 - A full disk is a small tmpfs in a namespace of its own where the system allows that; a limit on
   the size of files (`RLIMIT_FSIZE`) everywhere; and, for jobs of every kind, space that is refused
   from below.
-- Moments are seeded numbers of changes or steps, never times. What is computed is counted: images
+- Moments are seeded numbers of changes or steps, never times; only workers of a Ray cluster are
+  killed after random times, with the seed in the output. What is computed is counted: images
   of cells, plans, recoveries, steps of a training.
 """
 

@@ -61,7 +61,7 @@ def app_environment(
     Args:
         environment: The environment of this process.
         devices: The devices of the queue, separated by commas; None: as the environment says.
-        engine: What measures sweeps and fronts; None: as the environment says.
+        engine: Where jobs run: this machine or a Ray cluster; None: as the environment says.
 
     Raises:
         DeviceError: If these are no devices.
@@ -81,6 +81,6 @@ def run_app(options: argparse.Namespace) -> NoReturn:
     command = app_command(options.port, options.streamlit)
     default = engine_of(os.environ)
     engine = chosen_engine(options, default)
-    named = options.engine is not None  # also over a choice that is stored
+    named = options.engine is not None  # overrides the stored choice, also by the default
     changed = engine if named or engine != default else None
     os.execve(command[0], command, app_environment(os.environ, options.devices, changed))

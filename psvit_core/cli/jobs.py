@@ -67,7 +67,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def jobs(options: argparse.Namespace) -> tuple[Result, str]:
     """List, follow, move, cancel, stop, resume or remove jobs, show a log, or choose an engine."""
     if options.action != "engine" and _names_engine(options):
-        raise ClusterError("--engine and --ray-... are options of psvit jobs engine. Omit them.")
+        raise ClusterError(
+            f"psvit jobs {options.action} takes no --engine and no --ray-...: only psvit jobs "
+            "engine does. Omit them."
+        )
     store = Store()
     if options.action == "log" and options.job is None:
         path = workers.log_path(store, options.device)

@@ -160,7 +160,9 @@ def add_data_arguments(
 def add_engine_arguments(command: argparse.ArgumentParser) -> None:
     """Add where the work is done: in this process, or on a Ray cluster."""
     group = command.add_argument_group(
-        "a cluster", "Numbers are those of the local engine; docs/cluster.md says what runs where."
+        "a cluster",
+        "Results equal those of the local engine, except for the last digits of trainings and "
+        "recoveries; docs/cluster.md says what runs where.",
     )
     group.add_argument(
         "--engine", metavar="NAME", help=f"where the work is done: {', '.join(ENGINES)}"
@@ -177,7 +179,7 @@ def add_engine_arguments(command: argparse.ArgumentParser) -> None:
         "--ray-workers",
         type=int,
         metavar="N",
-        help="number of workers (default: as many as the cluster's GPUs or CPU cores serve)",
+        help="number of workers (default: as many as the GPUs allow, or one per CPU core)",
     )
 
 

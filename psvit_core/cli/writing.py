@@ -228,8 +228,8 @@ def _trial_lines(done: WrittenFinetuning) -> list[str]:
 
     ordered = sorted(done.trials, key=score, reverse=True)
     caution = (
-        f"The best of {len(ordered)} was chosen on these images, so its accuracy is somewhat too "
-        f"high: measure it with psvit evaluate {done.out} --split test"
+        f"The best of {len(ordered)} was chosen by its accuracy on the validation images, so this "
+        f"accuracy is biased upward. Measure it with psvit evaluate {done.out} --split test"
     )
     first, *others = map(line, ordered)
     return [f"{first} (kept)", *others, caution]

@@ -23,7 +23,7 @@ _open_pools: list[Any] = []  # of this process
 
 
 def in_use() -> bool:
-    """Return whether this process has workers now: they may have all that the cluster has."""
+    """Return whether this process has workers now; they may occupy the whole cluster."""
     return bool(_open_pools)
 
 

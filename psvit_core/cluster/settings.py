@@ -1,6 +1,7 @@
 """Which engine measures: this process, or a Ray cluster. No torch, no ray.
 
-The engine is no part of a subject or of a result's key: numbers are the same.
+The engine is no part of a subject or of a result's key: results are equal, except for the last
+digits of trainings and recoveries, which depend on the number of threads.
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ _KEY = "settings/engine"
 
 
 def is_fixed(environment: Mapping[str, str] | None = None) -> bool:
-    """Return whether the environment decides, as of ``psvit app --engine``."""
+    """Return whether ``PSVIT_ENGINE`` is set, as by ``psvit app --engine``."""
     return bool((os.environ if environment is None else environment).get(ENGINE_ENV))
 
 
 def fixed_engine() -> dict[str, str]:
-    """Return the variables by which this process' environment decides; none if it does not.
+    """Return this process's engine variables; none if ``PSVIT_ENGINE`` is not set.
 
     A job keeps them: the worker that runs it may have been started by another process.
     """
@@ -39,7 +39,7 @@ def engine_of_jobs(store: Store, environment: Mapping[str, str] | None = None) -
 
     Args:
         store: The store of the jobs.
-        environment: Variables, as of ``fixed_engine``; those of this process when None.
+        environment: Variables, such as those of ``fixed_engine``; this process's when None.
 
     Raises:
         ClusterError: If a number in the environment, or what is stored, cannot be used.
@@ -59,7 +59,7 @@ def engine_of_jobs(store: Store, environment: Mapping[str, str] | None = None) -
 
 
 def choose_engine(store: Store, settings: EngineSettings) -> None:
-    """Store the engine of the jobs that start from now on, unless they name one themselves.
+    """Store the engine of jobs that start from now on and were submitted without ``PSVIT_ENGINE``.
 
     Raises:
         ClusterError: If the environment decides.

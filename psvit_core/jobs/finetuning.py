@@ -1,4 +1,4 @@
-"""Run the job of a fine-tuning, whose result grows meanwhile."""
+"""Run the job of a fine-tuning, and store its partial results while it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Finetuning:
-    """The run of a fine-tuning, whose result grows meanwhile.
+    """The run of a fine-tuning, which stores partial results.
 
     Args:
         job_run: The run of the job.
@@ -58,11 +58,10 @@ class Finetuning:
             tick=self._run.tick,
             stop=lambda: client.stop_requested(store, job_id),
             trial_ended=self._trial_ended,
-            finished=self._finished,
+            finished=lambda done: self._finished(session, done),
         )
         run_finetune(session, task, callbacks)
-        result = FinetuneResult.read(self._run.job.result)
-        return dataclasses.replace(result, warnings=tuple(session.warnings))
+        return FinetuneResult.read(self._run.job.result)
 
     def _curve_started(self, curve: Path) -> None:
         self._curve = str(curve)
@@ -76,9 +75,10 @@ class Finetuning:
     def _save_trials(self) -> None:
         self._save(FinetuneResult(records=self._curve, trials=tuple(self._trials.values())))
 
-    def _finished(self, done: WrittenFinetuning) -> None:
-        self._save(_finetune_result(str(done.curve or self._curve), done))
+    def _finished(self, session: Session, done: WrittenFinetuning) -> None:
         run = self._run
+        result = _finetune_result(str(done.curve or self._curve), done)
+        self._save(dataclasses.replace(result, warnings=run.warnings(session)))
         run.store.put(client.PREFIX + run.job.id, run.job.to_dict())  # survives a power cut
 
 

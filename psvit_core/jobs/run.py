@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,8 @@ from psvit_core.tasks.session import Session, summarize_model
 from psvit_core.tasks.sweep import run_sweep
 from psvit_core.tasks.written import measure_written
 
+log = logging.getLogger(__name__)
+
 _SAVE_SECONDS = 0.3  # progress is stored at most this often
 
 
@@ -99,6 +102,7 @@ class JobRun:
         self._n_reported = 0  # of them at the last step
         self._first = 0  # images of a measurement when its pace began to count
         self._sweep_key = ""
+        self._said: list[str] = []  # by the task, with ``Session.warn``
 
     def run(self) -> JobResult:
         """Run the task.
@@ -106,7 +110,7 @@ class JobRun:
         Raises:
             RecordError: If another version wrote the request.
             ClusterError: If the choice of where jobs run cannot be read.
-            UnknownNameError: If the environment of who asked for it names an unknown engine.
+            UnknownNameError: If the job's ``PSVIT_ENGINE`` names an unknown engine.
         """
         request = self.job.read_request()
         session = self._session_of(Subject.from_dict(self.job.params.get("subject")))
@@ -126,11 +130,21 @@ class JobRun:
             FitsRequest: _fits,
             LatencyRequest: self._latency,
         }
-        before, session.engine = session.engine, engine_of_jobs(self.store, self.job.engine)
+        # The session outlives the job, and may be that of a job which this one interrupts.
+        engine, warn = session.engine, session.warn
+        session.engine, session.warn = engine_of_jobs(self.store, self.job.engine), self._remark
         try:
             return runs[type(request)](session, request)
         finally:
-            session.engine = before  # of a job that this one interrupts
+            session.engine, session.warn = engine, warn
+
+    def warnings(self, session: Session) -> tuple[str, ...]:
+        """Return the warnings that hold for a session, and what the task said, each once."""
+        return tuple(dict.fromkeys((*session.warnings, *self._said)))
+
+    def _remark(self, text: str) -> None:
+        log.warning("%s", text)
+        self._said.append(text)
 
     def tick(self) -> None:
         """Count a batch that is about to run; stop the job if the user cancelled it."""
@@ -207,7 +221,7 @@ class JobRun:
     def _sweep(self, session: Session, request: SweepRequest) -> SweepResult:
         table = run_sweep(session, request.settings, self._sweep_started, self.progress, self.tick)
         return SweepResult(
-            sweep_key=self._sweep_key, cells=len(table.rows), warnings=tuple(session.warnings)
+            sweep_key=self._sweep_key, cells=len(table.rows), warnings=self.warnings(session)
         )
 
     def _sweep_started(self, sweep_key: str) -> None:

@@ -358,7 +358,7 @@ class JointModel:
         return np.asarray((deviation * slope) ** 2 + _NOISE**2)
 
 
-_MODELS: OrderedDict[int, JointModel] = OrderedDict()  # by the table's id, the last used one last
+_MODELS: OrderedDict[int, JointModel] = OrderedDict()  # by the table's id, most recently used last
 _MOST_MODELS = 16  # each has dozens of matrices of (joint plans)^2
 _lock = threading.Lock()
 
@@ -367,7 +367,7 @@ def joint_model(table: SensitivityTable) -> JointModel | None:
     """Return the table's regression, fitted once; None without enough joint plans."""
     if not is_calibrated(table):
         return None
-    # Threads often ask for the same one at once, and LAPACK keeps 32 MB for each thread within it.
+    # Threads often ask for the same one at once; LAPACK keeps 32 MB for each thread that calls it.
     with _lock:
         if id(table) not in _MODELS:  # a model holds its table, so the id is not used again
             _MODELS[id(table)] = JointModel(table)

@@ -20,7 +20,7 @@ from psvit_core.files import expand, write_text
 Axis = tuple[str, int]  # (tensor name, axis)
 
 Kept = tuple[int, ...]  # sorted indices of the remaining units
-_NAME = 64  # characters of a name at most
+_NAME = 64  # characters of the longest string that is interned
 
 
 def check_ratio(prune_ratio: float) -> float:
@@ -201,7 +201,7 @@ def _typed_scalar(hint: Any, value: Any) -> Any:
 
 
 def _shared(text: str) -> str:
-    """Return a name once for all records: most stored plans and measurements have the same ones."""
+    """Intern a short string: most stored plans and measurements repeat the same names."""
     return sys.intern(text) if len(text) <= _NAME else text
 
 

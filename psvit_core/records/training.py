@@ -140,10 +140,18 @@ class FinetuneReport(Record):
 
     @property
     def best_accuracy(self) -> Interval:
-        """Validation accuracy of the best epoch, a fraction."""
-        best = next(record for record in self.epochs if record.epoch == self.best_epoch)
-        assert best.val_accuracy is not None
-        return best.val_accuracy
+        """Validation accuracy of the best epoch, a fraction.
+
+        Raises:
+            RecordError: If the report, which may come from a file, does not have it.
+        """
+        for record in self.epochs:
+            if record.epoch == self.best_epoch and record.val_accuracy is not None:
+                return record.val_accuracy
+        raise RecordError(
+            f"The report of fine-tuning {self.model} has no validation accuracy of its best epoch, "
+            f"{self.best_epoch:g}. It was damaged or changed."
+        )
 
 
 def read_curve(path: str | Path) -> tuple[EpochRecord, ...]:

@@ -153,9 +153,9 @@ def _distinct(
     distinct = without_equals(trials, has_teacher=teacher is not None)
     if len(distinct) < len(trials):
         session.warn(
-            f"{len(trials) - len(distinct)} of {len(trials)} trainings are left out, because they "
-            "would give the same network as another: without a teacher, the weight of distillation "
-            "has no effect, and without a weight its temperature has none."
+            f"{len(trials) - len(distinct)} of {len(trials)} trainings were left out, because they "
+            "would train the same network as another one: without a teacher, alpha and temperature "
+            "have no effect, and with alpha 0, temperature has none."
         )
     return distinct
 

@@ -29,8 +29,8 @@ def prune_model(
         plan: The plan.
         recovery: Recovery settings; None: no recovery.
         tick: Called before each batch; may raise to stop.
-        on_cluster: Recover on the session's cluster, if it has one that is free. It takes seconds
-            to start.
+        on_cluster: Recover on the session's cluster, if it has one and no other job of this
+            process is using it. It takes seconds to start.
 
     Returns:
         (the pruned model, the recovery's report or None without one).
@@ -63,8 +63,8 @@ def prune_model(
 def _may_use_cluster(session: Session) -> bool:
     """Return whether a recovery runs on the session's cluster.
 
-    Models with code of their own stay here. So does a recovery within another job of this process:
-    that one may have all workers, and goes on only after the recovery.
+    Models with code of their own stay here. So does a recovery inside another job of this process:
+    that job may occupy all workers while it waits for the recovery, which would wait for ever.
     """
     if not session.engine.is_ray or session.subject.plugin is not None:
         return False

@@ -95,8 +95,8 @@ def run_trials(
 ) -> TrainedTrials:
     """Train with each of the settings, one after the other or over the session's cluster.
 
-    The best training keeps its state in the store until the caller removes it; those that others
-    surpass keep only their reports, since a state has several times the model's size. So stopped
+    The best training keeps its state in the store until the caller removes it. Others keep only
+    their reports, because a state is several times as large as the model. With these files, stopped
     trials continue, and finished ones are not trained again.
 
     Args:
@@ -108,7 +108,7 @@ def run_trials(
 
     Returns:
         The best trial's result, by ``score``, with the number of trials in its provenance, and all
-        reports. Trials whose loss became infinite are left out with a warning.
+        reports. Trials whose loss became NaN or infinite are left out with a warning.
 
     Raises:
         JobError: If the loss of every trial became NaN or infinite.
@@ -166,13 +166,15 @@ def ended_trials(trials: Iterable[Path]) -> dict[Path, FinetuneReport]:
     """Return the reports of the trainings that have ended, by folder.
 
     A report without a state counts only if another training is at least as good and has its state.
-    Otherwise, as after a run that tried other settings as well, its model may be wanted after all,
-    and it is trained again.
+    Otherwise its model may be needed, for example if the better training was one of an earlier run
+    with more settings. Then it is trained again.
     """
     found = {}
     for folder in trials:
         with suppress(RecordError):  # there is none, or it is damaged: it is trained again
-            found[folder] = FinetuneReport.load(folder / _REPORT_FILE)
+            report = FinetuneReport.load(folder / _REPORT_FILE)
+            score(report)  # checks the report
+            found[folder] = report
     kept = [score(report) for folder, report in found.items() if _state(folder).exists()]
     return {
         folder: report
@@ -261,7 +263,7 @@ def _train_on_cluster(
 
 
 def _uses_cluster(session: Session) -> bool:
-    """Return whether a session's trainings run on a cluster, which needs the model's code."""
+    """Return whether trainings run on a cluster; warn if nodes would lack the model's code."""
     if session.engine.is_ray and session.subject.plugin is not None:
         session.warn(
             f"Training runs on this machine: the nodes of a cluster do not have the code of "

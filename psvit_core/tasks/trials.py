@@ -111,7 +111,10 @@ def without_equals(
 
 
 def score(report: FinetuneReport) -> tuple[float, float]:
-    """Return what trials are compared by: validation accuracy, then loss, of the best epoch."""
-    best = next(r for r in report.epochs if r.epoch == report.best_epoch)
-    assert best.val_accuracy is not None and best.val_loss is not None
-    return best.val_accuracy.value, -best.val_loss
+    """Return what trials are compared by: validation accuracy, then loss, of the best epoch.
+
+    Raises:
+        RecordError: If the report, which may come from a file, does not have the accuracy.
+    """
+    losses = [r.val_loss for r in report.epochs if r.epoch == report.best_epoch]
+    return report.best_accuracy.value, max(-math.inf if loss is None else -loss for loss in losses)

@@ -20,13 +20,15 @@ import pytest
 
 from psvit_core.cli import main
 from psvit_core.errors import StoreError
+from psvit_core.finetune import STATE_FILE
 from psvit_core.jobs import client
-from psvit_core.records import EpochRecord, Interval
+from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings, Interval
 from psvit_core.records.training import read_curve
 from psvit_core.storage.layout import mark_layout
 from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.store import Store, digest
-from tests.made import make_job
+from psvit_core.tasks.trial_runs import ended_trials
+from tests.made import CONDITIONS, make_job
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,7 @@ def fill(folder: Path) -> None:
         "exports/job0/small.safetensors": b"\x10" + bytes(3000),
         "uploads/model.pth": bytes(3000),
         "finetune/k/curve.jsonl": 3 * (curve_line(0.5) + b"\n"),
+        "finetune/k/report.json": report(),
         "logs/worker-cpu.log": b"a line\n" * 99,
         "locks/outcome-00.lock": b"",
         "locks/bell-cpu": b"",
@@ -55,6 +58,19 @@ def curve_line(epoch: float) -> bytes:
     accuracy = Interval(value=0.5, low=0.4, high=0.6)
     point = EpochRecord(step=1, epoch=epoch, lr=0.1, seconds=1.0, val_accuracy=accuracy)
     return json.dumps(point.to_dict()).encode()
+
+
+def report() -> bytes:
+    before_training = EpochRecord.from_dict(json.loads(curve_line(0)))
+    found = FinetuneReport(
+        model="m",
+        settings=FinetuneSettings(),
+        conditions=CONDITIONS,
+        teacher=None,
+        best_epoch=0.0,
+        epochs=(before_training,),
+    )
+    return json.dumps(found.to_dict()).encode()
 
 
 def cut(path: Path, random: Random) -> None:
@@ -82,6 +98,7 @@ FILES = {
     "exports/job0/small.safetensors": "",
     "uploads/model.pth": "",
     "finetune/k/curve.jsonl": "",
+    "finetune/k/report.json": "",
     "logs/worker-cpu.log": "",
     "locks/outcome-00.lock": "",
     "locks/bell-cpu": "",
@@ -163,7 +180,10 @@ def test_a_damaged_file(
     else:
         found = store.get_arrays(KEY)
         assert found is not None and found["x"].tolist() == [*range(99)]
-    assert len(read_curve(folder / "finetune" / "k" / "curve.jsonl")) <= 3
+    training = folder / "finetune" / "k"
+    assert len(read_curve(training / "curve.jsonl")) <= 3
+    (training / STATE_FILE).touch()  # as of the best of several trainings
+    assert ended_trials([training]).keys() == ({training} - {path.parent})
 
 
 def test_damaged_lines_of_a_curve(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_the_command(
     assert '"gpus": 0.5' in says("--json")
     assert says("--ray-workers", "4") == "jobs run on the Ray cluster head:6379"
     assert main(["jobs", "list", "--engine", "ray"]) == 2
-    assert "options of psvit jobs engine" in capsys.readouterr().err
+    assert "only psvit jobs engine does" in capsys.readouterr().err
     assert says("--engine", "local") == "jobs run on this machine"
     assert main(["jobs", "engine", "--engine", "spark"]) == 2
     assert "Unknown engine 'spark'" in capsys.readouterr().err

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 
 from psvit_core.cluster.settings import EngineSettings
-from psvit_core.errors import CancelledError, JobError, UnknownNameError
+from psvit_core.errors import CancelledError, JobError, RecordError, UnknownNameError
 from psvit_core.finetune import STATE_FILE, finetune
 from psvit_core.records import FinetuneReport, FinetuneSettings, Subject, read_curve
 from psvit_core.runtime import Run
 from psvit_core.storage.store import Store
 from psvit_core.tasks.session import Session
-from psvit_core.tasks.trial_runs import TrainingInputs, TrialCallbacks, run_trials
+from psvit_core.tasks.trial_runs import (
+    TrainingInputs,
+    TrialCallbacks,
+    ended_trials,
+    run_trials,
+)
 from psvit_core.tasks.trials import MOST_TRIALS, parse_values, trial_text, vary, without_equals
 from psvit_core.zoo.checkpoint import weights_hash
 from tests.finetune.test_finetune import pruned, train_set
@@ -169,6 +174,23 @@ def test_reports_without_a_state_count_only_beside_a_better_one(tmp_path: Path) 
     assert [*map(scores_of, found.reports)] == [*map(scores_of, expected.reports)]
     assert weights_hash(found.best.model) == weights_hash(expected.best.model)
     assert len(seen.steps) == 12  # of three trainings: the model of each is needed if it is best
+
+
+def test_a_report_without_its_best_epoch_is_damaged(tmp_path: Path) -> None:
+    inputs = inputs_of()
+    trained = run_trials(session_of(Store(tmp_path), inputs), inputs, (BASE,), Seen().callbacks)
+    folder = tmp_path / "k"
+    folder.mkdir()
+    (folder / STATE_FILE).touch()
+    report = trained.best.report
+    report.save(folder / "report.json")
+    assert ended_trials([folder]) == {folder: report}
+    for bad in ({"best_epoch": 7.0}, {"epochs": ()}):
+        changed = dataclasses.replace(report, **bad)
+        changed.save(folder / "report.json")
+        assert ended_trials([folder]) == {}
+        with pytest.raises(RecordError, match="no validation accuracy of its best epoch"):
+            _ = changed.best_accuracy
 
 
 def test_stop_loses_nothing_that_had_ended(tmp_path: Path) -> None:

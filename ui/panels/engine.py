@@ -96,7 +96,7 @@ def _choice(store: Store, now: EngineSettings, *, key: str) -> None:
                 now.workers or 0,
                 key=f"{key}-workers",
                 width=130,
-                help="0: as many as there are GPUs or CPU cores for.",
+                help="0: with CUDA, as many as the cluster's GPUs allow, else one per CPU core.",
             )
     values = (name or now.name, address.strip() or None, float(gpus), int(workers) or None)
     action_button("Use for the next jobs", _choose, store, *values, key=f"{key}-use")

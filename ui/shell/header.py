@@ -87,7 +87,7 @@ def draw_header(title: str, subtitle: str) -> None:
 
 
 def _take_named_model() -> None:
-    """Choose the model of a link that gives its name; those of the app give its title."""
+    """Select the model that a link gives by name; the app's own links give the title."""
     asked = st.query_params.get(state.MODEL, "")
     if asked == _OLD_ENTRY:
         state.set_default(state.MODEL, loaders.OPEN_FILE)

@@ -18,15 +18,16 @@ from streamlit import runtime
 
 _PAUSE = 3.0  # seconds after Streamlit may forget a session
 _lock = threading.Lock()
-_timers: list[threading.Timer] = []  # the one that waits
+_timers: list[threading.Timer] = []  # the one that is running, if any
 _later: list[bool] = []  # not empty if sessions have closed since it was started
 _M_ARENA_MAX, _ARENAS = -8, 2  # of glibc's mallopt
 
 
 def limit_arenas() -> None:
-    """Let the C library keep few pools of memory: each one keeps some of what was freed.
+    """Limit glibc to two malloc arenas, because each one retains freed memory.
 
-    By default every thread gets one, up to eight a core, and Streamlit runs scripts in threads.
+    By default threads get arenas of their own, up to eight per core, and Streamlit runs scripts in
+    threads.
     """
     with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
@@ -35,7 +36,8 @@ def limit_arenas() -> None:
 def forget_sessions() -> None:
     """Drop closed sessions whose time to reconnect is over.
 
-    Streamlit itself drops them when the next session closes, which on a quiet app takes long.
+    Streamlit itself drops them when the next session closes, which takes long if few people use the
+    app.
     """
     if not runtime.exists():
         return
@@ -54,7 +56,7 @@ def give_back() -> None:
 
 
 def _closed(_: object) -> None:
-    """Give memory back once this session is forgotten: at most once in that time for all."""
+    """Plan ``give_back`` for when this session can no longer reconnect, once for all sessions."""
     with _lock:
         if _timers:
             _later[:] = [True]

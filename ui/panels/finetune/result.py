@@ -66,8 +66,8 @@ def trials_table(job: Job) -> None:
     if not isinstance(request, FinetuneRequest) or not isinstance(outcome, FinetuneResult):
         return
     if outcome.trials:
-        ended = f"{len(outcome.trials)} of {len(request.trials)} trainings"
-        head = ("**Tried**", f"**Validation accuracy ({ended} ended)**")
+        ended = f"{len(outcome.trials)} of {len(request.trials)} trainings have a result"
+        head = ("**Tried**", f"**Validation accuracy ({ended})**")
         facts_table([head, *history.trial_lines(outcome.trials, request.trials)])
 
 
