@@ -269,6 +269,9 @@ def test_a_network_of_ones_own_leaves_a_nir_graph(
 ) -> None:
     monkeypatch.setattr(cards, "_custom_cards", {})
     psvit_core.register_model("chain", chain, input_shape=SHAPE, num_classes=CLASSES, T=2)
+    with pytest.raises(ModelError, match="defined by your own code"):
+        run(model={"name": "chain"}, exports=["torch", "nir"])
+    assert not (tmp_path / "out" / ".run" / "baseline.json").exists()
     done = run(model={"name": "chain"}, exports=["nir"])
     assert [e["format"] for e in done.result["exports"]] == ["nir"]
     nodes = nir.read(tmp_path / "out" / "network.nir").nodes

@@ -94,6 +94,23 @@ def test_a_job_that_cannot_begin_waits(store: Store, monkeypatch: pytest.MonkeyP
     assert run(store, monkeypatch, SummaryResult()).state == "done"
 
 
+def test_a_job_whose_row_is_written_before_the_error_is_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is running for everyone, so that nobody else would run it."""
+    put, failed = store.put, []
+
+    def put_and_fail(key: str, value: Any, **options: bool) -> None:
+        put(key, value, **options)
+        if isinstance(value, dict) and value.get("state") == "running" and not failed:
+            failed.append(key)
+            raise StoreError(FULL)  # of the index of keys, for example
+
+    monkeypatch.setattr(store, "put", put_and_fail)
+    assert run(store, monkeypatch, SummaryResult()).state == "done"
+    assert failed
+
+
 def test_locks_of_killed_processes_are_removed(tmp_path: Path) -> None:
     store = Store(tmp_path / "cache")
     left = [store.place("locks", f"cells-{i}.lock") for i in range(3)]
