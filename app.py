@@ -19,7 +19,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from psvit_core.errors import PsvitError, StoreError
+from psvit_core.errors import PsvitError
 from psvit_core.jobs import devices, servers, workers
 from psvit_core.records import Subject
 from ui.model import recovery
@@ -51,7 +51,7 @@ async def lifespan(app: Any) -> AsyncIterator[dict[str, Any]]:
             if os.environ.get(WARM_ENV) != "0":
                 warm = Subject(recovery=recovery.default(), device=devices.default_device())
                 workers.ensure_worker(store, devices.first_device(), warm=warm)
-        except StoreError as error:  # a full disk, for example, of which every page tells
+        except PsvitError as error:  # a full disk or no memory, for example
             log.error("%s", error)
         announce(current_access())
         yield {}

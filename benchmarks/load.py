@@ -255,6 +255,7 @@ def rerun_rows(cache: Path, model: ModelSummary, count: int) -> list[dict[str, A
         crowd = Crowd(url, model, 1, pool)
         samples, seconds = asyncio.run(_rerun(crowd, count))
         faults = crowd.faults(Store(cache))
+        measured = measurements(Store(cache))
     marks = [n * count // _SAMPLES for n in range(_SAMPLES + 1)]
     # The caches of pages have filled up after the first eighth.
     slope = 1000 * (samples[-1] - samples[1]) / (marks[-1] - marks[1])
@@ -271,6 +272,7 @@ def rerun_rows(cache: Path, model: ModelSummary, count: int) -> list[dict[str, A
             for n, mb in list(zip(marks, samples, strict=True))[1:]
         ),
         row("growth per 1,000 runs", slope, "MB", f"from run {marks[1]} on"),
+        row("plans measured meanwhile", len(measured), "", "whose results stay in memory"),
         row("errors of this session", len(faults)),
     ]
 

@@ -116,8 +116,13 @@ def temporary_folder(where: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Remove temporary folders that killed processes left, wherever they lie in a folder."""
+def remove_leftovers(root: Path, *, deep: bool = True) -> None:
+    """Remove temporary folders that killed processes left in a folder.
+
+    Args:
+        root: The folder.
+        deep: Also those in the folders below it.
+    """
     for place, names, files in os.walk(root):
         for name in [name for name in names if _is_temporary(name)]:
             names.remove(name)
@@ -131,6 +136,8 @@ def remove_leftovers(root: Path) -> None:
             with suppress(OSError):
                 if time.time() - Path(place, name).stat().st_mtime > _OLD_SECONDS:
                     Path(place, name).unlink()
+        if not deep:
+            return
 
 
 def _is_temporary(name: str) -> bool:

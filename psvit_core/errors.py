@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PsvitError(Exception):
     """Base class of all errors that psvit_core raises on purpose."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what pickle restores the error from, also if it was made from other arguments."""
+        return _restored, (type(self), self.args), self.__dict__ or None
+
+
+def _restored(kind: type[PsvitError], arguments: tuple[Any, ...]) -> PsvitError:
+    return kind.__new__(kind, *arguments)
 
 
 class UnknownNameError(PsvitError):

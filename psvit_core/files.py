@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from psvit_core.durable import sync_files, sync_folders, temporary_folder
+from psvit_core.durable import remove_leftovers, sync_files, sync_folders, temporary_folder
 from psvit_core.errors import DataError, OutputError, PsvitError
 
 DATA_ENV = "PSVIT_DATA"
@@ -150,6 +150,7 @@ def write_atomic(path: str | Path, write: Callable[[Path], object]) -> Path:
         OutputError: If the path cannot be written. No temporary file is left behind.
     """
     path = check_writable(path)
+    remove_leftovers(path.parent, deep=False)  # of a killed process; of stores, ``tidy`` does
     write_all_atomic({path: write}, path.parent)
     return path
 
@@ -177,7 +178,8 @@ def write_all_atomic(files: Mapping[Path, Callable[[Path], object]], folder: Pat
                 place.mkdir()
                 parts[path] = place / path.name
                 write(parts[path])
-                parts[path].chmod(0o666 & ~_umask())
+                # A new folder tells the umask; asking for it would change it for other threads.
+                parts[path].chmod(place.stat().st_mode & 0o666)
             sync_files([*parts.values()])
             for path, part in parts.items():
                 part.replace(path)
@@ -189,12 +191,6 @@ def write_all_atomic(files: Mapping[Path, Callable[[Path], object]], folder: Pat
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` as UTF-8 in one step, like ``write_atomic``."""
     return write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # reading it requires setting it
-    os.umask(mask)
-    return mask
 
 
 def sha256_of(path: Path) -> str:

@@ -94,6 +94,11 @@ _KILLED = (
         ),
     ),
     Row(
+        "a system that starts no worker: no memory, or too many processes",
+        "jobs are listed and wait, with the reason in one line; who looks for them goes on looking",
+        ("jobs/test_waiting.py::test_a_system_that_starts_no_process",),
+    ),
+    Row(
         "`kill -9` of the app's server while its worker runs a job",
         "the worker ends the job and those that wait, then itself within seconds; the next start "
         "goes on with what waits",
@@ -210,7 +215,10 @@ _OTHERS = (
     Row(
         "clock set forth or back by a day, or at every look",
         "running work is known as running; jobs take turns; no time is negative; tables are equal",
-        ("faults/test_clock.py",),
+        (
+            "faults/test_clock.py",
+            "jobs/test_devices.py::test_an_idle_device_takes_what_waits_for_another",
+        ),
     ),
     Row(
         "two command lines on one store",

@@ -10,7 +10,7 @@ from psvit_core.errors import JobError, StoreError
 from psvit_core.jobs import client
 from psvit_core.storage.bound import LIMIT_ENV, over_text, size_limit
 from psvit_core.storage.inventory import PARTS, clear_results, find_faults, list_parts
-from psvit_core.storage.store import Store
+from psvit_core.storage.store import Store, running_work
 
 Result = dict[str, Any]
 
@@ -26,6 +26,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--damaged", action="store_true", help="clear only results that cannot be read"
+    )
+    command.add_argument(
+        "--trainings",
+        action="store_true",
+        help="clear the states of stopped trainings, too, which then begin anew",
     )
 
 
@@ -90,6 +95,13 @@ def _clear(store: Store, options: argparse.Namespace) -> tuple[Result, str]:
             f"Jobs still wait or run, such as {active[0].id} ({len(active)} in all). Wait for them "
             "or cancel them with psvit jobs cancel ID, then clear the store."
         )
-    n_files, n_bytes = clear_results(store, damaged_only=options.damaged)
+    if running := running_work(store):
+        raise JobError(
+            f"A command works with the store (process {running[0][0]}). Wait until it ends, or end "
+            "it, then clear the store."
+        )
+    n_files, n_bytes = clear_results(
+        store, damaged_only=options.damaged, trainings=options.trainings
+    )
     text = f"{store.folder}: removed {n_files:,} files, {n_bytes / 1e6:,.1f} MB"
     return {"files": n_files, "bytes": n_bytes}, text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from typing import Any
 
@@ -76,8 +77,11 @@ def jobs(options: argparse.Namespace) -> tuple[Result, str]:
         path = workers.log_path(store, options.device)
         lines = [printable(x) for x in last_lines(path, options.lines)] if path.is_file() else []
         return {"log": str(path), "lines": lines}, "\n".join(lines) or f"{path} is empty"
-    with store.optional():
-        client.reconcile(store)
+    try:
+        with store.optional():
+            client.reconcile(store)
+    except JobError as error:  # no worker can start now: jobs wait, and can be seen
+        print(f"psvit: {error}", file=sys.stderr)
     if options.action == "list":
         return _list(store)
     if options.action == "watch":

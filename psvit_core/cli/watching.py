@@ -69,7 +69,7 @@ class Watch:
             while len(ended) < len(self._ids):
                 if time.monotonic() - looked >= _WORKER_SECONDS:
                     looked = time.monotonic()
-                    with suppress(StoreError):  # a full disk, for example: jobs wait
+                    with suppress(StoreError, JobError):  # a full disk, no memory: jobs wait
                         client.reconcile(self._store)
                 jobs = [self._find(job_id) for job_id in self._ids if job_id not in ended]
                 for job in jobs:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from psvit_core.cluster.runtime import Connection
+from psvit_core.cluster.runtime import Connection, first_line
 from psvit_core.errors import ClusterError, PsvitError
 from psvit_core.storage.store import ENGINE_VERSION
+
+log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
 
@@ -168,9 +171,14 @@ class Pool(Generic[Job]):
         except exceptions.RayTaskError as error:
             if isinstance(error.cause, PsvitError):
                 raise error.cause from error
-            raise
+            log.error("%s", error)
+            raise ClusterError(
+                f"A worker of the Ray cluster failed ({first_line(error.cause or error)}). Is the "
+                "same version of psvit-explorer installed on every node? --engine local runs the "
+                "work here."
+            ) from error
         except exceptions.RayError as error:
-            raise _LostError(str(error).splitlines()[0]) from error
+            raise _LostError(first_line(error)) from error
 
     def close(self) -> None:
         """End all workers."""

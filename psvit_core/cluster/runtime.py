@@ -35,6 +35,11 @@ def load_ray() -> Any:
     return ray
 
 
+def first_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its text."""
+    return f"{type(error).__name__}: {error!s}".splitlines()[0].removesuffix(": ")
+
+
 def current_node() -> str:
     """Return the node that this worker runs on."""
     return str(load_ray().get_runtime_context().get_node_id())
@@ -92,7 +97,7 @@ class Connection:
         except Exception as error:  # ray has no common class of these
             where = f"The Ray cluster {address}" if address else "Ray on this machine"
             raise ClusterError(
-                f"{where} does not answer ({str(error).splitlines()[0]}). Start it with ray start, "
+                f"{where} does not answer ({first_line(error)}). Start it with ray start, "
                 "or use --engine local."
             ) from error
 

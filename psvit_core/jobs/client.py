@@ -191,15 +191,22 @@ def find_job(store: Store, job_id: str) -> Job:
         JobError: If there is no job with this id.
     """
     data = store.get(PREFIX + job_id)
-    if data is None:
+    job = None if data is None else _checked(store, Job.from_dict(data))
+    if job is None:
         raise JobError(
             f"There is no job {job_id!r} in {store.folder}. List the jobs with psvit jobs list."
         )
-    job = Job.from_dict(data)
+    return job
+
+
+def _checked(store: Store, job: Job) -> Job | None:
+    """Return a job as interrupted if it runs in no process; None if it has just been removed."""
     if job.state == "running" and not _alive(job):
-        # Read again: it may have ended normally in the meantime.
-        job = Job.from_dict(store.get(PREFIX + job_id))
-        if job.state == "running":
+        data = store.get(PREFIX + job.id)  # again: it may have ended normally in the meantime
+        if data is None:
+            return None
+        job = Job.from_dict(data)
+        if job.state == "running" and not _alive(job):
             return dataclasses.replace(job, state="interrupted", error=GONE)
     return job
 
@@ -210,12 +217,8 @@ def list_jobs(store: Store) -> list[Job]:
     Calls share the jobs: do not change their params and results.
     """
     read = store.read(PREFIX, _read_job).values()
-    jobs = [
-        find_job(store, job.id) if job.state == "running" and not _alive(job) else job
-        for job in read
-        if job is not None
-    ]
-    return sorted(jobs, key=lambda job: job.created, reverse=True)
+    jobs = [_checked(store, job) for job in read if job is not None]
+    return sorted(filter(None, jobs), key=lambda job: job.created, reverse=True)
 
 
 def _read_job(key: str, data: Any) -> Job | None:

@@ -145,7 +145,9 @@ def take_over(store: Store, device: str) -> Job | None:
     possible = [
         job
         for job in _queued(store)
-        if device in job.devices and job.device != device and now - job.created > _TAKE_SECONDS
+        if device in job.devices
+        and job.device != device
+        and not 0 <= now - job.created <= _TAKE_SECONDS  # below 0: the clock was set back
     ]
     for job in in_order(store, possible):
         with workers.taking_jobs(store):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from psvit_core.errors import StoreError
+from psvit_core.errors import PsvitError
 from psvit_core.jobs import client, workers
 from psvit_core.storage.leftovers import tidy
 from psvit_core.storage.processes import is_same_process, process_started
@@ -71,7 +71,7 @@ def jobs_have_workers(
                     register_server(store)
                     tidy(store)
                 client.reconcile(store)
-            except StoreError as error:  # a full disk, for example, of which every page tells
+            except PsvitError as error:  # a full disk or no memory, for example
                 if str(error) != said:
                     said = str(error)
                     log.warning("cannot look for waiting jobs: %s", error)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from psvit_core.errors import JobError
 from psvit_core.jobs.devices import worker_environment
 from psvit_core.records import Subject
 from psvit_core.storage import processes
@@ -129,6 +130,10 @@ def ensure_worker(
         device: The device that it runs them on.
         warm: Subject to load and compile for while no job waits.
         patience: Seconds to wait for the lock of a process that has been killed.
+
+    Raises:
+        JobError: If the system cannot start a process.
+        StoreError: If the worker's log cannot be written.
     """
     if not _is_needed(store, device, patience):
         return
@@ -139,15 +144,21 @@ def ensure_worker(
     path_of_log = log_path(store, device)
     with store.faults("write to"):
         output = path_of_log.open("ab")
-    with output:
-        process = subprocess.Popen(
-            command,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**worker_environment(device, os.environ), "PYTHONPATH": path},
-        )
+    try:
+        with output:
+            process = subprocess.Popen(
+                command,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**worker_environment(device, os.environ), "PYTHONPATH": path},
+            )
+    except OSError as error:  # no memory, or too many processes
+        raise JobError(
+            f"The worker of {device} cannot start: {error.strerror}. Free some memory, or end "
+            "other programs. Jobs wait until it can."
+        ) from error
     _STARTED[store.folder, device] = process
     _CHILDREN.append(process)
 

@@ -17,10 +17,12 @@ PARTS = {
     "arrays": "results by image, which are computed again if they are needed",
     "index": "jobs, plans, settings, measured fronts",
     "exports": "written checkpoints",
+    "finetune": "learning curves, and states from which stopped trainings continue",
     "uploads": "uploaded files",
     "logs": "logs of the workers",
     "locks": "locks",
 }
+_STATE = "state.pt"  # ``psvit_core.finetune.STATE_FILE``, which imports torch
 _INDEX_FILES = ("keys.", MARKER)  # beginnings of the names of files that belong to the index
 
 
@@ -67,14 +69,17 @@ def find_faults(store: Store) -> Iterator[tuple[str, str]]:
             yield str(path), str(error)
 
 
-def clear_results(store: Store, *, damaged_only: bool = False) -> tuple[int, int]:
+def clear_results(
+    store: Store, *, damaged_only: bool = False, trainings: bool = False
+) -> tuple[int, int]:
     """Remove the results by image, which are computed again, and indexes that were set aside.
 
-    Plans, checkpoints, uploads, jobs and measured fronts stay.
+    Plans, checkpoints, uploads, jobs, learning curves and measured fronts stay.
 
     Args:
         store: The store; no job may run on it.
         damaged_only: Remove only results that cannot be read.
+        trainings: Also remove the states of stopped trainings, which then begin anew.
 
     Returns:
         (number of files removed, their bytes).
@@ -82,6 +87,8 @@ def clear_results(store: Store, *, damaged_only: bool = False) -> tuple[int, int
     chosen = [path for path in _array_files(store) if not damaged_only or _is_damaged(store, path)]
     folders = [] if damaged_only else found_aside(store.folder)
     chosen += [file for folder in folders for file in _files(folder)]
+    if trainings:
+        chosen += sorted((store.folder / "finetune").glob(f"*/{_STATE}"))
     n_bytes = sum(path.stat().st_size for path in chosen)
     with store.faults("clear"):
         for path in chosen:

@@ -310,17 +310,27 @@ class Store(OpenStore):
             the clock was set back meanwhile, since times of files then say nothing.
         """
         now = time.time()
-        since = now - bound.GRACE_SECONDS
-        for key in self.keys(_USING):
-            noted = self.get(key)
-            if noted is None:  # it has just ended
-                continue
-            started, begun = noted
-            if not is_same_process(int(key.split("/")[1]), started):
-                with self.optional():
-                    self.delete(key, durable=False)
-            elif begun > now:
-                return 0.0
-            else:
-                since = min(since, begun)
-        return since
+        begun = [begun for _, begun in running_work(self)]
+        if any(moment > now for moment in begun):
+            return 0.0
+        return min([now - bound.GRACE_SECONDS, *begun])
+
+
+def running_work(store: Store) -> list[tuple[int, float]]:
+    """Return the work that runs on a store (``Store.using``), and remove what killed work noted.
+
+    Returns:
+        Of each, its process and when it began, seconds since the epoch.
+    """
+    found = []
+    for key in list(store.keys(_USING)):
+        noted = store.get(key)
+        if noted is None:  # it has just ended
+            continue
+        (started, begun), pid = noted, int(key.split("/")[1])
+        if is_same_process(pid, started):
+            found.append((pid, begun))
+        else:
+            with store.optional():
+                store.delete(key, durable=False)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from psvit_core.cli import main
+from psvit_core.finetune import CURVE_FILE, STATE_FILE
 from psvit_core.jobs import client
 from psvit_core.storage.store import Store, digest
 from tests.made import make_job
@@ -79,6 +81,33 @@ def test_clear_keeps_what_cannot_be_computed_again(
     assert (store.folder / "exports" / "a" / "model.safetensors").is_file()
     assert (store.folder / "uploads" / "own.pth").is_file()
     store.put_arrays(KEYS[0], {"x": np.arange(3)})  # and goes on
+
+
+def test_states_of_trainings_are_cleared_if_asked(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = store.place("finetune", "k", STATE_FILE)
+    state.write_bytes(b"123456")
+    curve = store.place("finetune", "k", CURVE_FILE)
+    curve.write_text("{}", encoding="utf-8")
+    parts = {part["name"]: part["n_bytes"] for part in run(capsys, "info")["parts"]}
+    assert parts["finetune"] == 8
+    run(capsys, "clear")
+    assert state.exists()
+    found = run(capsys, "clear", "--trainings")
+    assert (found["files"], found["bytes"]) == (1, 6)
+    assert not state.exists() and curve.exists()
+
+
+def test_nothing_is_cleared_under_a_command(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store.using():
+        assert main(["cache", "clear"]) != 0
+    assert f"(process {os.getpid()})" in capsys.readouterr().err
+    assert store.get_arrays(KEYS[1]) is not None
+    store.put(f"using/{2**22 + 1}/a", [0.0, 0.0])  # of a command that was killed
+    assert run(capsys, "clear")["files"] == 3
 
 
 def test_nothing_is_cleared_under_a_job(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

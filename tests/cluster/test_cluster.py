@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +22,7 @@ from psvit_core.errors import (
     ClusterError,
     DeviceError,
     MissingPackageError,
+    StoreError,
     UnknownNameError,
 )
 from psvit_core.records import SensitivityTable
@@ -218,6 +220,35 @@ def test_an_error_in_a_worker_is_raised_here(
     monkeypatch.setattr(CellWorker, "_placed", fail)
     with pytest.raises(DeviceError, match="not enough memory"):
         run_on(Store(tmp_path), tiny_model("sdt_v1"), tiny_data("sdt_v1", 4))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no kernel\nat line 3"), r"failed \(RuntimeError: no kernel\)"),
+        (AttributeError(), r"failed \(AttributeError\)"),
+    ],
+)
+def test_a_fault_in_a_worker_is_named_here(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch)
+
+    def fail(self: CellWorker, images: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(CellWorker, "_placed", fail)
+    with pytest.raises(ClusterError, match=said):
+        run_on(Store(tmp_path), tiny_model("sdt_v1"), tiny_data("sdt_v1", 4))
+
+
+def test_errors_survive_the_way_to_another_process() -> None:
+    error = UnknownNameError("policy", "unifrom", ("uniform", "psvit"))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is UnknownNameError and str(again) == str(error)
+    full = StoreError("the disk is full")
+    full.kind = "full"
+    assert pickle.loads(pickle.dumps(full)).unwritable
 
 
 class Undying(set[str]):

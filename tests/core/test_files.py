@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from psvit_core.durable import temporary_folder
 from psvit_core.errors import OutputError
 from psvit_core.files import (
     check_writable,
@@ -129,8 +130,21 @@ def test_others_may_read_the_result(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         assert write_text(tmp_path / "a.txt", "x").stat().st_mode & 0o777 == 0o644
+        os.umask(0o077)
+        assert write_text(tmp_path / "b.txt", "x").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
+
+
+def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_one(tmp_path: Path) -> None:
+    left, deeper = tmp_path / ".psvit-abc.part", tmp_path / "other" / ".psvit-abc.part"
+    for folder in (left, deeper):
+        folder.mkdir(parents=True)
+        (folder / "half").write_text("half", encoding="utf-8")
+    with temporary_folder(tmp_path) as living:
+        write_text(tmp_path / "a.txt", "x")
+        assert living.is_dir() and not left.exists()
+    assert deeper.exists()  # the user's own folders are not searched
 
 
 UNWRITABLE = {

@@ -108,6 +108,11 @@ def test_an_idle_device_takes_what_waits_for_another(
     jobs = [workspace.start_sweep(SweepSettings(ratios=(r,))) for r in (0.25, 0.5, 0.75)]
     own = [job for job in jobs if job.device == "cpu:0"]
     assert queue.take_over(store, "cpu:1") is None  # each is left to its device for a moment
+    now = time.time()
+    with monkeypatch.context() as clock:  # it is set back
+        clock.setattr(time, "time", lambda: now - 86_400)
+        assert queue.take_over(store, "cpu:1") is not None
+    client.save(store, own[0])
     monkeypatch.setattr(queue, "_TAKE_SECONDS", -1.0)
     assert queue.take_over(store, "cpu:7") is None  # not one of the job's devices
     taken = queue.take_over(store, "cpu:1")

@@ -98,7 +98,8 @@ def test_a_job_whose_row_is_written_before_the_error_is_run(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is running for everyone, so that nobody else would run it."""
-    put, failed = store.put, []
+    put = store.put
+    failed: list[str] = []
 
     def put_and_fail(key: str, value: Any, **options: bool) -> None:
         put(key, value, **options)

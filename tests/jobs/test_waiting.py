@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from psvit_core.cli import main
+from psvit_core.errors import JobError
 from psvit_core.jobs import client, servers, workers
 from psvit_core.jobs.client import Job
 from psvit_core.records import Subject, SweepSettings
@@ -21,6 +23,7 @@ from psvit_core.records.jobs import MeasureRequest
 from psvit_core.storage.store import Store
 from psvit_core.workspace import Workspace
 from tests.jobs.test_jobs import ended, pids, wait
+from tests.patience import PATIENCE
 
 SUBJECT = Subject(model="e_spikeformer_digits", data="digits", limit=5, batch=5)
 
@@ -108,6 +111,42 @@ def test_an_equal_submission_starts_a_worker(store: Store, started: list[str]) -
     first = Workspace(SUBJECT, store).measure(None)
     assert Workspace(SUBJECT, store).measure(None).id == first.id
     assert started == ["cpu", "cpu"]
+
+
+def test_a_system_that_starts_no_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs are shown and wait, and who looks for them goes on looking."""
+    attempts: list[str] = []
+
+    def refuse(command: list[str], **_: Any) -> None:
+        attempts.append(command[4])
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    queued(store)
+    assert main(["jobs", "list"]) == 0
+    said = capsys.readouterr()
+    assert "queued" in said.out
+    assert "The worker of cpu cannot start: Cannot allocate memory." in said.err
+    with servers.jobs_have_workers(store, seconds=0.01):
+        deadline = time.monotonic() + PATIENCE
+        while len(attempts) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(attempts) >= 4
+    assert client.find_job(store, "a").state == "queued"
+
+
+def test_a_dead_job_that_is_removed_while_it_is_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued(store, id="b")
+    queued(store, state="running", pid=2**22 + 1, pid_started=0.0)
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda key: None if key == "job/a" else get(key))
+    assert [job.id for job in client.list_jobs(store)] == ["b"]
+    with pytest.raises(JobError, match="There is no job 'a'"):
+        client.find_job(store, "a")
 
 
 @pytest.mark.parametrize("state", ["done", "failed", "cancelled", "interrupted"])

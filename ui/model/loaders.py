@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from psvit_core.errors import StoreError
+from psvit_core.errors import JobError, StoreError
 from psvit_core.files import data_set_name
 from psvit_core.jobs import client, devices, queue, workers
 from psvit_core.jobs.client import Job
@@ -42,6 +43,8 @@ from ui.model import consent, formats, fronts, provenance, state, sweeps
 from ui.model.fronts import Overview
 from ui.model.predictor import Predictor
 from ui.model.sweeps import SweepView
+
+log = logging.getLogger(__name__)
 
 
 @st.cache_resource(show_spinner=False)
@@ -363,10 +366,13 @@ def warm_up(workspace: Workspace) -> None:
     if not consent.covers_images(workspace.store, workspace.subject):
         return
     state.put(_WARMED, name)
-    with workspace.store.optional():
-        device = devices.first_device()
-        request_warm_up(workspace.store, workspace.subject, device)
-        workers.ensure_worker(workspace.store, device)
+    try:
+        with workspace.store.optional():
+            device = devices.first_device()
+            request_warm_up(workspace.store, workspace.subject, device)
+            workers.ensure_worker(workspace.store, device)
+    except JobError as error:  # no worker can start now; the first job says so
+        log.warning("%s", error)
 
 
 def is_active(store: Store, job: Job | None) -> bool:
