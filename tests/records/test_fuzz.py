@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ DOCUMENTS: dict[type[Any], dict[str, Any]] = {
     PrunePlan: PLAN.to_dict(),
     SensitivityTable: hand_made({"a": 1.0}).to_dict(),
 }
-EXAMPLES = 30  # of each test; the same ones in every run, as tests/conftest.py says
+#: Of each test, the same ones in every run, as tests/conftest.py says. ``make hostile`` has more.
+EXAMPLES = int(os.environ.get("PSVIT_FUZZ", "30"))
 PLACES = st.floats(0, 1, exclude_max=True)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
