@@ -22,7 +22,10 @@ stayed after the first round and 83 MB after the second. memray found the causes
 every measured plan made a new table of predictions, whose regression was never freed; closed
 sessions stayed until the next one closed; jobs were parsed twice; and freed memory stayed in up to
 16 malloc arenas. What stays now is in the table. A part of it are the results of measured plans,
-about 80 KB each on this demo, which other sessions may ask for; the rest was not traced."""
+about 80 KB each on this demo, which other sessions may ask for; the rest was not traced.
+
+Of one session that edits without measuring, Python's objects were the same after 100 and after 300
+runs (120.43 and 120.42 MB by tracemalloc, after a collection)."""
 
 
 def section(document: Mapping[str, Any]) -> str:
@@ -40,7 +43,9 @@ def section(document: Mapping[str, Any]) -> str:
         "session edits and browses again and again. Memory is what the process has to itself",
         "(USS); resident is the resident set size, with what it shares. All tabs begin within six",
         "seconds and close at once. A closed session is dropped after",
-        f"{about['session kept (s)']} s here (Streamlit's default: 120 s).",
+        f"{about['session kept (s)']} s here (Streamlit's default: 120 s). The memory of the one",
+        "session is read whenever another has ended: then the app collects its garbage, of which",
+        "Python by itself keeps up to a quarter of the heap.",
         "",
         "| | | |",
         "|---|---|---|",

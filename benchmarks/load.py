@@ -251,11 +251,11 @@ def _measuring_rows(crowd: Crowd, store: Store) -> list[dict[str, Any]]:
 def rerun_rows(cache: Path, model: ModelSummary, count: int) -> list[dict[str, Any]]:
     """Return the memory of the app while one session runs its page again and again."""
     cache.mkdir()
-    with served(ROOT / "app.py", str(cache)) as url, pool_for(1) as pool:
+    arguments = ("--server.disconnectedSessionTTL", str(TTL))
+    with served(ROOT / "app.py", str(cache), arguments=arguments) as url, pool_for(1) as pool:
         crowd = Crowd(url, model, 1, pool)
         samples, seconds = asyncio.run(_rerun(crowd, count))
         faults = crowd.faults(Store(cache))
-        measured = measurements(Store(cache))
     marks = [n * count // _SAMPLES for n in range(_SAMPLES + 1)]
     # The caches of pages have filled up after the first eighth.
     slope = 1000 * (samples[-1] - samples[1]) / (marks[-1] - marks[1])
@@ -272,26 +272,34 @@ def rerun_rows(cache: Path, model: ModelSummary, count: int) -> list[dict[str, A
             for n, mb in list(zip(marks, samples, strict=True))[1:]
         ),
         row("growth per 1,000 runs", slope, "MB", f"from run {marks[1]} on"),
-        row("plans measured meanwhile", len(measured), "", "whose results stay in memory"),
         row("errors of this session", len(faults)),
     ]
 
 
 async def _rerun(crowd: Crowd, count: int) -> tuple[list[float], float]:
     await crowd.open()
-    server, rng, samples = server_of(crowd.url), random.Random(0), list[float]()
-    begun = time.perf_counter()
+    rng, samples, seconds = random.Random(0), list[float](), 0.0
     for n in range(count):
         if n % (count // _SAMPLES) == 0:
-            samples.append(megabytes(server))
+            samples.append(await _collected(crowd))
+        begun = time.perf_counter()
         if n % 20 == 0:
             await crowd.tabs[0].visit("compare")
             await crowd.tabs[0].visit("tune")
         await crowd.edit(0, rng)
-    seconds = time.perf_counter() - begun
-    samples.append(megabytes(server))
+        seconds += time.perf_counter() - begun
+    samples.append(await _collected(crowd))
     await crowd.close()
     return samples[:_SAMPLES] + samples[-1:], seconds
+
+
+async def _collected(crowd: Crowd) -> float:
+    """Return the app's memory without garbage, MB: it collects when another session has ended."""
+    other = Crowd(crowd.url, crowd.model, 1, crowd.pool)
+    await other.open()
+    await other.close()
+    await asyncio.sleep(_GRACE)
+    return megabytes(server_of(crowd.url))
 
 
 if __name__ == "__main__":
