@@ -183,7 +183,7 @@ def test_a_damaged_file(
     training = folder / "finetune" / "k"
     assert len(read_curve(training / "curve.jsonl")) <= 3
     (training / STATE_FILE).touch()  # as of the best of several trainings
-    assert ended_trials([training]).keys() == ({training} - {path.parent})
+    assert bool(ended_trials([training])) == (path.name != "report.json")
 
 
 def test_damaged_lines_of_a_curve(tmp_path: Path) -> None:
