@@ -407,7 +407,7 @@ def test_finetune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["finetune", str(small), *tried, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and all("lr 0.0" in line for line in lines[:4])
-    assert "The best of 4 was chosen on these images" in lines[4] and "best after" in lines[5]
+    assert "The best of 4 was chosen by its accuracy" in lines[4] and "best after" in lines[5]
     assert load_model(out).provenance["finetunes"][-1]["trials"] == 4
     assert "Unknown setting to try 'teacher'" in fails(
         capsys, "finetune", small, "--try", "teacher=none", "--out", out

@@ -300,7 +300,7 @@ def test_the_best_of_several_trials(server: Server, open_page: OpenPage) -> None
     enter(page, "Seeds to try", "2")
     expect(page.get_by_text("4 trainings, of which the best is kept.")).to_be_visible()
     page.get_by_role("button", name="Fine-tune", exact=True).click()
-    ended = page.get_by_text("Validation accuracy (4 of 4 trainings ended)").first
+    ended = page.get_by_text("Validation accuracy (4 of 4 trainings have a result)").first
     expect(ended).to_be_visible(timeout=1000 * PATIENCE)  # before, another test's job is the newest
     done = wait_for_job(server.store, "finetune")
     assert done.state == "done", done.error
