@@ -21,15 +21,10 @@ from psvit_core.errors import DataError, UnknownNameError
 from psvit_core.finetune.batches import n_steps
 from psvit_core.finetune.loss import distillation
 from psvit_core.finetune.precision import AUTOCASTS, resolved
-from psvit_core.finetune.training import (
-    CURVE_FILE,
-    STATE_FILE,
-    FinetuneResult,
-    Training,
-    finetune_key,
-)
+from psvit_core.finetune.training import CURVE_FILE, FinetuneResult, Training, finetune_key
 from psvit_core.records import FinetuneSettings
 from psvit_core.runtime import Run, out_of_memory_explained
+from psvit_core.storage.inventory import STATE_FILE
 from psvit_core.zoo.base import SpikingModel
 
 __all__ = [

@@ -26,11 +26,12 @@ from psvit_core.finetune.batches import Batches, n_steps
 from psvit_core.finetune.loss import Loss
 from psvit_core.records import EpochRecord, FinetuneReport, FinetuneSettings
 from psvit_core.runtime import Run, channels_last
+from psvit_core.storage.inventory import STATE_FILE
 from psvit_core.storage.store import digest
 from psvit_core.zoo.base import SpikingModel
 from psvit_core.zoo.checkpoint import weights_hash
 
-STATE_FILE, CURVE_FILE = "state.pt", "records.jsonl"
+CURVE_FILE = "records.jsonl"
 _POINTS = 20  # points of the learning curve per epoch
 _SAVE_SECONDS = 300  # between two saved states within an epoch
 _FORMAT = 2

@@ -22,7 +22,7 @@ PARTS = {
     "logs": "logs of the workers",
     "locks": "locks",
 }
-_STATE = "state.pt"  # ``psvit_core.finetune.STATE_FILE``, which imports torch
+STATE_FILE = "state.pt"  # of a training that may continue
 _INDEX_FILES = ("keys.", MARKER)  # beginnings of the names of files that belong to the index
 
 
@@ -88,7 +88,7 @@ def clear_results(
     folders = [] if damaged_only else found_aside(store.folder)
     chosen += [file for folder in folders for file in _files(folder)]
     if trainings:
-        chosen += sorted((store.folder / "finetune").glob(f"*/{_STATE}"))
+        chosen += sorted((store.folder / "finetune").glob(f"*/{STATE_FILE}"))
     n_bytes = sum(path.stat().st_size for path in chosen)
     with store.faults("clear"):
         for path in chosen:
